@@ -1,0 +1,1 @@
+"""goodparts: learn from good parts, find the bad ones."""

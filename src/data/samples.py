@@ -1,0 +1,20 @@
+"""One image on disk and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+NORMAL, DEFECTIVE, UNKNOWN = 0, 1, -1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An image, its mask and its label; paths are absolute."""
+
+    image_path: Path
+    mask_path: Path | None
+    label: int  # NORMAL, DEFECTIVE or UNKNOWN
+    defect: str  # folder name of the defect type, "good" for normal images
+    split: str  # "train" | "calibration" | "test"
+    channel_paths: tuple[Path, ...] = ()  # further files that complete the image (height maps)

@@ -1,0 +1,60 @@
+"""Errors a user can cause, in three parts: what is wrong, what was found, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GoodpartsError(Exception):
+    """A mistake in configuration, data or files that the user can repair.
+
+    Entry points print it without a stack trace and exit with code 2.
+    """
+
+    def __init__(self, what: str, *, found: str, do: str) -> None:
+        self.what, self.found, self.do = what, found, do
+        super().__init__(f"{what}\n  found: {found}\n  do:    {do}")
+
+    def __reduce__(self) -> tuple[object, ...]:  # survives worker processes
+        return _rebuild, (type(self), self.what, self.found, self.do)
+
+
+class ConfigError(GoodpartsError):
+    """A value, key or group name in the configuration is wrong."""
+
+
+class DataError(GoodpartsError):
+    """A data set, image or mask is missing, misplaced or unreadable."""
+
+
+class DownloadError(GoodpartsError):
+    """An archive or weight file could not be fetched or verified."""
+
+
+class WeightsError(GoodpartsError):
+    """Backbone weights are missing, incomplete or damaged."""
+
+
+class SavedModelError(GoodpartsError):
+    """A saved run or model file is missing, damaged, foreign or of another version."""
+
+
+def _rebuild(kind: type[GoodpartsError], what: str, found: str, do: str) -> GoodpartsError:
+    return kind(what, found=found, do=do)
+
+
+def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
+    """Up to `count` of `options` that look most like `name`, best first."""
+    choices = {option.lower(): option for option in options}
+    hits = difflib.get_close_matches(name.lower(), list(choices), n=count, cutoff=0.5)
+    return [choices[hit] for hit in hits]
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """'Did you mean ...?' or, when nothing is close, the full list of valid names."""
+    options = sorted(options)
+    close = nearest(name, options)
+    if close:
+        return f"Did you mean {' or '.join(repr(hit) for hit in close)}?"
+    return f"Valid names: {', '.join(options)}."

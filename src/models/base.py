@@ -1,0 +1,184 @@
+"""The contract every method keeps: normal images in, scores and anomaly maps out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from src.errors import SavedModelError
+
+FORMAT_VERSION = 1
+
+
+class Prediction(NamedTuple):
+    """What a method says of a batch; raw units, float32, higher is more anomalous."""
+
+    score: Tensor  # (B,)
+    anomaly_map: Tensor  # (B, h, w), any grid; evaluation resizes it
+    log_nfa: Tensor | None = None  # (B, h, w) log10 of the number of false alarms; < 0 detects
+
+
+class NormalScores(NamedTuple):
+    """Scores of normal images the model has not seen, one value per image."""
+
+    image: Tensor  # (n,) image scores
+    map_max: Tensor  # (n,) highest value of each anomaly map
+
+
+class AnomalyModule(pl.LightningModule):
+    """A method that learns from normal images and scores new ones.
+
+    `forward` keeps no state: the same image gives the same prediction in any batch. Batches are
+    dicts with `image` (B, 3, H, W), `mask` (B, H, W) bool, `label` (B,), `index` (B,); a method
+    may read only `image` and `index`.
+    """
+
+    #: True for methods fitted in one pass without an optimizer (a memory bank).
+    single_pass: bool = False
+    #: Set by an a-contrario threshold: fill `Prediction.log_nfa`, which costs extra time.
+    wants_log_nfa: bool = False
+
+    def forward(self, image: Tensor) -> Prediction:
+        """Score a batch of images (B, 3, H, W), normalised as the transform says."""
+        raise NotImplementedError
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Prediction:
+        """One batch of `trainer.predict`."""
+        return self(batch["image"])
+
+    def held_out_scores(self) -> NormalScores | None:
+        """Scores for calibration when the method can hold out its own training images.
+
+        None: calibrate on images kept out of training (`calibration.fraction`).
+        """
+        return None
+
+    # --- saving: safetensors and JSON, never pickle -------------------------------------------
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Everything learnt, without frozen backbones; default: parameters and buffers.
+
+        Keys that start with `backbone.` are frozen features and are referenced, not copied.
+        """
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
+
+    def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Inverse of `trained_tensors`; `facts` is what `trained_facts` returned."""
+        own = set(self.trained_tensors())
+        if own != set(tensors):
+            wrong = sorted(own ^ set(tensors))
+            raise SavedModelError(
+                f"The saved tensors do not fit {type(self).__name__}.",
+                found=f"{len(wrong)} names differ, first: {', '.join(wrong[:3])}",
+                do="load the model with the config.yaml of the run that saved it",
+            )
+        self.load_state_dict(tensors, strict=False)
+
+    def trained_facts(self) -> dict[str, Any]:
+        """JSON-able facts that are not tensors (counts, names, normalisation constants)."""
+        return {}
+
+    def save(self, directory: Path) -> None:
+        """Write `model.safetensors` and `model.json` into `directory`, each atomically."""
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.trained_tensors().items()}
+        weights = directory / "model.safetensors"
+        partial = directory / "model.safetensors.partial"
+        save_file(tensors, partial)
+        digest = _sha256(partial)
+        partial.replace(weights)
+        backbone = getattr(self, "backbone", None)
+        card = {
+            "format": FORMAT_VERSION,
+            "method": type(self).__name__,
+            "sha256": digest,
+            "backbone": getattr(backbone, "identity", None),
+            "facts": self.trained_facts(),
+        }
+        partial = directory / "model.json.partial"
+        partial.write_text(json.dumps(card, indent=2) + "\n")
+        partial.replace(directory / "model.json")
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote into this module, verifying method, version and checksum."""
+        card = read_model_card(directory)
+        if card.get("method") != type(self).__name__:
+            raise SavedModelError(
+                f"{directory} holds another method.",
+                found=f"a {card.get('method')}, expected a {type(self).__name__}",
+                do="point to the run folder that was made with this config",
+            )
+        weights = directory / "model.safetensors"
+        if not weights.is_file() or _sha256(weights) != card.get("sha256"):
+            raise SavedModelError(
+                f"{weights} is damaged or was changed.",
+                found="its sha256 is not the one in model.json" if weights.exists() else "no file",
+                do="copy the run again from its source, or run it again with force=true",
+            )
+        self._check_backbone(card)
+        try:
+            tensors = load_file(weights)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise SavedModelError(
+                f"{weights} is not a readable safetensors file.",
+                found=str(error),
+                do="copy the run again from its source, or run it again with force=true",
+            ) from error
+        self.restore_tensors(tensors, card.get("facts") or {})
+
+    def _check_backbone(self, card: dict[str, Any]) -> None:
+        identity = getattr(getattr(self, "backbone", None), "identity", None)
+        saved = card.get("backbone")
+        if identity is None or saved is None or identity == saved:
+            return
+        raise SavedModelError(
+            "The backbone is not the one this model was fitted with.",
+            found=f"{identity}; the model needs {saved}",
+            do="restore the same backbone weights (WEIGHTS_DIR), or fit again with force=true",
+        )
+
+
+def read_model_card(directory: Path) -> dict[str, Any]:
+    """The JSON card of a saved model, checked for readability and version."""
+    path = directory / "model.json"
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SavedModelError(
+            f"No usable model in {directory}.",
+            found=f"{path.name}: {error}",
+            do="give the folder of a finished run (it has metrics.json and model/)",
+        ) from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT_VERSION:
+        raise SavedModelError(
+            f"{path} has another format.",
+            found=f"format {card.get('format') if isinstance(card, dict) else type(card)}",
+            do=f"this version reads format {FORMAT_VERSION}; run the experiment again",
+        )
+    return card
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Anomaly maps (B, h, w) -> (B, H, W), bilinear with half-pixel centres."""
+    target = (size, size) if isinstance(size, int) else size
+    if maps.shape[-2:] == target:
+        return maps
+    return torch.nn.functional.interpolate(
+        maps[:, None].float(), size=target, mode="bilinear", align_corners=False
+    )[:, 0]
