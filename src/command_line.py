@@ -1,0 +1,161 @@
+"""What every entry point shares: `.env`, short messages for mistakes, exit codes.
+
+Only Hydra is imported here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from dotenv import load_dotenv
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.errors import GoodpartsError, did_you_mean
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+INTERRUPTED = 130  # the shell's code for Ctrl-C
+USER_ERROR = 2
+
+Main = Callable[[DictConfig], int | None]
+
+
+def app(config_name: str) -> Callable[[Main], Callable[[], None]]:
+    """Make a function of a composed config a program: `@app("run") def main(cfg) -> int`.
+
+    The return value is the exit code (None: 0). Mistakes of the user are explained in a few lines
+    and exit with 2; `debug=true` or HYDRA_FULL_ERROR=1 shows the stack trace.
+    """
+
+    def decorate(function: Main) -> Callable[[], None]:
+        @functools.wraps(function)
+        def program() -> None:
+            load_dotenv(Path.cwd() / ".env")
+            verbose = bool(os.environ.get("HYDRA_FULL_ERROR")) or "debug=true" in sys.argv
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of hydra's printer
+            codes: list[int] = []
+
+            @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+            def task(cfg: DictConfig) -> None:
+                codes.append(function(cfg) or 0)
+
+            try:
+                task()
+            except KeyboardInterrupt:
+                _say("Interrupted. Run the same command again to continue.")
+                sys.exit(INTERRUPTED)
+            except Exception as error:
+                if verbose:
+                    raise
+                _explain(error, config_name)
+                sys.exit(USER_ERROR if _mistake(error) else 1)
+            sys.exit(max(codes, default=0))
+
+        return program
+
+    return decorate
+
+
+def _mistake(error: BaseException) -> bool:
+    known = (GoodpartsError, HydraException, OmegaConfBaseException)
+    return isinstance(_root(error), known) or isinstance(error, known)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The user's own mistake inside wrappers such as hydra's InstantiationException."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GoodpartsError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+def _explain(error: BaseException, config_name: str) -> None:
+    root = _root(error)
+    if isinstance(root, GoodpartsError):
+        _say(f"Error: {root}")
+    elif isinstance(error, HydraException | OmegaConfBaseException):
+        _say(f"Error: {explain_overrides(sys.argv[1:], config_name) or _first_lines(error)}")
+    else:
+        traceback.print_exception(error)
+        _say("This is a bug or a broken machine, not your configuration: please report it.")
+
+
+def _first_lines(error: BaseException) -> str:
+    return "\n  ".join(line for line in str(error).splitlines() if line.strip())
+
+
+def explain_overrides(arguments: list[str], config_name: str) -> str | None:
+    """Why command-line overrides do not compose, with the nearest valid names; None: they do."""
+    words = [word for word in arguments if not word.startswith("-") and "=" in word]
+    good: list[str] = []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:
+            return f"{word!r} is not of the form key=value; quote values with spaces or brackets."
+        key = (override.key_or_group or "").removeprefix("+")
+        if _composes(config_name, [*good, word]):
+            good.append(word)
+            continue
+        return _reason(config_name, good, key, word)
+    return None
+
+
+def _reason(config_name: str, good: list[str], key: str, word: str) -> str:
+    value = word.split("=", 1)[1]
+    group = CONF / key
+    if group.is_dir():
+        options = [path.stem for path in group.glob("*.yaml")]
+        return f"no {key} named {value!r}. {did_you_mean(value, options)}"
+    keys = _keys(config_name, good)
+    if key in keys:
+        return f"{word!r} is not a valid value for {key} (now: {keys[key]!r})."
+    return f"no key or group {key!r}. {_nearest_key(key, keys)}"
+
+
+def _nearest_key(key: str, keys: dict[str, object]) -> str:
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    if "." not in key:
+        return did_you_mean(key, [*groups, *(name for name in keys if "." not in name)])
+    return did_you_mean(key, keys)
+
+
+def _composes(config_name: str, overrides: list[str]) -> bool:
+    try:
+        _compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException):
+        return False
+    return True
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return hydra.compose(config_name, overrides=overrides)
+
+
+def _keys(config_name: str, overrides: list[str]) -> dict[str, object]:
+    """Every dotted key of the composed config with its raw value."""
+    flat: dict[str, object] = {}
+
+    def walk(node: object, prefix: str) -> None:
+        if isinstance(node, dict):
+            for name, child in node.items():
+                flat[f"{prefix}{name}"] = child
+                walk(child, f"{prefix}{name}.")
+
+    walk(OmegaConf.to_container(_compose(config_name, overrides), resolve=False), "")
+    return flat
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,174 @@
+"""The folder of one run: where it is, whether it is finished, how to write it safely.
+
+`runs/<model>/<data>/<category>/seed<k>-<hash>/`. Everything is written to a `.partial` file and
+renamed; `metrics.json` comes last, so its presence means that the run is finished. A run killed at
+any moment is completed by starting the same command again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import SavedModelError
+
+#: Raised when a change of the code changes results, so that old runs are not taken for new ones.
+RESULTS_VERSION = 1
+
+#: Config that changes where or how fast a run goes, but not what comes out.
+_NOT_IDENTITY = (
+    "runs_dir", "force", "debug", "replay", "logger", "report", "hydra",
+    "hardware.num_workers", "hardware.threads", "data.download", "data.archives",
+    "data.cache", "evaluation.memory_gb", "evaluation.latency_images",
+)  # fmt: skip
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Ten hex digits that identify what a config computes, on any machine."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    for dotted in _NOT_IDENTITY:
+        _remove(plain, dotted.split("."))
+    if plain.get("data", {}).get("name") != "folder":
+        _remove(plain, ["data", "root"])  # a named data set is the same wherever it lies
+    text = json.dumps([RESULTS_VERSION, plain], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def run_directory(cfg: DictConfig) -> Path:
+    """The folder of the run that `cfg` describes; it may not exist yet."""
+    category = cfg.data.get("category") or Path(str(cfg.data.get("root") or "all")).name
+    parts = [cfg.model.name, cfg.data.name, category, f"seed{cfg.seed}-{config_hash(cfg)}"]
+    return Path(cfg.runs_dir).expanduser().joinpath(*(_safe(str(part)) for part in parts))
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """Reads and writes one run folder."""
+
+    directory: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether metrics.json is there."""
+        return (self.directory / "metrics.json").is_file()
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the fitted model is there, so that an interrupted run need not fit again."""
+        return (self.directory / "fit.json").is_file()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run folder alone; a second process waits, then finds the run finished."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.directory / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"Another process is at work in {self.directory}; waiting for it.")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def start(self, cfg: DictConfig, manifest: Mapping[str, Any], *, force: bool) -> None:
+        """Prepare the folder: config and manifest first; `force` empties it, keeping the lock."""
+        if force and self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if path.name != ".lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in ("model", "checkpoints", "figures"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        write_text(self.directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        self.write_json("manifest.json", manifest)
+
+    def config(self) -> DictConfig:
+        """The resolved config of this run."""
+        path = self.directory / "config.yaml"
+        try:
+            return cast(DictConfig, OmegaConf.load(path))
+        except (OSError, ValueError) as error:
+            raise self._unusable(f"{path.name}: {error}") from error
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of a finished run; NaN where a metric is undefined."""
+        values = self.read_json("metrics.json")
+        return {key: math.nan if value is None else value for key, value in values.items()}
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder."""
+        try:
+            return cast(dict[str, Any], json.loads((self.directory / name).read_text()))
+        except (OSError, ValueError) as error:
+            raise self._unusable(f"{name}: {error}") from error
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a JSON file atomically; NaN becomes null."""
+        clean = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+        write_text(self.directory / name, json.dumps(clean, indent=2, default=str) + "\n")
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a CSV file atomically, one dict a row."""
+        target = self.directory / name
+        with atomic(target) as partial, partial.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Declare the run finished."""
+        self.write_json("metrics.json", metrics)
+
+    def _unusable(self, found: str) -> SavedModelError:
+        return SavedModelError(
+            f"{self.directory} is not the folder of a usable run.",
+            found=found,
+            do="give the path that `python -m src.run` prints at its end",
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that no reader ever sees half of it."""
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)  # mkstemp makes private files; results are meant to be shared
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _remove(tree: dict[str, Any], keys: list[str]) -> None:
+    for key in keys[:-1]:
+        tree = tree.get(key) or {}
+    tree.pop(keys[-1], None)
+
+
+def _safe(name: str) -> str:
+    """A name that is one folder on every file system."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "unnamed"

@@ -1,0 +1,92 @@
+"""Loggers of a run: CSV always, TensorBoard and W&B by config."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from src.errors import ConfigError, did_you_mean
+
+KNOWN = ("csv", "tensorboard", "wandb")
+
+
+def build_loggers(cfg: DictConfig, directory: Path) -> list[Logger]:
+    """The loggers named by `logger.names`; W&B works offline when there is no key."""
+    loggers: list[Logger] = []
+    for name in ["csv", *(n for n in cfg.logger.names if n != "csv")]:
+        if name == "csv":
+            loggers.append(CSVLogger(directory, name="", version="log"))
+        elif name == "tensorboard":
+            loggers.append(TensorBoardLogger(directory, name="", version="tensorboard"))
+        elif name == "wandb":
+            loggers.append(_wandb(cfg, directory))
+        else:
+            raise ConfigError(
+                "Unknown logger.", found=f"logger.names has {name!r}", do=did_you_mean(name, KNOWN)
+            )
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    for logger in loggers:
+        logger.log_hyperparams(plain)
+    return loggers
+
+
+def log_results(
+    loggers: list[Logger], metrics: Mapping[str, float], pictures: Mapping[str, Path]
+) -> None:
+    """Final metrics and pictures (PNG files by name) to every logger, then close them."""
+    finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+    for logger in loggers:
+        logger.log_metrics(finite)
+        if isinstance(logger, WandbLogger):
+            for name, path in pictures.items():
+                logger.log_image(name, [str(path)])
+        if isinstance(logger, TensorBoardLogger):
+            _tensorboard_pictures(logger, pictures)
+        logger.save()
+        logger.finalize("success")
+
+
+def close_wandb(loggers: list[Logger], *, failed: bool) -> None:
+    """End the W&B run so that the next one of this process starts its own."""
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        import wandb
+
+        wandb.finish(exit_code=int(failed))
+
+
+def _wandb(cfg: DictConfig, directory: Path) -> WandbLogger:
+    options = cfg.logger.wandb
+    mode = options.mode or ("online" if _has_key() else "offline")
+    return WandbLogger(
+        project=options.project,
+        entity=options.entity,
+        group=options.group,
+        tags=list(options.tags),
+        name=f"{cfg.model.name}-{cfg.data.category or cfg.data.name}-seed{cfg.seed}",
+        save_dir=directory,
+        mode=mode,
+        log_model=False,
+    )
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path.home() / ".netrc"
+    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
+
+
+def _tensorboard_pictures(logger: TensorBoardLogger, pictures: Mapping[str, Path]) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for name, path in pictures.items():
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        logger.experiment.add_image(name, pixels, dataformats="HWC")
