@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,21 @@ class AnomalyModule(pl.LightningModule):
         None: calibrate on images kept out of training (`calibration.fraction`).
         """
         return None
+
+    def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Last step of learning, after the optimizer: un-augmented training images, in order.
+
+        For statistics of the finished model, such as a mean map over normal images. Called once,
+        in evaluation mode, before the model is saved.
+        """
+
+    def callbacks(self) -> list[pl.Callback]:
+        """Trainer callbacks that belong to the method: early stopping, its own checkpoints."""
+        return []
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Lightning's hook for `callbacks`."""
+        return self.callbacks()
 
     # --- saving: safetensors and JSON, never pickle -------------------------------------------
 

@@ -1,0 +1,113 @@
+"""The story of one run: data -> fit -> calibrate -> evaluate -> report.
+
+This file alone knows the order. Models know nothing of metrics, files or loggers; evaluation knows
+nothing of models. Normal images alone reach `fit` and `calibrate`; test labels are read by
+`evaluate` only.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+
+from src import manifest, tracking
+from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
+from src.evaluation.evaluator import Evaluator, build_evaluator
+from src.evaluation.speed import measure_latency, peak_memory_mb
+from src.evaluation.threshold import Threshold, build_rule, collect_normal_scores
+from src.models.base import AnomalyModule
+from src.models.build import build_model
+from src.reporting.outputs import print_result, write_outputs
+from src.saved_run import SavedRun, run_directory
+from src.training import build_trainer, last_checkpoint, raise_if_interrupted, score_images
+
+
+class Result(NamedTuple):
+    """What a run came to."""
+
+    run: SavedRun
+    metrics: dict[str, float]
+
+
+def run_experiment(cfg: DictConfig) -> Result:
+    """Run what `cfg` describes, or return the finished run that already did."""
+    run = SavedRun(run_directory(cfg))
+    with run.lock():
+        if run.finished and not cfg.force:
+            print_result(run, repeated=True)
+            return Result(run, run.metrics())
+
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        data = build_datamodule(cfg)
+        data.prepare_data()
+        data.setup()
+        model = build_model(cfg, data.image_size)
+        loggers = tracking.build_loggers(cfg, run.directory)
+        trainer = build_trainer(cfg, run.directory, loggers, single_pass=model.single_pass)
+        weights = getattr(model.backbone, "identity", None)
+        run.start(cfg, manifest.describe_run(data.fingerprint(), weights), force=cfg.force)
+
+        fit(run, trainer, model, data)
+        threshold = calibrate(cfg, trainer, model, data)
+        evaluator, metrics = evaluate(cfg, trainer, model, data, threshold)
+        metrics |= {f"fit/{key}": value for key, value in run.read_json("fit.json").items()}
+
+        pictures = write_outputs(cfg, run, model, data, evaluator, threshold, metrics)
+        tracking.log_results(loggers, metrics, pictures)
+        run.finish(metrics)
+    print_result(run)
+    return Result(run, metrics)
+
+
+def fit(
+    run: SavedRun, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
+) -> None:
+    """Learn from normal images, or load what an interrupted run had already learnt."""
+    folder = run.directory / "model"
+    if run.fitted:
+        model.load(folder)
+        return
+    began = time.perf_counter()
+    trainer.fit(model, datamodule=data, ckpt_path=last_checkpoint(run.directory))
+    raise_if_interrupted(trainer)
+    model.eval()
+    model.after_fit(data.ordered_train_dataloader())
+    seconds = time.perf_counter() - began
+    model.save(folder)
+    run.write_json("fit.json", {"seconds": seconds, "peak_memory_mb": peak_memory_mb()})
+
+
+def calibrate(
+    cfg: DictConfig, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
+) -> Threshold | None:
+    """The threshold from normal images the model has not seen; None for a labelled oracle."""
+    rule = build_rule(cfg.threshold)
+    model.wants_log_nfa = rule.wants_log_nfa
+    if rule.needs_labels:
+        return None
+    normal = model.held_out_scores()
+    if normal is None and data.calibration_samples:
+        with collect_normal_scores(cfg.evaluation.size) as (collected, consume):
+            score_images(trainer, model, data.calibration_dataloader(), consume)
+        normal = collected.result()
+    return rule.fit(normal)
+
+
+def evaluate(
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    model: AnomalyModule,
+    data: AnomalyDataModule,
+    threshold: Threshold | None,
+) -> tuple[Evaluator, dict[str, float]]:
+    """Metrics of the test images; the only place that reads their labels and masks."""
+    evaluator = build_evaluator(cfg)
+    score_images(trainer, model, data.test_dataloader(), evaluator.update)
+    metrics = evaluator.compute(threshold or evaluator.oracle_threshold(), data.samples)
+    return evaluator, metrics | measure_latency(
+        model, data.test_dataloader(), cfg.evaluation.latency_images
+    )

@@ -1,0 +1,173 @@
+"""The Lightning trainer of a run: hardware, checkpoints to resume from, progress, NaN guard."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from src.errors import ConfigError, GoodpartsError
+from src.models.base import AnomalyModule, Prediction
+
+Consumer = Callable[[dict[str, Tensor], Prediction], None]
+
+
+class TrainingError(GoodpartsError):
+    """Training went wrong in a way that more epochs will not repair."""
+
+
+def build_trainer(
+    cfg: DictConfig, directory: Path, loggers: list[Logger], *, single_pass: bool
+) -> pl.Trainer:
+    """A trainer for fitting and predicting; checkpoints go to `directory/checkpoints`."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*training batches.*smaller than the logging.*")
+    warnings.filterwarnings("ignore", message=".*configure_optimizers.*returned `None`.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
+    if cfg.hardware.threads:
+        torch.set_num_threads(cfg.hardware.threads)
+    options = cfg.trainer
+    return pl.Trainer(
+        accelerator=_accelerator(cfg.hardware.accelerator),
+        devices=cfg.hardware.devices,
+        strategy=cfg.hardware.strategy,
+        num_nodes=cfg.hardware.num_nodes,
+        precision=cfg.hardware.precision,
+        max_epochs=options.max_epochs,
+        max_steps=options.max_steps,
+        limit_train_batches=options.limit_train_batches,
+        check_val_every_n_epoch=options.check_val_every_n_epoch,
+        val_check_interval=options.val_check_interval,
+        num_sanity_val_steps=options.num_sanity_val_steps,
+        gradient_clip_val=options.gradient_clip_val,
+        log_every_n_steps=options.log_every_n_steps,
+        callbacks=_callbacks(cfg, directory, single_pass=single_pass),
+        logger=loggers,
+        default_root_dir=directory,
+        enable_model_summary=False,
+        enable_checkpointing=not single_pass,
+        deterministic="warn",
+        use_distributed_sampler=True,
+    )
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint of an interrupted run, if any."""
+    found = list((directory / "checkpoints").glob("last*.ckpt"))
+    return max(found, key=lambda path: path.stat().st_mtime) if found else None
+
+
+def score_images(
+    trainer: pl.Trainer,
+    model: AnomalyModule,
+    loader: Iterable[dict[str, Tensor]],
+    consume: Consumer,
+) -> None:
+    """Predict every batch of `loader` on the trainer's device and hand it to `consume`, on CPU.
+
+    Nothing is kept, so memory does not grow with the number of images.
+    """
+    hand_over = _HandOver(consume)
+    trainer.callbacks.append(hand_over)  # type: ignore[attr-defined]
+    try:
+        trainer.predict(model, dataloaders=loader, return_predictions=False)
+    finally:
+        trainer.callbacks.remove(hand_over)  # type: ignore[attr-defined]
+    raise_if_interrupted(trainer)
+
+
+def raise_if_interrupted(trainer: pl.Trainer) -> None:
+    """Turn Lightning's swallowed Ctrl-C into the KeyboardInterrupt it was."""
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+class _HandOver(pl.Callback):
+    """Passes predictions on as they come."""
+
+    def __init__(self, consume: Consumer) -> None:
+        self.consume = consume
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        prediction = Prediction(*(None if v is None else v.detach().cpu() for v in outputs))
+        self.consume({key: value.cpu() for key, value in batch.items()}, prediction)
+
+
+class _StopOnNaN(pl.Callback):
+    """Stops at the first loss that is not a number, with advice instead of hours of nothing."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        every = trainer.log_every_n_steps or 50  # type: ignore[attr-defined]
+        if not isinstance(loss, Tensor) or trainer.global_step % every:
+            return  # reading the loss waits for the device: only as often as it is logged
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                "The loss is not a number.",
+                found=f"{loss.item()} at step {trainer.global_step}",
+                do="lower the learning rate, use hardware.precision=32-true, or set "
+                "trainer.gradient_clip_val=1; the last good checkpoint is kept",
+            )
+
+
+def _callbacks(cfg: DictConfig, directory: Path, *, single_pass: bool) -> list[pl.Callback]:
+    bar = RichProgressBar(leave=False) if sys.stdout.isatty() else _QuietBar()
+    chosen: list[pl.Callback] = [bar, _StopOnNaN()]
+    if not single_pass:
+        folder, every = directory / "checkpoints", cfg.trainer.checkpoint_every_n_epochs
+        chosen.append(
+            ModelCheckpoint(
+                folder, save_last=True, save_top_k=0, every_n_epochs=every,
+                enable_version_counter=False, save_on_train_epoch_end=True,
+            )
+        )  # fmt: skip
+        if cfg.trainer.checkpoint_keep_every_n_epochs:
+            chosen.append(
+                ModelCheckpoint(
+                    folder, filename="epoch{epoch:04d}", auto_insert_metric_name=False,
+                    save_top_k=-1, every_n_epochs=cfg.trainer.checkpoint_keep_every_n_epochs,
+                    save_on_train_epoch_end=True,
+                )
+            )  # fmt: skip
+    return chosen
+
+
+class _QuietBar(TQDMProgressBar):
+    """No bar in log files; the run prints its own lines."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=0)
+
+
+def _accelerator(name: str) -> str:
+    if name == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            "hardware=gpu needs a GPU that torch can use.",
+            found="torch.cuda.is_available() is False",
+            do="install a CUDA build of torch and a driver, or use hardware=cpu",
+        )
+    return name
