@@ -23,7 +23,7 @@ from src.models.base import AnomalyModule
 from src.models.build import build_model
 from src.reporting.outputs import print_result, write_outputs
 from src.saved_run import SavedRun, run_directory
-from src.training import build_trainer, last_checkpoint, raise_if_interrupted, score_images
+from src.training import build_trainer, interruptible, last_checkpoint, score_images
 
 
 class Result(NamedTuple):
@@ -63,17 +63,15 @@ def run_experiment(cfg: DictConfig) -> Result:
     return Result(run, metrics)
 
 
-def fit(
-    run: SavedRun, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
-) -> None:
+def fit(run: SavedRun, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule) -> None:
     """Learn from normal images, or load what an interrupted run had already learnt."""
     folder = run.directory / "model"
     if run.fitted:
         model.load(folder)
         return
     began = time.perf_counter()
-    trainer.fit(model, datamodule=data, ckpt_path=last_checkpoint(run.directory))
-    raise_if_interrupted(trainer)
+    with interruptible(trainer):
+        trainer.fit(model, datamodule=data, ckpt_path=last_checkpoint(run.directory))
     model.eval()
     model.after_fit(data.ordered_train_dataloader())
     seconds = time.perf_counter() - began

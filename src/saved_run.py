@@ -119,7 +119,9 @@ class SavedRun:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; NaN becomes null."""
-        clean = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+        clean = {
+            k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()
+        }
         write_text(self.directory / name, json.dumps(clean, indent=2, default=str) + "\n")
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

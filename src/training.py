@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,21 @@ def score_images(
     hand_over = _HandOver(consume)
     trainer.callbacks.append(hand_over)  # type: ignore[attr-defined]
     try:
-        trainer.predict(model, dataloaders=loader, return_predictions=False)
+        with interruptible(trainer):
+            trainer.predict(model, dataloaders=loader, return_predictions=False)
     finally:
         trainer.callbacks.remove(hand_over)  # type: ignore[attr-defined]
-    raise_if_interrupted(trainer)
 
 
-def raise_if_interrupted(trainer: pl.Trainer) -> None:
-    """Turn Lightning's swallowed Ctrl-C into the KeyboardInterrupt it was."""
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+@contextlib.contextmanager
+def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Turn the exit(1) that Lightning makes of Ctrl-C back into a KeyboardInterrupt."""
+    try:
+        yield
+    except SystemExit as exit_:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from exit_
+        raise
 
 
 class _HandOver(pl.Callback):

@@ -149,7 +149,9 @@ def load_into(extractor: nn.Module, weights: Weights, name: str) -> None:
             found=f"{len(missing)} missing, {len(odd)} of another shape: {listed}",
             do="use a complete checkpoint of the same model, or choose earlier layers",
         )
-    extractor.load_state_dict({k: v for k, v in weights.tensors.items() if k in needed}, strict=False)
+    extractor.load_state_dict(
+        {k: v for k, v in weights.tensors.items() if k in needed}, strict=False
+    )
 
 
 def digest(module: nn.Module) -> str:
