@@ -1,0 +1,307 @@
+"""Metrics of the order of scores: AUROC, average precision, F1 and their curves.
+
+Everything here follows from one table, `Ranking`: for each distinct score of a defective item, how
+many defective and how many normal items lie above it. One sort makes the table; every metric then
+costs O(K). Scores are raw: any finite real number, no sigmoid, no clipping, no binning. Equal
+scores are one step of every curve, so the order in which equal items arrive never matters.
+
+Where a metric is undefined because a class is empty it is NaN, never 0, 0.5 or 1: a test set
+without defects says nothing about separation.
+
+Only the scores of defective items need to be unique and sorted. Between two of them recall does
+not change, so a ROC curve moves horizontally, precision only falls, and F1 only falls: no metric
+takes its value there. That is what makes millions of normal pixels cheap (one sort, no argsort).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from src.errors import DataError
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Distinct scores of defective items, highest first, and what lies around each of them.
+
+    K distinct values; `value` keeps the dtype of the scores. `hits` may be weighted (overlap
+    metrics weigh a pixel by its region), all other counts are whole numbers.
+    """
+
+    value: NDArray[Any]  # (K,) descending
+    hits: Counts | Floats  # (K,) weight of the defective items at exactly this value
+    normals_above: Counts  # (K,) normal items strictly above
+    normals_from: Counts  # (K,) normal items above or equal
+    below: NDArray[Any]  # (K,) next lower score of any item, -inf under the lowest
+    normals: int  # all normal items
+
+    @property
+    def defects(self) -> float:
+        """Weight of all defective items."""
+        return self.hits.sum().item()
+
+    @property
+    def found(self) -> NDArray[Any]:
+        """Weight of the defective items at or above each value, (K,)."""
+        return np.cumsum(self.hits)
+
+    @property
+    def empty(self) -> bool:
+        """True when a class is missing and separation is undefined."""
+        return self.normals == 0 or self.hits.size == 0
+
+
+class Curve(NamedTuple):
+    """Points of a curve in drawing order; straight lines between them."""
+
+    x: Floats  # (n,)
+    y: Floats  # (n,)
+
+    def thinned(self, points: int) -> Curve:
+        """At most about `points` points: the first and last of each stretch of equal width.
+
+        Widths are measured along both axes, so steep and flat parts keep their shape.
+        """
+        if len(self.x) <= points:
+            return self
+        travel = np.cumsum(np.abs(np.diff(self.x, prepend=0)) + np.abs(np.diff(self.y, prepend=0)))
+        cell = np.floor((points / 2 - 1) * travel / max(travel[-1], np.finfo(float).tiny))
+        turns = np.diff(cell) != 0
+        keep = np.r_[True, turns] | np.r_[turns, True]
+        return Curve(self.x[keep], self.y[keep])
+
+
+class Best(NamedTuple):
+    """The largest F1 and the threshold that reaches it: predict a defect when score > threshold."""
+
+    f1: float
+    threshold: float
+
+
+class Confusion(NamedTuple):
+    """Decisions against truth, in items."""
+
+    hits: int  # defective, called defective
+    false_alarms: int  # normal, called defective
+    misses: int  # defective, called normal
+    passes: int  # normal, called normal
+
+    @property
+    def precision(self) -> float:
+        """Share of defects among the alarms; NaN without an alarm."""
+        return ratio(self.hits, self.hits + self.false_alarms)
+
+    @property
+    def recall(self) -> float:
+        """Share of the defects that raise an alarm; NaN without defects."""
+        return ratio(self.hits, self.hits + self.misses)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall, 2TP / (2TP + FP + FN); NaN without defects."""
+        if self.hits + self.misses == 0:
+            return float("nan")
+        return ratio(2 * self.hits, 2 * self.hits + self.false_alarms + self.misses)
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """Share of the normal items that raise an alarm; NaN without normal items."""
+        return ratio(self.false_alarms, self.false_alarms + self.passes)
+
+
+def ratio(part: float, whole: float) -> float:
+    """Quotient of two counts; NaN when the whole is 0."""
+    return part / whole if whole else float("nan")
+
+
+# --- from scores to the table ------------------------------------------------------------------
+
+
+def rank(scores: ArrayLike, is_defect: ArrayLike) -> Ranking:
+    """Sort scores (n,) once; `is_defect` (n,) is bool or 0/1.
+
+    Raises:
+        DataError: a score is NaN or infinite.
+        ValueError: shapes differ or labels are not 0/1.
+    """
+    score, defect = checked(scores, is_defect)
+    normal = np.sort(score[~defect])
+    value, hits = np.unique(score[defect], return_counts=True)
+    at_least, above, below = around(normal, value)
+    return Ranking(
+        value=value[::-1],
+        hits=hits[::-1].astype(np.int64),
+        normals_above=above[::-1],
+        normals_from=at_least[::-1],
+        below=np.maximum(below, np.r_[-np.inf, value[:-1]].astype(below.dtype))[::-1],
+        normals=normal.size,
+    )
+
+
+def around(normal: NDArray[Any], value: NDArray[Any]) -> tuple[Counts, Counts, NDArray[Any]]:
+    """Where each of `value` (K,) falls among sorted `normal` (m,), both ascending.
+
+    Returns (K,) each: normals at or above, normals strictly above, largest normal strictly below
+    (-inf when there is none).
+    """
+    left = np.searchsorted(normal, value, side="left")
+    right = np.searchsorted(normal, value, side="right")
+    padded = np.r_[np.array([-np.inf], dtype=normal.dtype), normal]
+    return normal.size - left, normal.size - right, padded[left]
+
+
+def checked(scores: ArrayLike, is_defect: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Flat float scores and bool labels, or a clear error."""
+    score = finite(scores)
+    label = as_array(is_defect).ravel()
+    if label.size != score.size:
+        raise ValueError(f"{score.size} scores but {label.size} labels")
+    if label.dtype != np.bool_ and not np.isin(label, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, found {np.unique(label)[:5].tolist()}")
+    return score, label.astype(bool)
+
+
+def finite(scores: ArrayLike, what: str = "score") -> NDArray[Any]:
+    """Flat array of float32 or float64 scores.
+
+    Raises:
+        DataError: some are NaN or infinite; the message counts both.
+    """
+    score = as_array(scores).ravel()
+    if score.dtype != np.float32:
+        score = score.astype(np.float32 if score.dtype == np.float16 else np.float64)
+    if not np.isfinite(score).all():
+        nan, infinite = int(np.isnan(score).sum()), int(np.isinf(score).sum())
+        raise DataError(
+            f"{nan + infinite} of {score.size} {what}s are not finite numbers.",
+            found=f"{nan} NaN and {infinite} infinite",
+            do="check training for divergence (learning rate, precision) and the inputs for NaN",
+        )
+    return score
+
+
+def as_array(values: ArrayLike) -> NDArray[Any]:
+    """NumPy view of an array, list or tensor on any device."""
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    tensor: Any = values.detach().cpu()
+    if tensor.is_floating_point() and tensor.itemsize < 4:
+        tensor = tensor.float()  # NumPy has no bfloat16
+    return np.asarray(tensor)
+
+
+# --- numbers out of the table ------------------------------------------------------------------
+
+
+def area_under_roc(table: Ranking) -> float:
+    """P(defective > normal) + P(equal)/2 over all pairs; NaN when a class is empty."""
+    if table.empty:
+        return float("nan")
+    twice_above = table.normals_above + table.normals_from  # equal scores count half
+    pairs = table.normals * table.defects
+    return float(1 - np.sum(table.hits * (twice_above / 2)) / pairs)
+
+
+def area_under_precision(table: Ranking) -> float:
+    """Average precision: sum of precision x gain in recall over distinct scores, no interpolation.
+
+    The step definition of scikit-learn. NaN without defects or without normal items.
+    """
+    if table.empty:
+        return float("nan")
+    precision = table.found / (table.found + table.normals_from)
+    return float(np.sum(table.hits * precision) / table.defects)
+
+
+def best_f1(table: Ranking) -> Best:
+    """Largest F1 over all thresholds; of equal ones the highest threshold; NaN if undefined."""
+    if table.empty:
+        return Best(float("nan"), float("nan"))
+    f1 = 2 * table.found / (table.found + table.normals_from + table.defects)
+    k = int(np.argmax(f1))
+    return Best(float(f1[k]), between(table.value[k], table.below[k]))
+
+
+def between(upper: np.floating, lower: np.floating) -> float:
+    """A threshold t with lower <= t < upper: the middle, rounded to float32 where that fits.
+
+    float32 because torch compares a float32 tensor with a Python number in float32: a threshold
+    that is not representable would be rounded there and could swallow the score it separates.
+    """
+    if lower == -np.inf:
+        return float(np.nextafter(upper, lower.astype(upper.dtype)))
+    middle = float(upper) / 2 + float(lower) / 2
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(middle))
+    candidates = (rounded, float(lower) if upper.dtype == np.float32 else middle, float(lower))
+    return next(t for t in candidates if float(lower) <= t < float(upper))
+
+
+def roc_points(table: Ranking) -> Curve:
+    """Exact ROC: false positive rate against recall, from (0, 0) to (1, 1), ties as ramps."""
+    if table.empty:
+        nan = np.full(1, np.nan)
+        return Curve(nan, nan)
+    recall = table.found / table.defects
+    before = np.r_[0.0, recall[:-1]]
+    # Each value is left at its upper edge and reached at its lower one: two vertices.
+    x = np.stack([table.normals_above, table.normals_from], axis=1).ravel() / table.normals
+    y = np.stack([before, recall], axis=1).ravel()
+    return Curve(np.r_[0.0, x, 1.0], np.r_[0.0, y, 1.0])
+
+
+def precision_recall_points(table: Ranking) -> Curve:
+    """Recall against precision, one point a distinct defective score, starting at (0, 1)."""
+    if table.empty:
+        nan = np.full(1, np.nan)
+        return Curve(nan, nan)
+    precision = table.found / (table.found + table.normals_from)
+    return Curve(np.r_[0.0, table.found / table.defects], np.r_[1.0, precision])
+
+
+# --- straight from scores ----------------------------------------------------------------------
+
+
+def auroc(scores: ArrayLike, is_defect: ArrayLike) -> float:
+    """Area under the ROC curve of scores (n,), ties half; NaN when a class is empty."""
+    return area_under_roc(rank(scores, is_defect))
+
+
+def average_precision(scores: ArrayLike, is_defect: ArrayLike) -> float:
+    """Average precision of scores (n,), steps, ties grouped; NaN when a class is empty."""
+    return area_under_precision(rank(scores, is_defect))
+
+
+def f1_max(scores: ArrayLike, is_defect: ArrayLike) -> Best:
+    """Best F1 of scores (n,) and its threshold (score > threshold); NaN when a class is empty."""
+    return best_f1(rank(scores, is_defect))
+
+
+def roc_curve(scores: ArrayLike, is_defect: ArrayLike) -> Curve:
+    """False positive rate and recall, (0, 0) to (1, 1); one NaN point when a class is empty."""
+    return roc_points(rank(scores, is_defect))
+
+
+def precision_recall_curve(scores: ArrayLike, is_defect: ArrayLike) -> Curve:
+    """Recall and precision from (0, 1) down; one NaN point when a class is empty."""
+    return precision_recall_points(rank(scores, is_defect))
+
+
+def confusion(is_alarm: ArrayLike, is_defect: ArrayLike) -> Confusion:
+    """Count decisions (n,) against truth (n,), both bool or 0/1."""
+    alarm, defect = as_array(is_alarm).astype(bool), as_array(is_defect).astype(bool)
+    hits, alarms, defects = int((alarm & defect).sum()), int(alarm.sum()), int(defect.sum())
+    return Confusion(hits, alarms - hits, defects - hits, alarm.size - alarms - defects + hits)
+
+
+def confusion_at(scores: ArrayLike, is_defect: ArrayLike, threshold: float) -> Confusion:
+    """Count decisions score > threshold against truth."""
+    score, defect = checked(scores, is_defect)
+    return confusion(score.astype(np.float64) > threshold, defect)
