@@ -1,0 +1,233 @@
+"""One category of one data set, split and served as batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import RandomSampler
+
+from src.data.dataset import CACHE_LIMIT_BYTES, CheckedLoader, ImageDataset, as_is, cache_bytes
+from src.data.samples import DEFECTIVE, Sample
+from src.data.splits import hold_out, limit_test, limit_train
+from src.data.transforms import ImageTransform
+from src.errors import ConfigError, DataError, did_you_mean
+
+Index = Callable[[Path, str], list[Sample]]  # root, category -> samples
+Prepare = Callable[[Path, str], None]  # root, category: download or generate what is missing
+
+_CACHES, _PROTOCOLS = ("auto", "memory", "none"), ("honest", "paper")
+
+
+class AnomalyDataModule(pl.LightningDataModule):
+    """Training normals, held-out normals for calibration, and the test set of one category.
+
+    Training and calibration hold normal images only. Test labels and masks are in the batches,
+    but only evaluation may read them.
+
+    Args:
+        name: of the data set, for run folders and tables.
+        category: which product.
+        root: folder of the data set.
+        index: lists the samples of (root, category).
+        prepare: downloads or generates what is missing; None: nothing to do.
+        transform: geometry and normalisation of every image.
+        batch_size: of every loader.
+        num_workers: loader processes for sets that are not cached.
+        calibration_fraction: share of the training normals held out, drawn with `seed`.
+        seed: of the hold-out, the limits and the shuffling.
+        protocol: honest validates on held-out normals, paper on the test set.
+        shuffle_train: False for methods fitted in a single pass.
+        drop_last: leave out an incomplete last training batch.
+        samples_per_epoch: length of a training epoch with repeats; None: each image once.
+        cache: keep decoded images in memory: auto (when all fit in 1 GB), memory or none.
+        limit_train: at most so many training images, before the hold-out; None: all.
+        limit_test: at most so many test images, of both classes; None: all.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        category: str,
+        root: Path,
+        index: Index,
+        prepare: Prepare | None,
+        transform: ImageTransform,
+        batch_size: int,
+        num_workers: int,
+        calibration_fraction: float,
+        seed: int,
+        protocol: str,
+        shuffle_train: bool,
+        drop_last: bool,
+        samples_per_epoch: int | None,
+        cache: str,
+        limit_train: int | None,
+        limit_test: int | None,
+    ) -> None:
+        super().__init__()
+        _require_choice("data.cache", cache, _CACHES)
+        _require_choice("protocol", protocol, _PROTOCOLS)
+        if batch_size < 1:
+            raise ConfigError(
+                "data.batch_size must be at least 1.", found=f"{batch_size}", do="set it to 1"
+            )
+        self.name, self.category, self.root = name, category, root.absolute()
+        self.index, self.prepare = index, prepare
+        self.transform, self.batch_size, self.num_workers = transform, batch_size, num_workers
+        self.calibration_fraction, self.seed, self.protocol = calibration_fraction, seed, protocol
+        self.shuffle_train, self.drop_last = shuffle_train, drop_last
+        self.samples_per_epoch, self.cache = samples_per_epoch, cache
+        self.limits = (limit_train, limit_test)
+        self.samples: list[Sample] = []
+        self.train_samples: list[Sample] = []
+        self.calibration_samples: list[Sample] = []
+        self.test_samples: list[Sample] = []
+        self._sets: dict[str, ImageDataset] = {}
+
+    # --- Lightning's order: prepare once per machine, set up in each process -----------------
+
+    def prepare_data(self) -> None:
+        """Download or generate the category when it is not there."""
+        if self.prepare is not None:
+            self.prepare(self.root, self.category)
+
+    def setup(self, stage: str | None = None) -> None:
+        """List and split the samples; a second call does nothing."""
+        if self.samples:
+            return
+        found = self.index(self.root, self.category)
+        train = [sample for sample in found if sample.split == "train"]
+        test = [sample for sample in found if sample.split == "test"]
+        self._check_training(train)
+        train = limit_train(train, self.limits[0], self.seed)
+        self.train_samples, self.calibration_samples = hold_out(
+            train, self.calibration_fraction, self.seed
+        )
+        self.test_samples = limit_test(test, self.limits[1], self.seed)
+        self.samples = [*self.train_samples, *self.calibration_samples, *self.test_samples]
+        cached = self._fits_in_memory()
+        start = 0
+        for split in ("train", "calibration", "test"):
+            end = start + len(getattr(self, f"{split}_samples"))
+            indices = range(start, end)
+            self._sets[split] = ImageDataset(self.samples, indices, self.transform, cached=cached)
+            start = end
+
+    # --- loaders -----------------------------------------------------------------------------
+
+    def train_dataloader(self) -> CheckedLoader:
+        """Training normals, shuffled with `seed` unless the method is fitted in one pass."""
+        if not self.shuffle_train:
+            return self.ordered_train_dataloader()
+        data = self._set("train")
+        generator = torch.Generator().manual_seed(self.seed)
+        sampler = RandomSampler(data, num_samples=self.samples_per_epoch, generator=generator)
+        drop = self.drop_last and (self.samples_per_epoch or len(data)) >= self.batch_size
+        return self._loader(data, sampler=sampler, drop_last=drop)
+
+    def ordered_train_dataloader(self) -> CheckedLoader:
+        """Every training normal once, in the order of `train_samples`."""
+        return self._loader(self._set("train"))
+
+    def calibration_dataloader(self) -> CheckedLoader:
+        """Held-out normals in order; no batch at all when nothing was held out."""
+        return self._loader(self._set("calibration"))
+
+    def val_dataloader(self) -> CheckedLoader | list[CheckedLoader]:
+        """Held-out normals; with `protocol: paper` the test set. Empty list: no validation."""
+        data = self._set("test" if self.protocol == "paper" else "calibration")
+        return self._loader(data) if len(data) else []
+
+    def test_dataloader(self) -> CheckedLoader:
+        """The test set in order."""
+        return self._loader(self._set("test"))
+
+    def predict_dataloader(self) -> CheckedLoader:
+        """The test set, for `trainer.predict`."""
+        return self.test_dataloader()
+
+    # --- facts -------------------------------------------------------------------------------
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of every image and mask in the batches."""
+        return self.transform.size
+
+    @property
+    def has_defects(self) -> bool:
+        """Whether the test set holds a defective image; without, ranking metrics do not exist."""
+        return any(sample.label == DEFECTIVE for sample in self.test_samples)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every defective test image has a mask; else pixel metrics would be wrong."""
+        defective = [sample for sample in self.test_samples if sample.label == DEFECTIVE]
+        return bool(defective) and all(sample.mask_path for sample in defective)
+
+    def fingerprint(self) -> str:
+        """sha256 over the sorted (path below root, size in bytes) of every file used."""
+        return fingerprint(self.samples, self.root)
+
+    # --- inner -------------------------------------------------------------------------------
+
+    def _set(self, split: str) -> ImageDataset:
+        self.setup()
+        return self._sets[split]
+
+    def _loader(
+        self, data: ImageDataset, *, sampler: RandomSampler | None = None, drop_last: bool = False
+    ) -> CheckedLoader:
+        # A cached batch is an index into one tensor: processes would only add copies.
+        workers = 0 if data.cached or not len(data) else self.num_workers
+        return CheckedLoader(
+            data,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=as_is,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),  # seeds the workers
+        )
+
+    def _fits_in_memory(self) -> bool:
+        if self.cache == "auto":
+            return cache_bytes(len(self.samples), self.transform) <= CACHE_LIMIT_BYTES
+        return self.cache == "memory"
+
+    def _check_training(self, train: Sequence[Sample]) -> None:
+        defective = [sample.image_path for sample in train if sample.label == DEFECTIVE]
+        if not train or defective:
+            raise DataError(
+                f"{self.name}/{self.category}: training needs normal images, and only those.",
+                found=f"{len(train)} training images, {len(defective)} of them defective",
+                do=f"check the folders below {self.root}, or run python -m src.check",
+            )
+
+
+def fingerprint(samples: Sequence[Sample], root: Path) -> str:
+    """sha256 over the sorted (path below root, size in bytes) of every file of the samples."""
+    paths = {
+        path
+        for sample in samples
+        for path in (sample.image_path, sample.mask_path, *sample.channel_paths)
+        if path is not None
+    }
+    lines = sorted(f"{_below(path, root)}\t{path.stat().st_size}\n" for path in paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _require_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        do = did_you_mean(str(value), choices)
+        raise ConfigError(f"{key}={value} is not known.", found=str(value), do=do)

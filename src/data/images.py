@@ -1,0 +1,189 @@
+"""Read any common image file to RGB, and any mask to bool, or say clearly why not.
+
+Everything a loader may meet on a factory disk is brought to one form here: 8- and 16-bit grey,
+palettes, transparency, CMYK, EXIF orientation, animations, broken and oversized files.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from src.data.samples import Sample
+from src.errors import DataError
+
+#: File names taken for images, in any letter case.
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+#: Larger images are refused: 2**27 pixels are 400 MB in RGB. Change it here, nowhere else.
+MAX_PIXELS = 2**27
+# Pillow's own bomb check is a process-wide constant: it must not refuse what we allow.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+# Only formats decoded in-process (EPS or PDF would start other programs). MPO: phone JPEG.
+_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+_LOSSY = ("JPEG", "MPO", "WEBP")
+_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def read_image(path: Path) -> np.ndarray:
+    """RGB uint8 (H, W, 3) of the first frame, upright as EXIF says.
+
+    16-bit grey is scaled by its full range (65535 -> 255), never by its content, so that two
+    images of one camera stay comparable. Transparent pixels are laid over white, as viewers show
+    them.
+
+    Raises:
+        DataError: no image, empty, truncated, floating-point, or larger than `MAX_PIXELS`.
+    """
+    return np.asarray(open_rgb(path))
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """The same as `read_image`, as a Pillow image of mode RGB."""
+    image, _ = _decode(path)
+    return _to_rgb(image, path, background="white")
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Defect mask bool (H, W): True where any channel is above 0.
+
+    Palettes are looked up, transparent pixels count as normal. JPEG and WebP masks carry
+    compression noise around 0, so there a pixel must be above half of the range (127).
+    """
+    image, kind = _decode(path)
+    levels = np.asarray(_to_rgb(image, path, background="black", keep_faint=True)).max(axis=2)
+    return levels > (127 if kind in _LOSSY else 0)
+
+
+def read_sample(sample: Sample) -> Image.Image:
+    """The image of a sample; with `channel_paths`, one grey file per channel.
+
+    The first channel of `image_path` and of each further file become R, G, B; the last one is
+    repeated up to three (height + intensity -> height, intensity, intensity; CRN, datasets.py).
+    """
+    if not sample.channel_paths:
+        return open_rgb(sample.image_path)
+    planes = [read_image(path)[..., 0] for path in (sample.image_path, *sample.channel_paths)]
+    planes = (planes + planes[-1:] * 2)[:3]
+    if len({plane.shape for plane in planes}) > 1:
+        raise DataError(
+            f"The channels of {sample.image_path} have different sizes.",
+            found=", ".join(f"{plane.shape[1]} x {plane.shape[0]}" for plane in planes),
+            do="export all channel files of one image at the same size",
+        )
+    return Image.fromarray(np.stack(planes, axis=2))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) in pixels after EXIF orientation, read from the header only."""
+    with _open(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
+    return (width, height) if turned else (height, width)
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether the name is that of an image; hidden files (macOS "._x.png") are not."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def natural_key(path: Path | str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key that puts 9.png before 10.png; ties in letter case are broken by the raw name."""
+    parts = re.split(r"(\d+)", str(path))
+    words: list[tuple[int, int | str]] = [
+        (0, int(part)) if part.isdigit() and part.isascii() else (1, part.lower()) for part in parts
+    ]
+    return (*words, (2, str(path)))
+
+
+def list_images(directory: Path, *, recursive: bool = False) -> list[Path]:
+    """Images in a folder in natural order; an absent folder has none."""
+    if not directory.is_dir():
+        return []
+    found = directory.rglob("*") if recursive else directory.iterdir()
+    return sorted((p for p in found if is_image_name(p) and p.is_file()), key=natural_key)
+
+
+# --- decoding -------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> Image.Image:
+    """Header of an image file, with every failure turned into a DataError."""
+    try:
+        image = Image.open(path, formats=_FORMATS)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no image {path}.",
+            found="no such file",
+            do="check the path; if the data set was moved, set data.root",
+        ) from error
+    except Exception as error:  # decoders raise anything on damaged bytes
+        raise _unreadable(path, error) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise DataError(
+            f"{path} is too large to be read safely.",
+            found=f"{width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million",
+            do="cut or shrink the image, or raise MAX_PIXELS in src/data/images.py",
+        )
+    return image
+
+
+def _decode(path: Path) -> tuple[Image.Image, str]:
+    """Upright first frame and the name of the file format."""
+    with _open(path) as image:
+        kind = image.format or ""
+        try:
+            image.load()
+            return ImageOps.exif_transpose(image), kind
+        except Exception as error:  # decoders raise anything on damaged bytes
+            raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, Image.DecompressionBombError):
+        found = f"more than {MAX_PIXELS / 1e6:.0f} million pixels"
+    elif path.is_dir():
+        found = "a folder"
+    elif path.is_file() and path.stat().st_size == 0:
+        found = "an empty file"
+    elif isinstance(error, UnidentifiedImageError):
+        found = "bytes of no known image format"
+    else:
+        found = f"{type(error).__name__}: {error}"
+    return DataError(
+        f"{path} cannot be read as an image.",
+        found=found,
+        do="export or copy the file again, or remove it from the data set",
+    )
+
+
+def _to_rgb(
+    image: Image.Image, path: Path, *, background: str, keep_faint: bool = False
+) -> Image.Image:
+    """Any mode to RGB; `keep_faint` keeps 16-bit values from 1 to 128 above zero (masks)."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise DataError(
+            f"{path} holds floating-point values, whose range is not known.",
+            found="pixel format float32",
+            do="export it as 8- or 16-bit grey",
+        )
+    if image.mode in _SIXTEEN_BIT:
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        scaled = -(-values // 257) if keep_faint else (values + 128) // 257
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    try:
+        if image.mode in _TRANSPARENT or "transparency" in image.info:
+            layer = image.convert("RGBA")
+            canvas = Image.new("RGBA", layer.size, background)
+            return Image.alpha_composite(canvas, layer).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as error:  # LAB and other modes without a conversion
+        raise _unreadable(path, error) from error
