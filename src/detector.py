@@ -1,0 +1,94 @@
+"""A finished run at work: images in, scores, decisions and maps out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from src.data.transforms import ImageTransform
+from src.errors import SavedModelError
+from src.evaluation.threshold import Threshold
+from src.models.base import AnomalyModule, Prediction
+from src.models.build import build_model
+from src.saved_run import SavedRun
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What the detector says of one image; maps lie on the model's grid (see `to_original`)."""
+
+    score: float  # raw units, higher is more anomalous
+    alarm: bool
+    anomaly_map: np.ndarray  # (h, w) float32, raw units
+    mask: np.ndarray  # (h, w) bool, pixels called defective
+    log_nfa: np.ndarray | None  # (h, w) float32, log10; None unless the threshold is `nfa`
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model with its transform and threshold, on one device."""
+
+    model: AnomalyModule
+    transform: ImageTransform
+    threshold: Threshold
+    config: DictConfig
+    directory: Path
+    device: torch.device
+
+    @classmethod
+    def load(cls, directory: Path, device: str = "auto") -> Detector:
+        """Load the run folder that `python -m src.run` printed.
+
+        Raises:
+            SavedModelError: no finished run there, or its files are damaged.
+        """
+        run = SavedRun(directory.expanduser())
+        if not run.finished:
+            raise SavedModelError(
+                f"{directory} is not a finished run.",
+                found="no metrics.json" if directory.is_dir() else "no such folder",
+                do="run the experiment to its end, or give the folder it printed",
+            )
+        config = run.config()
+        transform = ImageTransform.from_config(config.transform)
+        model = build_model(config, transform.size)
+        model.load(run.directory / "model")
+        threshold = Threshold.from_json(run.read_json("model/threshold.json"))
+        model.wants_log_nfa = threshold.rule == "nfa"
+        chosen = _device(device)
+        model.eval().to(chosen)
+        return cls(model, transform, threshold, config, run.directory, chosen)
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[Image.Image | np.ndarray]) -> list[Detection]:
+        """Score RGB images of any size as one batch; memory grows with the batch only."""
+        batch = torch.stack([self.transform(image) for image in images]).to(self.device)
+        return self.decide(self.model(batch))
+
+    def decide(self, prediction: Prediction) -> list[Detection]:
+        """Apply the threshold to a batch of predictions."""
+        maps = prediction.anomaly_map.float().cpu().numpy()  # (B, h, w)
+        nfa = None if prediction.log_nfa is None else prediction.log_nfa.float().cpu().numpy()
+        found = []
+        for row, score in enumerate(prediction.score.tolist()):
+            mask = maps[row] > self.threshold.pixel if nfa is None else nfa[row] < 0
+            alarm = score > self.threshold.image if nfa is None else bool(mask.any())
+            log_nfa = None if nfa is None else nfa[row]
+            found.append(Detection(score, bool(alarm), maps[row], mask, log_nfa))
+        return found
+
+    def to_original(self, grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """A map (h, w) of this detector over an original image of (H, W) pixels, float32."""
+        return self.transform.to_original(grid.astype(np.float32), size).numpy()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from src.command_line import explain_overrides
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments, cwd=ROOT, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "src.run", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+def test_help_answers_in_under_three_seconds_and_shows_groups():
+    began = time.perf_counter()
+    answer = run("--help")
+    seconds = time.perf_counter() - began
+    assert answer.returncode == 0
+    for word in ("model:", "patchcore", "backbone:", "experiment=demo", "--cfg job"):
+        assert word in answer.stdout
+    assert seconds < 3, f"{seconds:.1f} s"
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, src.run; assert 'torch' not in sys.modules, 'torch was imported'"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (["model=patchcor"], "'patchcore'"),
+        (["backbone=resnet81"], "'resnet18'"),
+        (["data.categry=bottle"], "'data.category'"),
+        (["modle=patchcore"], "'model'"),
+        (["model=patchcore", "model.coreset.rato=0.1"], "'model.coreset.ratio'"),
+        (["sead=1"], "'seed'"),
+        (["hardware=gpuu"], "'gpu'"),
+    ],
+)
+def test_a_typo_is_answered_with_the_nearest_name(overrides, hint):
+    assert hint in explain_overrides(overrides, "run")
+
+
+def test_valid_overrides_need_no_explanation():
+    assert explain_overrides(["model=patchcore", "seed=3"], "run") is None
+
+
+def test_a_typo_exits_with_two_and_without_a_stack_trace():
+    answer = run("data.categry=bottle")
+    assert answer.returncode == 2
+    assert "data.category" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_debug_shows_the_stack_trace():
+    assert "Traceback" in run("data.categry=bottle", "debug=true").stderr
+
+
+def test_an_unknown_category_names_the_nearest_one(tmp_path):
+    (tmp_path / "mvtec" / "bottle" / "train" / "good").mkdir(parents=True)
+    answer = run(
+        "data.category=botle",
+        "data.download=false",
+        "backbone=efficientnet_lite0",
+        DATA_DIR=str(tmp_path),
+        RUNS_DIR=str(tmp_path / "runs"),
+    )
+    assert answer.returncode == 2
+    assert "bottle" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not list(tmp_path.glob("runs/**/config.yaml")), "nothing half-written stays"
+
+
+def test_dotenv_is_read_but_the_shell_wins(tmp_path):
+    (tmp_path / ".env").write_text("RUNS_DIR=from_dotenv\n")
+    environment = {k: v for k, v in os.environ.items() if k != "RUNS_DIR"}
+    environment["PYTHONPATH"] = str(ROOT)
+
+    def resolved(**extra):
+        return subprocess.run(
+            [sys.executable, "-m", "src.run", "--cfg", "job", "--resolve"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**environment, **extra},
+            timeout=60,
+        ).stdout
+
+    assert "runs_dir: from_dotenv" in resolved()
+    assert "runs_dir: from_shell" in resolved(RUNS_DIR="from_shell")
