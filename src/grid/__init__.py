@@ -1,0 +1,1 @@
+"""Many runs on one shared folder: jobs, claims, processes, tables."""

@@ -1,0 +1,44 @@
+"""Configs of single runs, composed inside the grid's own program."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from omegaconf import DictConfig
+
+from src.command_line import CONF
+from src.errors import ConfigError
+
+
+class Compose(Protocol):
+    """Overrides of `src.run` -> its composed config."""
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose; ConfigError names the overrides that do not fit."""
+
+
+@contextlib.contextmanager
+def run_composer() -> Iterator[Compose]:
+    """A function that composes configs of `src.run`; the search path is read once."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        try:
+            return hydra.compose("run", overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(
+                "A job of the grid does not compose.",
+                found=f"python -m src.run {' '.join(overrides)}: {_first_line(error)}",
+                do="try that command with `--cfg job` added, then repair the file in conf/paper",
+            ) from error
+
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield compose
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

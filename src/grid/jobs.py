@@ -1,0 +1,73 @@
+"""A job is one run: overrides for `src.run`, the folder they lead to, and their identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a resolved config means: `key` names it, `folder` is where its run lives."""
+
+    key: str
+    folder: Path
+
+
+Identify = Callable[[Sequence[str]], Identity]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a grid; equal keys mean equal resolved configs, whatever the overrides."""
+
+    overrides: tuple[str, ...]
+    identity: Identity
+    table: str  # the file of conf/paper it belongs to
+    variant: str  # the block of that file
+    category: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Model, data, category, seed and config hash, fit for a file name."""
+        return self.identity.key
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.identity.folder
+
+    @property
+    def name(self) -> str:
+        """For people: 'patchcore/wrn50_1 bottle seed 0'."""
+        return f"{self.table}/{self.variant} {self.category} seed {self.seed}"
+
+    def is_finished(self) -> bool:
+        """`metrics.json` is written last and atomically, so it means a complete run."""
+        return (self.folder / "metrics.json").is_file()
+
+
+@contextmanager
+def config_identity() -> Iterator[Identify]:
+    """A function from overrides of `src.run` to the identity of the resolved config."""
+    from src.grid.composing import run_composer
+    from src.saved_run import run_directory
+
+    with run_composer() as compose:
+
+        def identify(overrides: Sequence[str]) -> Identity:
+            folder = run_directory(compose(overrides))
+            return Identity("-".join(folder.parts[-4:]), folder)
+
+        yield identify
+
+
+def unique(jobs: Iterable[Job]) -> list[Job]:
+    """Jobs in order, each identity once: tables may share runs."""
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        seen.setdefault(job.key, job)
+    return list(seen.values())

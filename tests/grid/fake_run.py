@@ -1,0 +1,33 @@
+"""Stands in for `python -m src.run`: sleeps, may fail, writes metrics.json, and keeps a diary."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+options = dict(word.split("=", 1) for word in sys.argv[1:])
+folder = Path(options["folder"])
+folder.mkdir(parents=True, exist_ok=True)
+
+
+def note(what: str) -> None:
+    line = f"{what} {options['name']} {os.getpid()} {time.time():.4f}\n"
+    handle = os.open(options["diary"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(handle, line.encode())
+    os.close(handle)
+
+
+note("start")
+tries = len(list(folder.glob("try-*")))
+(folder / f"try-{tries}").touch()
+if tries < int(options.get("fails", 0)):
+    print("it broke here", file=sys.stderr)
+    sys.exit(int(options.get("code", 1)))
+time.sleep(float(options.get("sleep", 0.0)))
+partial = folder / "metrics.json.partial"
+partial.write_text(json.dumps({"test/image_auroc": 0.5 + 0.01 * int(options.get("value", 0))}))
+partial.replace(folder / "metrics.json")
+note("end")
