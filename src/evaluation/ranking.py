@@ -168,7 +168,7 @@ def checked(scores: ArrayLike, is_defect: ArrayLike) -> tuple[NDArray[Any], NDAr
     return score, label.astype(bool)
 
 
-def finite(scores: ArrayLike, what: str = "score") -> NDArray[Any]:
+def finite(scores: ArrayLike, what: str = "scores") -> NDArray[Any]:
     """Flat array of float32 or float64 scores.
 
     Raises:
@@ -180,7 +180,7 @@ def finite(scores: ArrayLike, what: str = "score") -> NDArray[Any]:
     if not np.isfinite(score).all():
         nan, infinite = int(np.isnan(score).sum()), int(np.isinf(score).sum())
         raise DataError(
-            f"{nan + infinite} of {score.size} {what}s are not finite numbers.",
+            f"{nan + infinite} of {score.size} {what} are not finite numbers.",
             found=f"{nan} NaN and {infinite} infinite",
             do="check training for divergence (learning rate, precision) and the inputs for NaN",
         )

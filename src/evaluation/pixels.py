@@ -1,0 +1,264 @@
+"""The pixels of a test set, kept small: what every pixel metric is computed from.
+
+Metrics need no picture, only which scores are defective (and in which region) and which are normal,
+per image. So each score map is stored as sorted float32 values, split by its mask: 4 bytes a pixel.
+What exceeds the memory budget goes to a temporary file. All results are exact in either case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.evaluation.overlap import BestIoU, best_mean_iou, region_sizes
+from src.evaluation.ranking import Counts, Floats, Ranking, around, finite
+
+Scores = NDArray[np.float32]
+
+#: Normal pixels sorted together: 64 MiB of float32, the peak beyond the budget.
+RUN_LENGTH = 2**24
+
+
+class ImagePixels(NamedTuple):
+    """The scores of one image, ascending; `normal` may lie in a file."""
+
+    defect: Scores  # (m,)
+    region_size: NDArray[np.int32]  # (m,) pixels of the region of each defective pixel
+    regions: int
+    normal: Scores | int  # (k,) or the offset in the spool
+    normals: int  # k
+
+
+class PixelRanking(NamedTuple):
+    """Tables of all test pixels; `_inside` counts false positives in defective images only."""
+
+    pixels: Ranking  # hits: pixels
+    regions: Ranking  # hits: 1 / (pixels of the region), so that each region weighs 1
+    pixels_inside: Ranking
+    regions_inside: Ranking
+
+
+class PixelHistograms(NamedTuple):
+    """Per image, how many pixels fall into each of b bins, highest scores first.
+
+    Enough to recompute pixel metrics for any re-weighting of the images. Bins hold about equal
+    numbers of defective and normal pixels, so AUROC is off by at most half the pairs that share a
+    bin: below 1 / bins, unless more than that share of the pixels has one and the same score.
+    """
+
+    image: Counts  # (n,) image indices
+    defect: Counts  # (n, b)
+    region: Floats  # (n, b) weights that sum to the number of regions of the image
+    normal: Counts  # (n, b)
+
+
+class PixelStore:
+    """Collects score maps and masks of one grid; images are known by their index.
+
+    Args:
+        memory_gb: scores kept in memory, in GiB; the rest is spooled to a temporary file.
+    """
+
+    def __init__(self, memory_gb: float) -> None:
+        self._free = int(memory_gb * 2**30)
+        self._images: dict[int, ImagePixels] = {}
+        self._spool: BinaryIO | None = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def index(self) -> Counts:
+        """Image indices in ascending order, the row order of every array of this class."""
+        return np.array(sorted(self._images), dtype=np.int64)
+
+    @property
+    def spooled(self) -> bool:
+        """Whether part of the scores lies on disk."""
+        return self._spool is not None
+
+    def add(self, index: int, anomaly_map: Scores, mask: NDArray[np.bool_]) -> None:
+        """Keep one image: scores (H, W), any finite numbers, and its mask (H, W).
+
+        Raises:
+            DataError: a score is NaN or infinite.
+        """
+        flat = finite(anomaly_map, what=f"map values of image {index}").astype(np.float32)
+        marked = mask.ravel()
+        defect, (sizes, regions) = flat[marked], region_sizes(mask)
+        order = np.argsort(defect)
+        self._keep(index, defect[order], sizes[order], regions, np.sort(flat[~marked]))
+
+    def _keep(
+        self,
+        index: int,
+        defect: Scores,
+        sizes: NDArray[np.int32],
+        regions: int,
+        normal: Scores,
+    ) -> None:
+        self._free -= normal.nbytes
+        kept = normal if self._free >= 0 else self._write(normal)
+        self._images[index] = ImagePixels(defect, sizes, regions, kept, normal.size)
+
+    def _write(self, normal: Scores) -> int:
+        if self._spool is None:
+            self._spool = tempfile.TemporaryFile(  # noqa: SIM115 - lives as long as the store
+                prefix="pixel-scores-"
+            )
+        offset = self._spool.seek(0, 2)
+        normal.tofile(self._spool)
+        return offset
+
+    def _normal(self, image: ImagePixels) -> Scores:
+        if not isinstance(image.normal, int):
+            return image.normal
+        assert self._spool is not None
+        self._spool.seek(image.normal)
+        return np.fromfile(self._spool, dtype=np.float32, count=image.normals)
+
+    def _ordered(self) -> Iterator[ImagePixels]:
+        return (self._images[index] for index in self.index.tolist())
+
+    # --- per image ----------------------------------------------------------------------------
+
+    @property
+    def defects(self) -> Counts:
+        """Defective pixels per image (n,)."""
+        return np.array([image.defect.size for image in self._ordered()], dtype=np.int64)
+
+    def counts_from(self, cuts: NDArray[Any]) -> tuple[Counts, Counts]:
+        """True and false positives (n, T) per image when every score >= cut (T,) is detected."""
+        low = np.asarray(cuts, dtype=np.float32)
+        rows = [
+            (
+                image.defect.size - np.searchsorted(image.defect, low),
+                image.normals - np.searchsorted(self._normal(image), low),
+            )
+            for image in self._ordered()
+        ]
+        tp, fp = (np.stack(part) for part in zip(*rows, strict=True))
+        return tp, fp
+
+    def counts_above(self, threshold: float) -> tuple[Counts, Counts]:
+        """True and false positives (n,) per image of the detection score > threshold."""
+        tp, fp = self.counts_from(np.array([first_above(threshold)]))
+        return tp[:, 0], fp[:, 0]
+
+    def best_mean_iou(self, values: NDArray[Any]) -> BestIoU:
+        """The best mean IoU over thresholds, from the defective `values` (K,) of `rank`."""
+        return best_mean_iou(values, self.counts_from, self.defects)
+
+    def histograms(self, bins: int) -> PixelHistograms:
+        """Scores of each image counted in about `bins` bins, for resampling images."""
+        edges = self._edges(bins)
+        images = list(self._ordered())
+        shape = (len(images), edges.size + 1)
+        defect, normal = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        region = np.empty(shape)
+        for row, image in enumerate(images):
+            cut = np.searchsorted(image.defect, edges)
+            weight = np.r_[0.0, np.cumsum(1.0 / image.region_size)]
+            defect[row] = np.diff(cut, prepend=0, append=image.defect.size)
+            region[row] = np.diff(weight[cut], prepend=0, append=weight[-1])
+            cut = np.searchsorted(self._normal(image), edges)
+            normal[row] = np.diff(cut, prepend=0, append=image.normals)
+        return PixelHistograms(self.index, defect[:, ::-1], region[:, ::-1], normal[:, ::-1])
+
+    def _edges(self, bins: int) -> Scores:
+        """Bin limits at equal shares of the defective and of a sample of the normal scores."""
+        quantiles = np.linspace(0, 1, bins // 2 + 1)
+        defect = [image.defect for image in self._ordered() if image.defect.size]
+        normal = [self._normal(image)[::16] for image in self._ordered() if image.normals]
+        cuts = [
+            np.quantile(np.concatenate(part), quantiles, method="inverted_cdf")
+            for part in (defect, normal)
+            if part
+        ]
+        return np.unique(np.concatenate(cuts)).astype(np.float32)
+
+    # --- all images ---------------------------------------------------------------------------
+
+    def rank(self) -> PixelRanking:
+        """One table for all pixel metrics; normal pixels are sorted in runs of RUN_LENGTH."""
+        images = list(self._ordered())
+        defect = np.concatenate([np.empty(0, np.float32), *(image.defect for image in images)])
+        value, where, hits = np.unique(defect, return_inverse=True, return_counts=True)
+        sizes = np.concatenate([np.empty(0, np.int32), *(image.region_size for image in images)])
+        weights = np.bincount(where, weights=1.0 / sizes, minlength=value.size)
+        good = self._around([image for image in images if not image.defect.size], value)
+        inside = self._around([image for image in images if image.defect.size], value)
+        lower = np.r_[np.float32(-np.inf), value[:-1]][: value.size]
+        within = Ranking(
+            value=value[::-1],
+            hits=hits[::-1].astype(np.int64),
+            normals_above=inside[0][::-1],
+            normals_from=inside[1][::-1],
+            below=np.maximum.reduce([inside[2], good[2], lower])[::-1],
+            normals=sum(image.normals for image in images if image.defect.size),
+        )
+        everywhere = dataclasses.replace(
+            within,
+            normals_above=within.normals_above + good[0][::-1],
+            normals_from=within.normals_from + good[1][::-1],
+            normals=sum(image.normals for image in images),
+        )
+        by_region = weights[::-1]
+        return PixelRanking(
+            pixels=everywhere,
+            regions=dataclasses.replace(everywhere, hits=by_region),
+            pixels_inside=within,
+            regions_inside=dataclasses.replace(within, hits=by_region),
+        )
+
+    def _around(self, images: list[ImagePixels], value: Scores) -> tuple[Counts, Counts, Scores]:
+        """Normal pixels of `images` above and from each value, and the next lower one."""
+        above, at_least = np.zeros(value.size, np.int64), np.zeros(value.size, np.int64)
+        below = np.full(value.size, -np.inf, dtype=np.float32)
+        for run in self._runs(images):
+            from_here, above_here, below_here = around(run, value)
+            above += above_here
+            at_least += from_here
+            np.maximum(below, below_here, out=below)
+        return above, at_least, below
+
+    def _runs(self, images: list[ImagePixels]) -> Iterator[Scores]:
+        waiting: list[Scores] = []
+        pixels = 0
+        for image in images:
+            waiting.append(self._normal(image))
+            pixels += image.normals
+            if pixels >= RUN_LENGTH:
+                yield np.sort(np.concatenate(waiting))
+                waiting, pixels = [], 0
+        if waiting:
+            yield np.sort(np.concatenate(waiting))
+
+    # --- several processes --------------------------------------------------------------------
+
+    def state(self) -> dict[int, ImagePixels]:
+        """Everything, in memory and picklable, to be sent to another process."""
+        return {
+            index: image._replace(normal=self._normal(image))
+            for index, image in self._images.items()
+        }
+
+    def merge(self, state: dict[int, ImagePixels]) -> None:
+        """Add the images of another process; an image that is already here is dropped."""
+        for index, image in state.items():
+            if index not in self._images:
+                normal = image.normal
+                assert not isinstance(normal, int)
+                self._keep(index, image.defect, image.region_size, image.regions, normal)
+
+
+def first_above(threshold: float) -> np.float32:
+    """The smallest float32 that is > threshold, so that score > threshold is score >= it."""
+    with np.errstate(over="ignore"):
+        near = np.float32(threshold)
+    return near if float(near) > threshold else np.nextafter(near, np.float32(np.inf))
