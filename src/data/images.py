@@ -22,8 +22,8 @@ MAX_PIXELS = 2**27
 # Pillow's own bomb check is a process-wide constant: it must not refuse what we allow.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-# Only formats decoded in-process (EPS or PDF would start other programs). MPO: phone JPEG.
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+# Only formats decoded in-process: EPS would start another program. Phone JPEGs turn into MPO.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _LOSSY = ("JPEG", "MPO", "WEBP")
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
