@@ -1,0 +1,129 @@
+"""One colour scale for a whole run, anchored at the threshold.
+
+ours: scaling every picture by its own extremes paints the hottest spot of a good part red. Here a
+colour means the same in every picture of a run: nothing is tinted far below the threshold, the
+threshold itself is a pale neutral, and only values above it turn yellow, orange, red, purple. The
+colours above the threshold fall in lightness all the way, so that they are ordered for any kind of
+colour vision and in grey print.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+# position -1 (calm) .. 0 (threshold) .. 1 (hottest): red, green, blue 0..255, opacity 0..1
+_STOPS = (
+    (-1.00, (96, 140, 190), 0.00),
+    (-0.45, (96, 140, 190), 0.00),
+    (-0.02, (160, 190, 215), 0.26),
+    (0.00, (250, 240, 205), 0.42),
+    (0.12, (253, 219, 110), 0.58),
+    (0.38, (244, 148, 40), 0.70),
+    (0.68, (206, 46, 58), 0.80),
+    (1.00, (98, 8, 86), 0.88),
+)
+_STEPS = 1024  # entries of the look-up table; finer than 8-bit colours can show
+_SAMPLES_PER_MAP = 4096  # enough for a percentile, bounds memory for large maps
+
+
+@dataclass(frozen=True, slots=True)
+class ColourScale:
+    """Where a map value lies between calm (`low`), `threshold` and hottest (`high`).
+
+    All in map units; low < threshold < high unless the threshold is infinite, in which case all
+    finite values lie on one side of it.
+    """
+
+    low: float
+    threshold: float
+    high: float
+
+    @classmethod
+    def fit(cls, maps: Iterable[np.ndarray], threshold: float) -> ColourScale:
+        """A scale for the maps (h, w) of one run.
+
+        low: median of all values (most pixels are normal). high: 99th percentile of the values
+        above the threshold. Both are moved away from the threshold when they touch it. NaN and
+        infinite map values are ignored; a NaN threshold counts as +inf (nothing is detected).
+        """
+        values = np.concatenate([_sample(each) for each in maps] or [np.zeros(0)])
+        if math.isnan(threshold):
+            threshold = math.inf
+        if values.size == 0:
+            values = np.array([threshold if math.isfinite(threshold) else 0.0])
+        low = float(np.median(values))
+        above = values[values > threshold]
+        high = float(np.percentile(above, 99.0) if above.size else values.max())
+        return cls(*_separate(low, threshold, high))
+
+    def position(self, values: np.ndarray) -> np.ndarray:
+        """Place of each value on the scale, float32 of the same shape in [-1, 1]; 0 = threshold.
+
+        NaN counts as hottest: it must be seen.
+        """
+        values = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=np.inf)
+        below = self._fraction(values, self.low, self.threshold) - 1.0
+        above = self._fraction(values, self.threshold, self.high)
+        return np.where(values > self.threshold, above, below).astype(np.float32)
+
+    def colours(self, values: np.ndarray) -> np.ndarray:
+        """Map values (h, w) -> (h, w, 4) uint8 RGBA, opacity not premultiplied."""
+        index = np.rint((self.position(values) + 1.0) * (0.5 * (_STEPS - 1))).astype(np.int32)
+        return _TABLE[index]
+
+    def _fraction(self, values: np.ndarray, start: float, end: float) -> np.ndarray:
+        if not math.isfinite(start):  # threshold -inf: everything is above, from low to high
+            start = self.low
+        if not math.isfinite(end):  # threshold +inf: everything is below, from low to high
+            end = self.high
+        with np.errstate(invalid="ignore"):
+            return np.clip((values - start) / (end - start), 0.0, 1.0)
+
+
+def resize_map(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A map (h, w) -> (height, width) float32, bilinear with half-pixel centres."""
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if values.shape == (height, width):
+        return values
+    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A mask (h, w) bool -> (height, width) bool, nearest neighbour."""
+    if mask.shape == (height, width):
+        return mask.astype(bool)
+    picture = Image.fromarray(mask.astype(np.uint8))
+    return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST)) > 0
+
+
+def _sample(values: np.ndarray) -> np.ndarray:
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    flat = flat[:: max(1, flat.size // _SAMPLES_PER_MAP)]
+    return flat[np.isfinite(flat)]
+
+
+def _separate(low: float, threshold: float, high: float) -> tuple[float, float, float]:
+    """Force low < threshold < high (or low < high around an infinite threshold)."""
+    if not math.isfinite(threshold):
+        return low, threshold, high if high > low else low + max(abs(low), 1.0)
+    room = max(high - threshold, threshold - low, 1e-6 * abs(threshold), 1e-12)
+    low = min(low, threshold - 0.25 * room)
+    high = max(high, threshold + 0.25 * room)
+    return low, threshold, high
+
+
+def _table() -> np.ndarray:
+    """(_STEPS, 4) uint8: colours between the stops, linear in each channel."""
+    position = np.linspace(-1.0, 1.0, _STEPS)
+    at = [stop[0] for stop in _STOPS]
+    channels = [np.interp(position, at, [stop[1][c] for stop in _STOPS]) for c in range(3)]
+    channels.append(np.interp(position, at, [255.0 * stop[2] for stop in _STOPS]))
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+_TABLE = _table()
