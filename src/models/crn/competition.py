@@ -1,0 +1,178 @@
+"""How units compete: who meets whom, what a meeting costs, and who is best so far.
+
+Source: official code of CRN (see `unit.py`). There is no winner-take-all update. Each step draws a
+random pair; both units play generator and discriminator on the same minibatch and both are
+updated. "Best" units are chosen only to score images. Ours: four forwards instead of eight and one
+backward instead of four, with equal losses, gradients and running statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import ConfigError, did_you_mean
+from src.models.crn.unit import CompetitiveUnit
+
+PAIRINGS = ("random", "matching")
+
+# Eight official forwards update the running statistics of a unit four times with momentum 0.1, in
+# the order s1 s2 s1 s2: run <- 0.6561 run + 0.1629 s1 + 0.181 s2. Two updates with these momenta
+# give the same: (1 - m1)(1 - m2) = 0.6561, m1 (1 - m2) = 0.1629, m2 = 0.181.
+SECOND_MOMENTUM = 0.1 + 0.1 * 0.9**2
+FIRST_MOMENTUM = (0.09 + 0.09 * 0.9**2) / (1 - SECOND_MOMENTUM)
+
+
+class LossWeights(NamedTuple):
+    """Weights of the three terms of a unit's loss."""
+
+    reconstruction: float  # w_r, image against own reconstruction
+    feedback: float  # w_f, own reconstruction against what the partner makes of it
+    discrimination: float  # w_d, partner's reconstruction against what the unit makes of it
+
+
+class PairLoss(NamedTuple):
+    """What a meeting of units a and b gives; all but `total` are detached, order (a, b)."""
+
+    total: Tensor  # scalar with graph, L_a + L_b
+    loss: Tensor  # (2,) L, may be negative
+    reconstruction: Tensor  # (2,) R = |x - u(x)|, lower is the better generator
+    discrimination: Tensor  # (2,) D = |r' - u(r')| - |x - u(x)|, higher is the better discriminator
+
+
+def pair_loss(pair: Sequence[CompetitiveUnit], image: Tensor, weights: LossWeights) -> PairLoss:
+    """Loss of two units (a, b) that meet on images (B, 3, H, W) in [-1, 1].
+
+    With r_a = a(x), r_b = b(x) and sg the stop-gradient,
+    L_a = w_r |x - r_a| + w_f |r_a - sg b(sg r_a)| - w_d |sg r_b - a(sg r_b)|, L_b with a and b
+    exchanged; |.| is the mean over all elements. No gradient passes through the partner. The
+    constant 4 that the official code adds to keep losses positive is left out.
+    """
+    a, b = pair
+    # This order gives batch norm the official order of batches: a sees x, r_b; b sees r_a, x.
+    made_a = _forward(a, image, FIRST_MOMENTUM)
+    judged_a = _forward(b, made_a.detach(), FIRST_MOMENTUM)
+    made_b = _forward(b, image, SECOND_MOMENTUM)
+    judged_b = _forward(a, made_b.detach(), SECOND_MOMENTUM)
+
+    reconstruction = torch.stack([_distance(image, made_a), _distance(image, made_b)])
+    feedback = torch.stack(
+        [_distance(made_a, judged_a.detach()), _distance(made_b, judged_b.detach())]
+    )
+    foreign = torch.stack(
+        [_distance(made_b.detach(), judged_b), _distance(made_a.detach(), judged_a)]
+    )
+    loss = (
+        weights.reconstruction * reconstruction
+        + weights.feedback * feedback
+        - weights.discrimination * foreign
+    )
+    return PairLoss(
+        total=loss.sum(),
+        loss=loss.detach(),
+        reconstruction=reconstruction.detach(),
+        discrimination=(foreign - reconstruction).detach(),
+    )
+
+
+def _forward(unit: CompetitiveUnit, image: Tensor, momentum: float) -> Tensor:
+    unit.set_norm_momentum(momentum)
+    return unit(image)
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).abs().mean()
+
+
+class UnitBoard(nn.Module):
+    """Who meets next, and how good every unit was lately.
+
+    Buffers (K,): `loss`, `reconstruction` (inf until seen) and `discrimination` (-inf until seen),
+    so unseen units are never best (the official code starts at 0, which makes them best).
+    Buffers, the best pair and the generator of pairs are part of the state dict, so a resumed run
+    continues alike. `best` is (generator, discriminator) as `choose_best` last found them.
+
+    Args:
+        num_units: K, at least 2.
+        pairing: random draws one ordered pair a step, with replacement over steps (official);
+            matching pairs all units at once, one of an odd number rests.
+        decay: moving average over a unit's own steps; 0 keeps the last value (official).
+        seed: of the pair generator.
+    """
+
+    reconstruction: Tensor
+    discrimination: Tensor
+    loss: Tensor
+
+    def __init__(self, num_units: int, pairing: str, decay: float, seed: int) -> None:
+        super().__init__()
+        if num_units < 2:
+            raise ConfigError(
+                "Competition needs at least two units.",
+                found=f"model.num_units={num_units}",
+                do="set model.num_units=2 or more; the paper uses 12",
+            )
+        if pairing not in PAIRINGS:
+            raise ConfigError(
+                f"There is no pairing {pairing!r}.",
+                found=f"model.pairing={pairing}",
+                do=did_you_mean(pairing, PAIRINGS),
+            )
+        if not 0.0 <= decay < 1.0:
+            raise ConfigError(
+                "The moving average of unit losses needs a decay in [0, 1).",
+                found=f"model.selection_decay={decay}",
+                do="set model.selection_decay=0.9, or 0 for the last value",
+            )
+        self.num_units, self.pairing, self.decay = num_units, pairing, decay
+        self.generator = torch.Generator().manual_seed(seed)
+        self.best = (0, 1)
+        self.register_buffer("loss", torch.full((num_units,), torch.inf))
+        self.register_buffer("reconstruction", torch.full((num_units,), torch.inf))
+        self.register_buffer("discrimination", torch.full((num_units,), -torch.inf))
+
+    def draw_pairs(self) -> list[tuple[int, int]]:
+        """Disjoint pairs of different units for one step: one, or K // 2 when matching."""
+        order = torch.randperm(self.num_units, generator=self.generator).tolist()
+        count = 1 if self.pairing == "random" else self.num_units // 2
+        return [(order[2 * i], order[2 * i + 1]) for i in range(count)]
+
+    @torch.no_grad()
+    def record(self, pair: tuple[int, int], result: PairLoss) -> None:
+        """Note what a meeting gave; no transfer from the device."""
+        for slot, unit in enumerate(pair):
+            self._average(self.loss, unit, result.loss[slot])
+            self._average(self.reconstruction, unit, result.reconstruction[slot])
+            self._average(self.discrimination, unit, result.discrimination[slot])
+
+    def choose_best(self) -> tuple[int, int]:
+        """(generator, discriminator): lowest R and highest D, the first unit on ties.
+
+        They may be one unit, as in the official code. Units with NaN are passed over.
+        """
+        makers = self.reconstruction.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        judges = self.discrimination.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        self.best = int(makers.argmin()), int(judges.argmax())
+        return self.best
+
+    def broken_units(self) -> list[int]:
+        """Units whose loss became NaN; they cannot recover."""
+        broken = self.loss.isnan() | self.reconstruction.isnan() | self.discrimination.isnan()
+        return broken.nonzero().flatten().tolist()
+
+    def _average(self, board: Tensor, unit: int, value: Tensor) -> None:
+        old = board[unit]
+        mixed = torch.lerp(value.to(old), old, self.decay)
+        board[unit] = torch.where(old.isinf(), value.to(old), mixed)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The pair generator and the best pair, for checkpoints."""
+        return {"generator": self.generator.get_state(), "best": list(self.best)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `get_extra_state`."""
+        self.generator.set_state(state["generator"].cpu())
+        self.best = (state["best"][0], state["best"][1])

@@ -1,0 +1,193 @@
+"""One competitive unit: a U-Net that is generator and discriminator at once.
+
+Source: Mattes, Richter, Döllner, "Detecting Anomalies in Road Surfaces with Competitive
+Reconstruction Networks", AGILE: GIScience Series 4:7, 2023; official code
+Snagnar/CompetitiveReconstructionNetworks (MIT). The shape is that of a pix2pix U-Net
+(Isola et al. 2017); ours differs from the official code only in form: loops instead of recursion,
+no in-place activations (relu(leaky_relu(e)) = relu(e), so skips are equal), and a depth below five
+is refused instead of silently raised to five.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.errors import ConfigError, did_you_mean
+
+NORMS = ("batch", "instance", "none")
+DECODERS = ("upsample", "transposed")
+FEWEST_LEVELS = 5  # the five outer levels of the ladder c, 2c, 4c, 8c, 8c are hard-wired
+
+
+class CompetitiveUnit(nn.Module):
+    """A U-Net from an image (B, 3, H, W) to a reconstruction (B, 3, H, W) in (-1, 1).
+
+    Level l = 1..L halves the resolution; its encoder output has `width(l)` channels. There is no
+    skip at full resolution. At 128 px, 64 base channels and batch norm: 30 242 816 parameters.
+
+    Args:
+        levels: L, from `count_levels`.
+        base_channels: c; 64 in the official code.
+        norm: batch, instance (with running statistics, not affine) or none.
+        decoder: upsample (nearest x2 then 3x3 convolution; "improved" in the official code) or
+            transposed (4x4 stride 2; half the work per image on paper, slower on CPUs).
+        dropout: Dropout(0.5) after the decoder norms of the innermost 8c levels but one.
+    """
+
+    def __init__(
+        self, levels: int, base_channels: int, norm: str, decoder: str, dropout: bool
+    ) -> None:
+        super().__init__()
+        _check_choice("norm", norm, NORMS)
+        _check_choice("decoder", decoder, DECODERS)
+        if levels < FEWEST_LEVELS:
+            raise ValueError(f"a unit has at least {FEWEST_LEVELS} levels, asked for {levels}")
+        widths = [3] + [base_channels * min(2**i, 8) for i in range(levels)]
+        self.upsamples = decoder == "upsample"
+        # Order of registration = order of the official recursion: down 1..L, then up L..1.
+        self.encoder = nn.ModuleList()
+        for level in range(1, levels + 1):
+            named = norm if 1 < level < levels else "none"
+            inputs, outputs = widths[level - 1], widths[level]
+            self.encoder.append(_Encoder(inputs, outputs, named, bias=norm == "instance"))
+        self.decoder = nn.ModuleList()
+        for level in range(levels, 0, -1):
+            named = norm if level > 1 else "none"
+            inputs = widths[level] if level == levels else 2 * widths[level]  # skip and upsampled
+            bias = norm == "instance" or (level == 1 and not self.upsamples)
+            drops = dropout and FEWEST_LEVELS <= level < levels
+            up = _Decoder(inputs, widths[level - 1], named, bias, self.upsamples, drops)
+            self.decoder.append(up)
+        self._norms = [m for m in self.modules() if isinstance(m, _Statistics)]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Reconstruct images (B, 3, H, W), H and W divisible by 2^L -> (B, 3, H, W) in (-1, 1)."""
+        skips: list[Tensor] = []
+        features = image
+        for down in self.encoder:
+            features = down(F.leaky_relu(features, 0.2) if skips else features)
+            skips.append(F.relu(features))  # (B, width(l), H / 2^l, W / 2^l)
+        features = skips.pop()
+        for up in self.decoder:
+            features = up(features)  # (B, width(l - 1), H / 2^(l-1), W / 2^(l-1))
+            if skips:
+                features = torch.cat([skips.pop(), F.relu(features)], dim=1)
+        return torch.tanh(features).to(image.dtype)  # losses stay float32 under autocast
+
+    def set_norm_momentum(self, momentum: float) -> None:
+        """Weight of the next batch's statistics in the running ones, as torch defines it."""
+        for norm in self._norms:
+            norm.momentum = momentum
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Weights as the official code draws them.
+
+        Convolutions: normal with std sqrt(2 / fan_out), torch taking dimension 0 of a transposed
+        kernel (its inputs) for the fan. Batch norm: weight N(1, 0.02), bias 0. Other biases: 0.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                fan_out = module.weight.shape[0] * math.prod(module.weight.shape[2:])
+                module.weight.normal_(0.0, math.sqrt(2.0 / fan_out), generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight.normal_(1.0, 0.02, generator=generator)
+                module.bias.zero_()
+
+
+def count_levels(image_size: tuple[int, int], max_depth: int) -> int:
+    """Levels of a unit: min(floor(log2(side)), max_depth), at least five.
+
+    Args:
+        image_size: (H, W) in pixels; both must be divisible by 2^levels.
+        max_depth: upper limit; 8 in the official code.
+
+    Raises:
+        ConfigError: too shallow, an image too small, or sides that cannot be halved so often.
+    """
+    if max_depth < FEWEST_LEVELS:
+        raise ConfigError(
+            f"A competitive unit has at least {FEWEST_LEVELS} levels.",
+            found=f"model.max_depth={max_depth}",
+            do=f"set model.max_depth={FEWEST_LEVELS}: the official code uses {FEWEST_LEVELS} "
+            "levels for every smaller value, without saying so",
+        )
+    levels = min(int(math.log2(min(image_size))), max_depth)
+    height, width = image_size
+    if levels < FEWEST_LEVELS:
+        raise ConfigError(
+            "The images are too small for a competitive unit.",
+            found=f"{height} x {width} pixels, which can be halved {levels} times",
+            do="set transform.resize to at least [32,32]",
+        )
+    step = 2**levels
+    if height % step or width % step:
+        fitting = [max(step, round(side / step) * step) for side in image_size]
+        raise ConfigError(
+            f"The image sides cannot be halved {levels} times.",
+            found=f"{height} x {width} pixels",
+            do=f"set transform.resize=[{fitting[0]},{fitting[1]}] (multiples of {step}), or a "
+            f"smaller model.max_depth (at least {FEWEST_LEVELS})",
+        )
+    return levels
+
+
+# --- the two halves of a level ----------------------------------------------------------------
+
+_Statistics = nn.BatchNorm2d | nn.InstanceNorm2d
+
+
+class _Encoder(nn.Module):
+    """Halve the resolution: 4x4 stride-2 convolution and norm. (B, C, H, W) -> (B, D, H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int, norm: str, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
+        self.norm = _norm(norm, outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm(self.conv(features))
+
+
+class _Decoder(nn.Module):
+    """Double the resolution: (B, C, H, W) -> (B, D, 2H, 2W)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, norm: str, bias: bool, upsamples: bool, dropout: bool
+    ) -> None:
+        super().__init__()
+        self.upsamples = upsamples
+        if upsamples:
+            self.conv: nn.Module = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+        else:
+            self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
+        self.norm = _norm(norm, outputs)
+        self.dropout = nn.Dropout(0.5) if dropout else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.upsamples:
+            features = F.interpolate(features, scale_factor=2.0, mode="nearest")
+        return self.dropout(self.norm(self.conv(features)))
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    if name == "batch":
+        return nn.BatchNorm2d(channels, eps=1e-5)
+    if name == "instance":
+        return nn.InstanceNorm2d(channels, affine=False, track_running_stats=True)
+    return nn.Identity()
+
+
+def _check_choice(key: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise ConfigError(
+            f"model.{key} has no choice {value!r}.",
+            found=f"model.{key}={value}",
+            do=did_you_mean(value, options),
+        )
