@@ -1,0 +1,300 @@
+"""From scores of normal images to a decision: one class a rule, chosen by the config group.
+
+A decision is always `score > threshold`, a mask always `anomaly map > threshold`. The threshold of
+the map comes from the same rule applied to the highest map value of each calibration image, so it
+bounds the probability that a normal image shows any marked pixel, not the share of such pixels.
+
+Rules that need no defect: `Conformal` (default, with a guarantee), `Quantile`, `Nfa`. `F1Oracle`
+reads test labels and says so in `Threshold.oracle`.
+
+Every threshold is a float32 value: torch and exported models compare in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol, cast
+
+import hydra
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from omegaconf import DictConfig
+from torch import Tensor
+
+from src.errors import ConfigError, SavedModelError
+from src.evaluation.processes import from_all_processes
+from src.evaluation.ranking import Ranking, best_f1, finite, rank
+from src.models.base import NormalScores, Prediction
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The operating point of a run, and how it was found."""
+
+    image: float  # alarm when score > image
+    pixel: float  # defective pixel when anomaly map > pixel
+    rule: str  # "conformal" | "quantile" | "f1_oracle" | "nfa"
+    alpha: float | None  # wanted probability of a false alarm; None: the rule has none
+    attained: float | None  # probability that n calibration images really guarantee
+    n: int  # calibration images
+    oracle: bool  # True: test labels were used
+
+    def decide(self, prediction: Prediction) -> Tensor:
+        """Alarms (B,) bool. Rule `nfa`: any pixel expects less than one false alarm."""
+        if self.rule == Nfa.name:
+            return (log_nfa_of(prediction) < 0).flatten(1).any(dim=1)
+        return prediction.score > self.image
+
+    def mask(self, prediction: Prediction) -> Tensor:
+        """Defective pixels (B, h, w) bool on the grid of the map."""
+        if self.rule == Nfa.name:
+            return log_nfa_of(prediction) < 0
+        return prediction.anomaly_map > self.pixel
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values; `from_json` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Threshold:
+        """Read what `to_json` gave; raises SavedModelError when keys or types do not fit."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise SavedModelError(
+                "The saved threshold is not usable.",
+                found=f"{sorted(values) if isinstance(values, dict) else values!r}",
+                do=f"it must have exactly the keys {sorted(names)}; run the experiment again",
+            )
+        return cls(**values)
+
+
+class Rule(Protocol):
+    """How a threshold is found."""
+
+    needs_labels: bool  # True: call `fit_oracle` with test labels instead of `fit`
+    wants_log_nfa: bool  # True: models must fill Prediction.log_nfa
+
+    def fit(self, normal: NormalScores | None) -> Threshold:
+        """The threshold from normal images the model has not seen."""
+        ...
+
+
+class Conformal:
+    """Split-conformal threshold: at most a share `alpha` of good parts raises an alarm.
+
+    The ceil((n + 1)(1 - alpha))-th smallest of n calibration scores. If calibration and future
+    normal scores are exchangeable, P(future score > threshold) <= alpha, for any distribution, any
+    n and with ties (Vovk et al., Algorithmic Learning in a Random World; Papadopoulos 2002). The
+    probability is over the draw of the calibration images too; one calibration may do better or
+    worse. With leave-one-image-out scores exchangeability is approximate.
+
+    n images cannot promise less than 1 / (n + 1). Then the highest score is used, and the level
+    that it does guarantee is stored in `attained` and logged with the number of images needed.
+    """
+
+    name = "conformal"
+    needs_labels = False
+    wants_log_nfa = False
+
+    def __init__(self, alpha: float) -> None:
+        if not 0 < alpha < 1:
+            raise ConfigError(
+                "threshold.alpha must lie between 0 and 1.",
+                found=str(alpha),
+                do="for 1 false alarm in 100 good parts set threshold.alpha=0.01",
+            )
+        self.alpha = alpha
+
+    def fit(self, normal: NormalScores | None) -> Threshold:
+        """The threshold of scores (n,), n >= 1; without any: ConfigError."""
+        image, map_max = calibration_scores(normal)
+        n = image.size
+        # Fractions: 100 * (1 - 0.01) is 99.00000000000001 in floating point, one rank too many.
+        order = math.ceil((n + 1) * (1 - Fraction(str(self.alpha))))
+        if order > n:
+            self._warn(n)
+        return _order_statistic(self.name, image, map_max, min(order, n), self.alpha)
+
+    def _warn(self, n: int) -> None:
+        _log.warning(
+            "%d normal calibration image%s cannot guarantee a false alarm rate of %g; the highest "
+            "score is the threshold, which guarantees %.3g (1/%d). For %g use at least %d images.",
+            n, "" if n == 1 else "s", self.alpha, 1 / (n + 1), n + 1, self.alpha,
+            math.ceil(1 / Fraction(str(self.alpha))) - 1,
+        )  # fmt: skip
+
+
+class Quantile:
+    """The plain empirical quantile: the smallest score that a share `q` of the normals reaches.
+
+    No correction for n: with few images the false alarm rate exceeds 1 - q on average; `attained`
+    says what the same order statistic guarantees.
+    """
+
+    name = "quantile"
+    needs_labels = False
+    wants_log_nfa = False
+
+    def __init__(self, q: float) -> None:
+        if not 0 < q <= 1:
+            raise ConfigError(
+                "threshold.q must lie above 0 and not above 1.",
+                found=str(q),
+                do="set threshold.q=0.99, or threshold.q=1 for the highest normal score",
+            )
+        self.q = q
+
+    def fit(self, normal: NormalScores | None) -> Threshold:
+        """The threshold of scores (n,), n >= 1; without any: ConfigError."""
+        image, map_max = calibration_scores(normal)
+        order = math.ceil(Fraction(str(self.q)) * image.size)
+        return _order_statistic(self.name, image, map_max, order, 1 - self.q)
+
+
+class Nfa:
+    """A-contrario decision of U-Flow: a pixel is defective when log10 NFA < 0.
+
+    NFA < 1 means that less than one such region is expected in an image of pure noise. There is no
+    parameter and nothing to calibrate; the guarantee holds as far as the latent is N(0, 1). Both
+    thresholds are 0, on -log10 NFA.
+    """
+
+    name = "nfa"
+    needs_labels = False
+    wants_log_nfa = True
+
+    def fit(self, normal: NormalScores | None) -> Threshold:
+        """The constant threshold; `normal` is not needed."""
+        return Threshold(0.0, 0.0, self.name, None, None, 0, oracle=False)
+
+
+class F1Oracle:
+    """The threshold with the best F1 on the test set itself: an upper bound, not a deployable rule.
+
+    An exact sweep over the sorted scores; replaces the 2001-step scan ('dynamic thresholding') of
+    the PatchCore-ViT study. Masks give the pixel threshold by pixel F1; without masks it is the
+    F1-optimal threshold of the highest map values.
+    """
+
+    name = "f1_oracle"
+    needs_labels = True
+    wants_log_nfa = False
+
+    def fit(self, normal: NormalScores | None) -> Threshold:
+        """Not possible from normal images; raises ConfigError."""
+        raise ConfigError(
+            "threshold=f1_oracle needs labelled images.",
+            found="normal calibration images only",
+            do="use threshold=conformal, which needs normal images only",
+        )
+
+    def fit_oracle(
+        self,
+        scores: ArrayLike,
+        is_defect: ArrayLike,
+        map_max: ArrayLike,
+        pixels: Ranking | None,
+    ) -> Threshold:
+        """The threshold from labelled scores (n,), map maxima (n,) and the pixel table, if any.
+
+        Raises:
+            ConfigError: normal or defective images are missing.
+        """
+        images = rank(np.asarray(finite(scores), dtype=np.float32), is_defect)
+        if images.empty:
+            raise ConfigError(
+                "threshold=f1_oracle needs normal and defective test images.",
+                found=f"{images.normals} normal, {int(images.defects)} defective",
+                do="use threshold=conformal, which needs normal images only",
+            )
+        if pixels is None or pixels.empty:
+            pixels = rank(np.asarray(finite(map_max), dtype=np.float32), is_defect)
+        return Threshold(
+            best_f1(images).threshold, best_f1(pixels).threshold, self.name, None, None, 0,
+            oracle=True,
+        )  # fmt: skip
+
+
+class CalibrationScores:
+    """Collects what a rule is fitted on while calibration images are predicted.
+
+    The maximum is taken over the map as the model made it: resizing averages, so no grid can show
+    a higher value and the guarantee holds on all of them.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[float, float]] = {}
+
+    def update(self, batch: dict[str, Tensor], prediction: Prediction) -> None:
+        """Take the scores of a batch; an image that comes twice counts once."""
+        highest = prediction.anomaly_map.flatten(1).amax(dim=1)
+        rows = zip(batch["index"], prediction.score, highest, strict=True)
+        self._rows |= {int(i): (float(score), float(high)) for i, score, high in rows}
+
+    def result(self) -> NormalScores:
+        """All scores, of all processes, in the order of the image index."""
+        rows: dict[int, tuple[float, float]] = {}
+        for part in from_all_processes(self._rows):
+            rows |= part
+        table = np.array([rows[index] for index in sorted(rows)], dtype=np.float32).reshape(-1, 2)
+        return NormalScores(_tensor(table[:, 0]), _tensor(table[:, 1]))
+
+
+def build_rule(cfg: DictConfig) -> Rule:
+    """The rule of the config group `threshold`."""
+    return cast(Rule, hydra.utils.instantiate(cfg))
+
+
+def log_nfa_of(prediction: Prediction) -> Tensor:
+    """`prediction.log_nfa` (B, h, w), or a ConfigError where the method has none."""
+    if prediction.log_nfa is None:
+        raise ConfigError(
+            "threshold=nfa needs a method that computes a number of false alarms.",
+            found="a prediction without log_nfa",
+            do="use model=uflow, or threshold=conformal with this model",
+        )
+    return prediction.log_nfa
+
+
+def calibration_scores(normal: NormalScores | None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Image scores and map maxima (n,) float32, n >= 1.
+
+    Raises:
+        ConfigError: there are none.
+        DataError: some are NaN or infinite.
+    """
+    if normal is None or len(normal.image) == 0:
+        raise ConfigError(
+            "There are no normal images to set the threshold with.",
+            found="calibration.fraction is 0, or rounds to no image, and this method cannot hold "
+            "out its own training images",
+            do="set calibration.fraction=0.1 to keep a tenth of the training images for it",
+        )
+    image = finite(normal.image.float(), what="calibration scores")
+    return image, finite(normal.map_max.float(), what="calibration map maxima")
+
+
+def _order_statistic(
+    rule: str, image: NDArray[Any], map_max: NDArray[Any], order: int, alpha: float
+) -> Threshold:
+    """The `order`-th smallest image score and map maximum, order 1..n."""
+    n = image.size
+    return Threshold(
+        image=float(np.sort(image)[order - 1]),
+        pixel=float(np.sort(map_max)[order - 1]),
+        rule=rule,
+        alpha=alpha,
+        attained=(n + 1 - order) / (n + 1),
+        n=n,
+        oracle=False,
+    )
+
+
+def _tensor(values: NDArray[np.float32]) -> Tensor:
+    return Tensor(values.copy())
