@@ -73,15 +73,19 @@ class Detector:
 
     def decide(self, prediction: Prediction) -> list[Detection]:
         """Apply the threshold to a batch of predictions."""
-        maps = prediction.anomaly_map.float().cpu().numpy()  # (B, h, w)
-        nfa = None if prediction.log_nfa is None else prediction.log_nfa.float().cpu().numpy()
-        found = []
-        for row, score in enumerate(prediction.score.tolist()):
-            mask = maps[row] > self.threshold.pixel if nfa is None else nfa[row] < 0
-            alarm = score > self.threshold.image if nfa is None else bool(mask.any())
-            log_nfa = None if nfa is None else nfa[row]
-            found.append(Detection(score, bool(alarm), maps[row], mask, log_nfa))
-        return found
+        prediction = Prediction(*(None if v is None else v.float().cpu() for v in prediction))
+        alarms, masks = self.threshold.decide(prediction), self.threshold.mask(prediction)
+        nfa = prediction.log_nfa
+        return [
+            Detection(
+                score=float(prediction.score[row]),
+                alarm=bool(alarms[row]),
+                anomaly_map=prediction.anomaly_map[row].numpy(),
+                mask=masks[row].numpy(),
+                log_nfa=None if nfa is None else nfa[row].numpy(),
+            )
+            for row in range(len(alarms))
+        ]
 
     def to_original(self, grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """A map (h, w) of this detector over an original image of (H, W) pixels, float32."""

@@ -18,7 +18,7 @@ from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
-from src.evaluation.threshold import Threshold, build_rule, collect_normal_scores
+from src.evaluation.threshold import CalibrationScores, Threshold, build_rule
 from src.models.base import AnomalyModule
 from src.models.build import build_model
 from src.reporting.outputs import print_result, write_outputs
@@ -52,8 +52,9 @@ def run_experiment(cfg: DictConfig) -> Result:
         run.start(cfg, manifest.describe_run(data.fingerprint(), weights), force=cfg.force)
 
         fit(run, trainer, model, data)
-        threshold = calibrate(cfg, trainer, model, data)
-        evaluator, metrics = evaluate(cfg, trainer, model, data, threshold)
+        threshold = calibrate(cfg, run, trainer, model, data)
+        evaluator, threshold, metrics = evaluate(cfg, trainer, model, data, threshold)
+        run.write_json("model/threshold.json", threshold.to_json())
         metrics |= {f"fit/{key}": value for key, value in run.read_json("fit.json").items()}
 
         pictures = write_outputs(cfg, run, model, data, evaluator, threshold, metrics)
@@ -80,19 +81,22 @@ def fit(run: SavedRun, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyD
 
 
 def calibrate(
-    cfg: DictConfig, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
+    cfg: DictConfig,
+    run: SavedRun,
+    trainer: pl.Trainer,
+    model: AnomalyModule,
+    data: AnomalyDataModule,
 ) -> Threshold | None:
     """The threshold from normal images the model has not seen; None for a labelled oracle."""
     rule = build_rule(cfg.threshold)
     model.wants_log_nfa = rule.wants_log_nfa
-    if rule.needs_labels:
-        return None
     normal = model.held_out_scores()
     if normal is None and data.calibration_samples:
-        with collect_normal_scores(cfg.evaluation.size) as (collected, consume):
-            score_images(trainer, model, data.calibration_dataloader(), consume)
+        collected = CalibrationScores()
+        score_images(trainer, model, data.calibration_dataloader(), collected.update)
         normal = collected.result()
-    return rule.fit(normal)
+    run.write_calibration(normal)
+    return None if rule.needs_labels else rule.fit(normal)
 
 
 def evaluate(
@@ -101,11 +105,14 @@ def evaluate(
     model: AnomalyModule,
     data: AnomalyDataModule,
     threshold: Threshold | None,
-) -> tuple[Evaluator, dict[str, float]]:
-    """Metrics of the test images; the only place that reads their labels and masks."""
+) -> tuple[Evaluator, Threshold, dict[str, float]]:
+    """Metrics of the test images; the only place that reads their labels and masks.
+
+    A missing threshold is an oracle's: it is chosen here, from labels, and marked as such.
+    """
     evaluator = build_evaluator(cfg)
     score_images(trainer, model, data.test_dataloader(), evaluator.update)
-    metrics = evaluator.compute(threshold or evaluator.oracle_threshold(), data.samples)
-    return evaluator, metrics | measure_latency(
-        model, data.test_dataloader(), cfg.evaluation.latency_images
-    )
+    threshold = threshold or evaluator.oracle_threshold()
+    metrics = evaluator.compute(threshold, data.samples)
+    speed = measure_latency(model, data.test_dataloader(), cfg.evaluation.latency_images)
+    return evaluator, threshold, metrics | speed

@@ -19,12 +19,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import SavedModelError
+
+if TYPE_CHECKING:
+    from src.models.base import NormalScores
 
 #: Raised when a change of the code changes results, so that old runs are not taken for new ones.
 RESULTS_VERSION = 1
@@ -131,6 +134,13 @@ class SavedRun:
             writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
             writer.writeheader()
             writer.writerows(rows)
+
+    def write_calibration(self, normal: NormalScores | None) -> None:
+        """Keep the scores the threshold came from, for drift warnings later."""
+        if normal is not None:
+            pairs = zip(normal.image.tolist(), normal.map_max.tolist(), strict=True)
+            rows = [{"score": score, "map_max": highest} for score, highest in pairs]
+            self.write_rows("calibration.csv", rows)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Declare the run finished."""

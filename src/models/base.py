@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.errors import SavedModelError
 
@@ -76,6 +76,14 @@ class AnomalyModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Lightning's hook for `callbacks`."""
         return self.callbacks()
+
+    def export_form(self) -> nn.Module:
+        """A module image (B, 3, H, W) -> Prediction that an exporter can trace.
+
+        Same numbers as `forward`; default: the method itself. Methods that search with tiles or
+        libraries return a plain version of themselves.
+        """
+        return self
 
     # --- saving: safetensors and JSON, never pickle -------------------------------------------
 

@@ -1,0 +1,107 @@
+"""Pre-processing as a few matrix products, so that it can live inside an exported model.
+
+Pillow's resize is separable: every output row is a fixed weighted mean of input rows. For one
+camera size the weights are constants, and uint8 pixels of that size can go straight into the
+exported graph: it resizes, crops and normalises exactly as training did (to about one grey level
+in a few pixels of a million, where fixed-point and float rounding differ).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from src.data.transforms import ImageTransform
+from src.errors import ConfigError
+
+_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
+
+
+class FixedInput(nn.Module):
+    """uint8 RGB images (B, h, w, 3) of one size -> float32 (B, 3, H, W), normalised.
+
+    Args:
+        transform: the transform of the run.
+        size: (h, w) of the camera images in pixels.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, transform: ImageTransform, size: tuple[int, int]) -> None:
+        super().__init__()
+        if transform.interpolation not in _SUPPORT or not transform.antialias:
+            raise ConfigError(
+                "Only antialiased bilinear, bicubic and lanczos resizing can be exported.",
+                found=f"interpolation={transform.interpolation}, antialias={transform.antialias}",
+                do="run again with transform.interpolation=bilinear transform.antialias=true",
+            )
+        resized = transform._resized(size)
+        top, left, height, width = transform._window(resized)
+        kind = transform.interpolation
+        rows = resize_matrix(size[0], resized[0], kind)[top : top + height]  # (H, h)
+        columns = resize_matrix(size[1], resized[1], kind)[left : left + width]  # (W, w)
+        for name, value in (("rows", rows), ("columns", columns)):
+            self.register_buffer(name, torch.from_numpy(value))
+        for name, numbers in (("mean", transform.mean), ("std", transform.std)):
+            self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Resize columns, round to 8 bit, resize rows, round, normalise: Pillow's own order."""
+        pixels = image.permute(0, 3, 1, 2).float()  # (B, 3, h, w)
+        pixels = _to_grey_levels(pixels @ self.columns.T)  # (B, 3, h, W)
+        pixels = _to_grey_levels(self.rows @ pixels)  # (B, 3, H, W)
+        return (pixels / 255 - self.mean) / self.std
+
+
+def resize_matrix(size_in: int, size_out: int, interpolation: str) -> np.ndarray:
+    """Weights (size_out, size_in) float32 of Pillow's antialiased resize along one axis.
+
+    Output pixel i looks at the input around (i + 0.5) * scale with a window that widens with the
+    scale when shrinking; rows sum to 1.
+    """
+    if size_in == size_out:
+        return np.eye(size_in, dtype=np.float32)
+    scale = size_in / size_out
+    stretch = max(scale, 1.0)
+    support = _SUPPORT[interpolation] * stretch
+    weights = np.zeros((size_out, size_in))
+    for row in range(size_out):
+        centre = (row + 0.5) * scale
+        first = max(int(centre - support + 0.5), 0)
+        last = min(int(centre + support + 0.5), size_in)
+        taps = (np.arange(first, last) - centre + 0.5) / stretch
+        values = np.array([_kernel(tap, interpolation) for tap in taps])
+        weights[row, first:last] = values / values.sum()
+    return weights.astype(np.float32)
+
+
+def _kernel(x: float, interpolation: str) -> float:
+    """Pillow's filter functions at distance x."""
+    x = abs(x)
+    if interpolation == "bilinear":
+        return max(0.0, 1.0 - x)
+    if interpolation == "bicubic":  # a = -0.5
+        if x < 1:
+            return (1.5 * x - 2.5) * x * x + 1
+        return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+    return float(np.sinc(x) * np.sinc(x / 3)) if x < 3 else 0.0
+
+
+def _to_grey_levels(pixels: Tensor) -> Tensor:
+    """Round half up and clip to 0..255, as Pillow stores between its two passes."""
+    return torch.floor(pixels + 0.5).clamp(0, 255)
+
+
+def camera_size(height: int, width: int) -> tuple[int, int]:
+    """Check a size given on the command line."""
+    if min(height, width) < 8 or not math.isfinite(height * width):
+        raise ConfigError(
+            "The camera size is too small.", found=f"{height} x {width}", do="give [h,w]"
+        )
+    return height, width

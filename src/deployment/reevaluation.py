@@ -1,0 +1,115 @@
+"""A saved run on its own test set again, on other data, or at several checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.table import Table
+
+from src import experiment
+from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
+from src.detector import Detector
+from src.errors import ConfigError, SavedModelError
+from src.evaluation.threshold import build_rule
+from src.reporting.outputs import print_result, write_outputs
+from src.saved_run import SavedRun
+from src.training import build_trainer
+
+_HEADLINES = ("test/image_auroc", "test/pixel_auroc", "test/aupro", "test/miou")
+
+
+def evaluate_run(cfg: DictConfig) -> dict[str, float]:
+    """Metrics of `cfg.run` on the data of `cfg`; writes metrics.json, scores.csv and a report."""
+    detector = Detector.load(Path(cfg.run), cfg.device)
+    merged = _merge(detector.config, cfg)
+    data = build_datamodule(merged)
+    data.prepare_data()
+    data.setup()
+    if not data.test_samples:
+        raise ConfigError(
+            "There is nothing to evaluate.",
+            found=f"{data.name} has no test images",
+            do="give data.abnormal_dir or data.normal_test_dir",
+        )
+    out = SavedRun(_folder(cfg, data))
+    trainer = build_trainer(merged, out.directory, [], single_pass=True)
+    threshold = detector.threshold
+    if cfg.threshold is not None:
+        rule = build_rule(cfg.threshold)
+        detector.model.wants_log_nfa = rule.wants_log_nfa
+        threshold = None if rule.needs_labels else rule.fit(detector.model.held_out_scores())
+    evaluator, threshold, metrics = experiment.evaluate(
+        merged, trainer, detector.model, data, threshold
+    )
+    manifest = SavedRun(detector.directory).read_json("manifest.json")
+    out.start(merged, manifest | {"data_fingerprint": data.fingerprint()}, force=True)
+    write_outputs(merged, out, detector.model, data, evaluator, threshold, metrics)
+    out.finish(metrics)
+    print_result(out)
+    if cfg.checkpoints:
+        _compare_checkpoints(cfg, merged, detector, trainer, data, out)
+    return metrics
+
+
+def _compare_checkpoints(
+    cfg: DictConfig,
+    merged: DictConfig,
+    detector: Detector,
+    trainer: pl.Trainer,
+    data: AnomalyDataModule,
+    out: SavedRun,
+) -> None:
+    """One row of metrics per training checkpoint; the threshold stays that of the run."""
+    rows = []
+    for path in _checkpoints(cfg, detector.directory):
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        detector.model.load_state_dict(state, strict=False)
+        detector.model.eval()
+        detector.model.after_fit(data.ordered_train_dataloader())
+        _, _, metrics = experiment.evaluate(
+            merged, trainer, detector.model, data, detector.threshold
+        )
+        rows.append({"checkpoint": path.name} | metrics)
+    out.write_rows("checkpoints.csv", rows)
+    table = Table("checkpoint", *_HEADLINES)
+    for row in rows:
+        table.add_row(
+            str(row["checkpoint"]), *(f"{row.get(key, float('nan')):.4f}" for key in _HEADLINES)
+        )
+    Console().print(table)
+
+
+def _checkpoints(cfg: DictConfig, run: Path) -> list[Path]:
+    wanted = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
+    patterns = ["*.ckpt" if name == "all" else name for name in wanted]
+    found = sorted({path for pattern in patterns for path in (run / "checkpoints").glob(pattern)})
+    if not found:
+        have = [path.name for path in (run / "checkpoints").glob("*.ckpt")]
+        raise SavedModelError(
+            "No such checkpoints.",
+            found=f"{wanted} among {have or 'none'}",
+            do="keep some with trainer.checkpoint_keep_every_n_epochs=N when training",
+        )
+    return found
+
+
+def _merge(saved: DictConfig, cfg: DictConfig) -> DictConfig:
+    """The run's config with the data and report of this call."""
+    merged = OmegaConf.create(OmegaConf.to_container(saved, resolve=False))
+    with open_dict(merged):
+        if cfg.data is not None:
+            merged.data = OmegaConf.to_container(cfg.data, resolve=False)
+        merged.report = cfg.report
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _folder(cfg: DictConfig, data: AnomalyDataModule) -> Path:
+    if cfg.out:
+        return Path(cfg.out).expanduser()
+    return Path(cfg.run).expanduser() / "evaluations" / f"{data.name}-{data.category}"
