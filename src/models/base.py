@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import safetensors
@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from src.errors import SavedModelError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT_VERSION = 1
 
@@ -76,6 +79,10 @@ class AnomalyModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Lightning's hook for `callbacks`."""
         return self.callbacks()
+
+    def diagnostics(self) -> dict[str, Figure]:
+        """Figures of the fitted method itself, by name; drawn once at the end of a run."""
+        return {}
 
     def export_form(self) -> nn.Module:
         """A module image (B, 3, H, W) -> Prediction that an exporter can trace.

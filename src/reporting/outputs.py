@@ -1,0 +1,284 @@
+"""What a run leaves behind for people: scores.csv, figures, report.html, a table on the console."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from src.data.datamodule import AnomalyDataModule
+from src.data.images import read_sample
+from src.data.samples import NORMAL, Sample
+from src.detector import Detection, Detector
+from src.evaluation.evaluator import Evaluator
+from src.evaluation.threshold import Threshold
+from src.models.base import AnomalyModule
+from src.reporting import curves as draw
+from src.reporting.colour_scale import ColourScale
+from src.reporting.figures import contact_sheet, overlay, triptych
+from src.reporting.patch_match import explain
+from src.reporting.records import (
+    Curve,
+    DefectRecall,
+    ImageResult,
+    Picture,
+    ProtocolFacts,
+    ReportData,
+    ThresholdFacts,
+    choose_pictures,
+)
+from src.reporting.report import write_report
+from src.reporting.tables import print_run_table
+from src.saved_run import SavedRun
+
+_SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
+_TITLES = {"patchcore": "PatchCore", "uflow": "U-Flow", "haloae": "HaloAE", "crn": "CRN"}
+
+
+def write_outputs(
+    cfg: DictConfig,
+    run: SavedRun,
+    model: AnomalyModule,
+    data: AnomalyDataModule,
+    evaluator: Evaluator,
+    threshold: Threshold,
+    metrics: Mapping[str, float],
+) -> dict[str, Path]:
+    """Write scores.csv, figures and the report; returns the pictures to log, by name."""
+    rows = score_rows(data, evaluator)
+    run.write_rows("scores.csv", rows)
+    detector = Detector(model, data.transform, threshold, cfg, run.directory, _device(model))
+    results = [_result(row) for row in rows]
+    chosen = choose_pictures(results, threshold.image, cfg.report.max_images)
+    samples = [data.samples[row["index"]] for row in evaluator.per_image_rows()]
+    scale = _scale(detector, [samples[i] for i in chosen], threshold)
+    run.write_json("figures/scale.json", asdict(scale))
+    pictured = _with_pictures(results, samples, chosen, detector, data)
+    pictures = write_figures(run, pictured, chosen[:_SHEET_IMAGES], scale, evaluator, threshold)
+    pictures |= _diagnostics(run, model)
+    if cfg.report.enabled:
+        report = _report_data(cfg, run, data, evaluator, threshold, metrics, pictured, scale)
+        write_report(run.directory / "report.html", report)
+    return pictures
+
+
+def score_rows(data: AnomalyDataModule, evaluator: Evaluator) -> list[dict[str, Any]]:
+    """One row per test image, in the order of the data set."""
+    rows = []
+    for row in evaluator.per_image_rows():
+        sample = data.samples[row["index"]]
+        rows.append(
+            {
+                "path": _below(sample.image_path, data.root),
+                "label": sample.label,
+                "defect": sample.defect,
+                "score": row["score"],
+                "decision": int(row["decision"]),
+                "map_max": row["map_max"],
+                "split": sample.split,
+            }
+        )
+    return rows
+
+
+def write_figures(
+    run: SavedRun,
+    results: list[ImageResult],
+    chosen: list[int],
+    scale: ColourScale,
+    evaluator: Evaluator,
+    threshold: Threshold,
+) -> dict[str, Path]:
+    """Curves, a contact sheet and triptychs of the images most worth seeing, as PNG."""
+    folder = run.directory / "figures"
+    scores = np.array([row.score for row in results])
+    labels = np.array([row.label for row in results])
+    defects = [row.defect for row in results]
+    figures = {
+        "histogram": draw.score_histogram(scores, labels, threshold.image),
+        "scores_by_defect": draw.score_strip(scores, defects, labels, threshold.image),
+    } | {curve.kind: draw.ranking_curve(curve) for curve in _curves(evaluator)}
+    for name, figure in figures.items():
+        draw.save_figure(figure, folder / f"{name}.png")
+    tiles, captions = [], []
+    for index in chosen:
+        picture = results[index].load_picture()
+        if picture is None:
+            continue
+        caption = f"{results[index].outcome}: {results[index].path} ({results[index].score:.4g})"
+        name = results[index].path.replace("/", "_").rsplit(".", 1)[0]
+        triptych(picture, scale, caption).save(_made(folder / "images" / f"{name}.png"))
+        tiles.append(overlay(picture, scale))
+        captions.append(caption)
+    if tiles:
+        contact_sheet(tiles, captions).save(_made(folder / "contact_sheet.png"))
+        figures["contact_sheet"] = None  # drawn already, to be logged with the others
+    return {name: folder / f"{name}.png" for name in figures}
+
+
+def print_result(run: SavedRun, *, repeated: bool = False) -> None:
+    """Metrics and paths of a finished run on the console."""
+    if repeated:
+        print(f"Already finished (force=true repeats it): {run.directory}")
+    print_run_table(run)
+
+
+# --- pieces of the report ----------------------------------------------------------------------
+
+
+def _report_data(
+    cfg: DictConfig,
+    run: SavedRun,
+    data: AnomalyDataModule,
+    evaluator: Evaluator,
+    threshold: Threshold,
+    metrics: Mapping[str, float],
+    results: list[ImageResult],
+    scale: ColourScale,
+) -> ReportData:
+    method = _TITLES.get(cfg.model.name, cfg.model.name)
+    manifest = run.read_json("manifest.json")
+    words = [word for word in manifest.get("command", [])[1:]]
+    return ReportData(
+        title=f"{method} on {data.name} {data.category}",
+        metrics=metrics,
+        threshold=ThresholdFacts(**threshold.to_json()),
+        protocol=_protocol(cfg, data, threshold),
+        images=results,
+        scale=scale,
+        intervals=_intervals(metrics),
+        recalls=[DefectRecall(*row) for row in evaluator.defect_recalls(data.samples)],
+        curves=_curves(evaluator),
+        subtitle=f"seed {cfg.seed}, backbone {cfg.backbone.name or 'none'}",
+        config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
+        manifest=manifest,
+        command=shlex.join(["python", "-m", "src.run", *words]),
+        notes=tuple(_notes(data)),
+    )
+
+
+def _protocol(cfg: DictConfig, data: AnomalyDataModule, threshold: Threshold) -> ProtocolFacts:
+    if threshold.oracle:
+        calibration = "test labels (oracle)"
+    elif data.calibration_samples:
+        calibration = f"{len(data.calibration_samples)} held-out normal images"
+    else:
+        calibration = "leave-one-image-out on the training images"
+    return ProtocolFacts(
+        name=cfg.protocol,
+        train_images=len(data.train_samples),
+        calibration="none needed" if threshold.rule == "nfa" else calibration,
+        selection="best on the test set, as in the paper" if cfg.protocol == "paper" else "",
+    )
+
+
+def _notes(data: AnomalyDataModule) -> list[str]:
+    notes = []
+    if not data.has_defects:
+        notes.append("There are no labelled defective test images: only false alarms can be seen.")
+    elif not data.has_masks:
+        notes.append("There are no masks: localisation is shown but not measured.")
+    return notes
+
+
+def _intervals(metrics: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    ends = {key.removesuffix("_ci_low") for key in metrics if key.endswith("_ci_low")}
+    return {key: (metrics[f"{key}_ci_low"], metrics[f"{key}_ci_high"]) for key in ends}
+
+
+def _curves(evaluator: Evaluator) -> list[Curve]:
+    return [
+        Curve(kind, curve.x, curve.y, area, limit)
+        for kind, (curve, area, limit) in evaluator.curves().items()
+    ]
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def _result(row: Mapping[str, Any]) -> ImageResult:
+    return ImageResult(
+        row["path"], row["label"], row["defect"], row["score"], bool(row["decision"])
+    )
+
+
+def _with_pictures(
+    results: list[ImageResult],
+    samples: list[Sample],
+    chosen: list[int],
+    detector: Detector,
+    data: AnomalyDataModule,
+) -> list[ImageResult]:
+    """The results, the chosen ones with a function that draws them when they are needed."""
+    pictured = list(results)
+    for index in chosen:
+        row = results[index]
+        pictured[index] = ImageResult(
+            row.path, row.label, row.defect, row.score, row.decision,
+            _picture(samples[index], detector, data),
+        )  # fmt: skip
+    return pictured
+
+
+def _picture(sample: Sample, detector: Detector, data: AnomalyDataModule) -> Callable[[], Picture]:
+    def make() -> Picture:
+        image = read_sample(sample)
+        found = detector.detect([image])[0]
+        return Picture(
+            display=data.transform.display(image),
+            anomaly_map=found.anomaly_map,
+            mask=_truth(sample, detector, image),
+            segmentation=found.mask,
+            log_nfa=found.log_nfa,
+            match=explain(detector, image, data) if found.alarm else None,
+        )
+
+    return make
+
+
+def _truth(sample: Sample, detector: Detector, image: Image.Image) -> np.ndarray | None:
+    if sample.mask_path is not None:
+        return detector.transform.mask(sample.mask_path)
+    return np.zeros(detector.transform.size, dtype=bool) if sample.label == NORMAL else None
+
+
+def _scale(detector: Detector, samples: list[Sample], threshold: Threshold) -> ColourScale:
+    """One scale for the run, from its pictures; NFA runs keep the map's own range."""
+    found: list[Detection] = []
+    for sample in samples[:: max(1, len(samples) // 32)]:
+        found += detector.detect([read_sample(sample)])
+    maps = [one.anomaly_map for one in found]
+    pixel = threshold.pixel
+    if threshold.rule == "nfa":  # its threshold lies on log NFA, not on the map that is coloured
+        inside = [one.anomaly_map[~one.mask] for one in found]
+        pixel = float(np.quantile(np.concatenate(inside), 0.999)) if inside else 0.0
+    return ColourScale.fit(maps, pixel)
+
+
+def _diagnostics(run: SavedRun, model: AnomalyModule) -> dict[str, Path]:
+    """Figures a method draws of itself (coreset radius, latents, loss weights)."""
+    paths = {}
+    for name, figure in model.diagnostics().items():
+        paths[name] = run.directory / "figures" / f"{name}.png"
+        draw.save_figure(figure, paths[name])
+    return paths
+
+
+def _device(model: AnomalyModule) -> torch.device:
+    return next((value.device for value in model.state_dict().values()), torch.device("cpu"))
+
+
+def _below(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
