@@ -118,8 +118,12 @@ class CheckedLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches in order."""
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, DataError):
+                # The traceback would keep the workers alive, and torch then waits 5 s for each.
+                getattr(batches, "_shutdown_workers", lambda: None)()
+                self._iterator = None
                 raise batch
             yield batch
 
