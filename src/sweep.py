@@ -1,0 +1,31 @@
+"""A W&B sweep file without W&B: `python -m src.sweep sweeps/crn_bayes.yaml count=20`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from src.command_line import app
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@app("sweep")
+def main(cfg: DictConfig) -> int:
+    """Run the trials of `cfg.file` in local processes and write their table and figure."""
+    from src.sweeping.local import run_sweep
+
+    return run_sweep(cfg)
+
+
+def name_the_file(arguments: list[str]) -> list[str]:
+    """Let the first word be the sweep file: `sweeps/x.yaml` becomes `file=sweeps/x.yaml`."""
+    if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+        return arguments
+    return [f"file='{arguments[0]}'", *arguments[1:]]
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = name_the_file(sys.argv[1:])
+    main()

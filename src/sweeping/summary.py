@@ -1,0 +1,97 @@
+"""The table of trials: on the screen, as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from src.grid.display import duration
+from src.sweeping.definition import SweepDefinition
+from src.sweeping.trials import Trial, best_trial
+
+SHOWN = 10  # trials on the screen; the files hold all
+
+
+def searched(definition: SweepDefinition) -> list[str]:
+    """Names of the parameters that vary."""
+    return [name for name, spec in definition.parameters.items() if _varies(spec)]
+
+
+def write_tables(
+    definition: SweepDefinition, trials: Sequence[Trial], folder: Path
+) -> tuple[Path, Path]:
+    """trials.csv in order of their numbers and trials.md, best first."""
+    header = ["trial", "state", *list(definition.parameters), "metric", "seconds", "run"]
+    rows = [_row(definition, trial) for trial in trials]
+    table, page = folder / "trials.csv", folder / "trials.md"
+    with table.with_suffix(".partial").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        writer.writerows(rows)
+    table.with_suffix(".partial").replace(table)
+    ranked = [_row(definition, trial) for trial in ranking(definition, trials)]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in ranked]
+    page.with_suffix(".partial").write_text(
+        "\n".join([_headline(definition, trials), "", *lines, ""])
+    )
+    page.with_suffix(".partial").replace(page)
+    return table, page
+
+
+def ranking(definition: SweepDefinition, trials: Sequence[Trial]) -> list[Trial]:
+    """Finished trials best first, then the others."""
+    sign = -1.0 if definition.maximise else 1.0
+
+    def order(trial: Trial) -> tuple[bool, float, int]:
+        unfinished = trial.state != "finished" or trial.metric is None
+        return unfinished, 0.0 if unfinished else sign * (trial.metric or 0.0), trial.number
+
+    return sorted(trials, key=order)
+
+
+def print_summary(definition: SweepDefinition, trials: Sequence[Trial]) -> None:
+    """The best trials, and the command that repeats the best one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = searched(definition)
+    table = Table("trial", "state", *names, definition.metric or "metric", "time", box=None)
+    for trial in ranking(definition, trials)[:SHOWN]:
+        table.add_row(
+            str(trial.number), trial.state, *(_cell(trial.values[name]) for name in names),
+            _cell(trial.metric), duration(trial.seconds),
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(_headline(definition, trials), markup=False)
+
+
+def _headline(definition: SweepDefinition, trials: Sequence[Trial]) -> str:
+    states = [trial.state for trial in trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    best = best_trial(list(trials), maximise=definition.maximise)
+    if best is None or best.metric is None:
+        return f"{len(trials)} trials ({counts})."
+    values = " ".join(f"{name}={best.values[name]}" for name in searched(definition))
+    return (
+        f"{len(trials)} trials ({counts}). Best: trial {best.number}, "
+        f"{definition.metric} {best.metric:.4f} with {values}"
+    )
+
+
+def _row(definition: SweepDefinition, trial: Trial) -> list[Any]:
+    values = [trial.values.get(name) for name in definition.parameters]
+    return [trial.number, trial.state, *values, trial.metric, trial.seconds, trial.run]
+
+
+def _varies(spec: dict[str, Any]) -> bool:
+    return "value" not in spec and len(spec.get("values", (0, 1))) > 1
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
