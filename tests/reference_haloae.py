@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,8 +35,7 @@ def attention_pixel_by_pixel(layer: HaloAttention, x: Tensor) -> Tensor:
                         width = layer.rel_width[(kx - left) - (X - left - halo) + w - 1]
                         logits.append(
                             [
-                                query[h * d : h * d + d]
-                                @ (key[h * d : h * d + d] + height + width)
+                                query[h * d : h * d + d] @ (key[h * d : h * d + d] + height + width)
                                 for h in range(layer.heads)
                             ]
                         )
@@ -116,7 +117,7 @@ def ssim_by_convolution(
 def weights_by_epoch(epoch: float) -> tuple[float, float, float]:
     """The published curriculum: midpoints and slopes in epochs of a run of 251."""
     raw = [
-        end + (start - end) / (1 + torch.exp(torch.tensor(slope * (epoch - midpoint)).double()))
+        end + (start - end) / (1 + math.exp(slope * (epoch - midpoint)))
         for start, end, midpoint, slope in (
             (1.0, 0.4, 40.0, 0.07),
             (-1e-8, 1.2, 75.0, 0.05),
@@ -124,7 +125,7 @@ def weights_by_epoch(epoch: float) -> tuple[float, float, float]:
         )
     ]
     total = sum(raw)
-    return tuple(float(r / total) for r in raw)  # type: ignore[return-value]
+    return raw[0] / total, raw[1] / total, raw[2] / total
 
 
 def live_parameters(channels_in: int, width: int, out: int, heads: int, kernel: int) -> int:

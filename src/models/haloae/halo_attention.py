@@ -93,7 +93,7 @@ class HaloAttention(nn.Module):
         rim, b, w = self.halo, self.block, self.window
         kv = F.pad(kv, (0, 0, rim, rim, rim, rim))
         kv = kv.unfold(1, w, b).unfold(2, w, b)  # (B, nH, nW, 2 heads d, w, w), a view
-        kv = kv.unflatten(3, (2, self.heads, self.dim_head))
+        kv = kv.view(*kv.shape[:3], 2, self.heads, self.dim_head, w, w)
         kv = kv.permute(3, 0, 1, 2, 4, 6, 7, 5)  # (2, B, nH, nW, heads, w, w, d)
         k, v = kv.reshape(2, -1, self.heads, w * w, self.dim_head).unbind(0)
         return k, v
@@ -135,7 +135,9 @@ class HaloAttention(nn.Module):
 
     # --- attention -----------------------------------------------------------------------------
 
-    def _attend_bias(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def _attend_bias(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
         bias = (rows[..., :, None] + columns[..., None, :]).flatten(3)  # (n, heads, b², w²)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
 
@@ -170,6 +172,6 @@ class HaloAttention(nn.Module):
 
 
 def _add_per_block(logits: Tensor, offset: Tensor) -> Tensor:
-    """logits (B nH nW, heads, b, b, w) + offset (nH, nW, w), the same for all heads and queries."""
+    """Add (nH, nW, w) to (B nH nW, heads, b, b, w), the same for all heads and queries."""
     offset = offset.flatten(0, 1)[:, None, None, None]  # (nH nW, 1, 1, 1, w)
-    return (logits.unflatten(0, (-1, offset.shape[0])) + offset).flatten(0, 1)
+    return (logits.view(-1, offset.shape[0], *logits.shape[1:]) + offset).flatten(0, 1)

@@ -160,7 +160,10 @@ def read_options(kind: type[T], values: Mapping[str, Any] | T, key: str) -> T:
     """
     if isinstance(values, kind):
         return values
-    assert isinstance(values, Mapping)
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{key} is a group of keys.", found=repr(values), do="see conf/model/haloae.yaml"
+        )
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     required = [f.name for f in fields(kind) if f.default is MISSING]  # type: ignore[arg-type]
     for name in values:
@@ -171,7 +174,9 @@ def read_options(kind: type[T], values: Mapping[str, Any] | T, key: str) -> T:
     missing = [name for name in required if name not in values]
     if missing:
         raise ConfigError(
-            f"{key} is incomplete.", found=f"no {', '.join(missing)}", do="see conf/model/haloae"
+            f"{key} is incomplete.",
+            found=f"no {', '.join(missing)}",
+            do="see conf/model/haloae.yaml",
         )
     return kind(**values)
 

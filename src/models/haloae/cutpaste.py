@@ -1,0 +1,194 @@
+"""Three-way CutPaste: the original, a pasted rectangle and a pasted scar, as one batch on a device.
+
+Li et al., "CutPaste" (CVPR 2021), with the ranges HaloAE took over from an open adaptation. Two
+differences, both ours: colour jitter acts on the resized image (a sixteenth of the work at 1024
+px), and one random order of the four colour changes serves the whole batch. Every number is drawn
+on the CPU from the given generator, so a seed gives the same images on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import kornia
+import torch
+from torch import Tensor
+
+from src.models.haloae.options import CutPasteOptions
+
+
+class Pieces(NamedTuple):
+    """Where each image is cut and where the piece goes; all (B,), in pixels and degrees."""
+
+    width: Tensor
+    height: Tensor
+    from_x: Tensor  # left edge of the source
+    from_y: Tensor
+    centre_x: Tensor  # centre of the target
+    centre_y: Tensor
+    angle: Tensor  # counter-clockwise
+
+
+def views(image: Tensor, options: CutPasteOptions, generator: torch.Generator) -> list[Tensor]:
+    """The images a training step sees, each (B, 3, H, W) in [0, 1]; the jittered original first.
+
+    All views come from one jittered original, so they share their background. Modes: `3way`
+    (original, rectangle, scar), `normal` (original, rectangle), `scar` (original, scar), `union`
+    (original, one or the other with equal chance).
+
+    Args:
+        image: (B, 3, H, W) RGB in [0, 1].
+        options: ranges; see `conf/model/haloae.yaml`.
+        generator: on the CPU.
+    """
+    original = jitter(image, draw_jitter(len(image), options, generator))
+    if options.mode == "3way":
+        modes = ["normal", "scar"]
+    elif options.mode == "union":
+        both = (
+            cut_and_paste(original, "normal", options, generator),
+            cut_and_paste(original, "scar", options, generator),
+        )
+        first = torch.rand(len(image), generator=generator) < 0.5
+        first = first.to(image.device)[:, None, None, None]
+        return [original, torch.where(first, *both)]
+    else:
+        modes = [options.mode]
+    return [original, *(cut_and_paste(original, mode, options, generator) for mode in modes)]
+
+
+def cut_and_paste(
+    image: Tensor, mode: str, options: CutPasteOptions, generator: torch.Generator
+) -> Tensor:
+    """Paste a jittered piece of each image (B, 3, H, W) into itself; mode `normal` or `scar`."""
+    draw = draw_rectangles if mode == "normal" else draw_scars
+    pieces = draw(len(image), (image.shape[-2], image.shape[-1]), options, generator)
+    colours = draw_jitter(len(image), options, generator)
+    return paste(image, Pieces(*(value.to(image.device) for value in pieces)), colours)
+
+
+def paste(image: Tensor, pieces: Pieces, colours: Jitter | None) -> Tensor:
+    """Cut, jitter, rotate and paste, for the whole batch at once.
+
+    Each target pixel looks up where it comes from: the rotation is undone around the centre of the
+    target and the nearest source pixel is read. Pixels that come from outside the piece keep the
+    original. Memory: a few copies of the batch.
+    """
+    H, W = image.shape[-2:]
+    y = torch.arange(H, device=image.device)[None, :, None] + 0.5  # pixel centres
+    x = torch.arange(W, device=image.device)[None, None, :] + 0.5
+    p = Pieces(*(value[:, None, None] for value in pieces))
+    angle = torch.deg2rad(p.angle)
+    dx, dy = x - p.centre_x, y - p.centre_y  # (B, H, W)
+    u = torch.floor(torch.cos(angle) * dx - torch.sin(angle) * dy + p.width / 2)
+    v = torch.floor(torch.sin(angle) * dx + torch.cos(angle) * dy + p.height / 2)
+    inside = (u >= 0) & (u < p.width) & (v >= 0) & (v < p.height)  # (B, H, W)
+    column = (p.from_x + u).long().clamp(0, W - 1)
+    row = (p.from_y + v).long().clamp(0, H - 1)
+    source = (row * W + column).flatten(1)[:, None].expand(-1, 3, -1)  # (B, 3, HW)
+    piece = image.flatten(2).gather(2, source).view_as(image)
+    piece = jitter(piece, colours, region=inside)
+    return torch.where(inside[:, None], piece, image)
+
+
+# --- draws -------------------------------------------------------------------------------------
+
+
+def draw_rectangles(
+    count: int, size: tuple[int, int], options: CutPasteOptions, generator: torch.Generator
+) -> Pieces:
+    """Rectangles of a share `area` of the image, aspect log-uniform, both corners uniform."""
+    H, W = size
+    area = _uniform(count, options.area, generator) * H * W
+    extreme = abs(math.log(options.aspect))
+    aspect = torch.exp(_uniform(count, (-extreme, extreme), generator))
+    width = torch.sqrt(area * aspect).round().clamp(1, W)
+    height = torch.sqrt(area / aspect).round().clamp(1, H)
+    from_x, from_y = _corner(W - width, generator), _corner(H - height, generator)
+    to_x, to_y = _corner(W - width, generator), _corner(H - height, generator)
+    angle = torch.zeros(count)
+    return Pieces(width, height, from_x, from_y, to_x + width / 2, to_y + height / 2, angle)
+
+
+def draw_scars(
+    count: int, size: tuple[int, int], options: CutPasteOptions, generator: torch.Generator
+) -> Pieces:
+    """Thin strips, rotated; the rotated box lies inside the image."""
+    H, W = size
+    width = _uniform(count, options.scar_width, generator).round().clamp(1, W)
+    height = _uniform(count, options.scar_height, generator).round().clamp(1, H)
+    from_x, from_y = _corner(W - width, generator), _corner(H - height, generator)
+    angle = _uniform(count, options.rotation, generator)
+    cos, sin = torch.cos(torch.deg2rad(angle)).abs(), torch.sin(torch.deg2rad(angle)).abs()
+    box_w = (cos * width + sin * height).ceil().clamp(max=W)
+    box_h = (sin * width + cos * height).ceil().clamp(max=H)
+    to_x, to_y = _corner(W - box_w, generator), _corner(H - box_h, generator)
+    return Pieces(width, height, from_x, from_y, to_x + box_w / 2, to_y + box_h / 2, angle)
+
+
+class Jitter(NamedTuple):
+    """Colour changes of a batch, in the order `order`; factors (B,)."""
+
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor  # share of the colour circle
+    order: tuple[int, ...]
+
+
+def draw_jitter(count: int, options: CutPasteOptions, generator: torch.Generator) -> Jitter | None:
+    """Factors U(1 - s, 1 + s) and hue U(-s, s) for each image; None when jitter is off."""
+    strength = options.jitter
+    if not strength:
+        return None
+    scales = [_uniform(count, (1 - strength, 1 + strength), generator) for _ in range(3)]
+    hue = _uniform(count, (-strength, strength), generator)
+    order = tuple(torch.randperm(4, generator=generator).tolist())
+    return Jitter(scales[0], scales[1], scales[2], hue, order)
+
+
+def jitter(image: Tensor, colours: Jitter | None, region: Tensor | None = None) -> Tensor:
+    """Apply colour changes to (B, 3, H, W) in [0, 1], as Pillow and torchvision define them.
+
+    Args:
+        image: RGB.
+        colours: what `draw_jitter` returned; None leaves the image alone.
+        region: (B, H, W) bool, the piece whose mean grey is the pivot of contrast; None: all.
+    """
+    if colours is None:
+        return image
+    brightness, contrast, saturation, hue = (value.to(image) for value in colours[:4])
+    for change in colours.order:
+        if change == 0:
+            image = kornia.enhance.adjust_brightness_accumulative(image, brightness)
+        elif change == 1:
+            image = _contrast(image, contrast, region)
+        elif change == 2:
+            image = kornia.enhance.adjust_saturation_with_gray_subtraction(image, saturation)
+        else:
+            image = kornia.enhance.adjust_hue(image, hue * 2 * math.pi)
+    return image
+
+
+def _contrast(image: Tensor, factor: Tensor, region: Tensor | None) -> Tensor:
+    grey = kornia.color.rgb_to_grayscale(image)  # (B, 1, H, W)
+    if region is None:
+        mean = grey.mean(dim=(1, 2, 3), keepdim=True)
+    else:
+        weight = region[:, None].to(grey)
+        mean = (grey * weight).sum((1, 2, 3), keepdim=True) / weight.sum(
+            (1, 2, 3), keepdim=True
+        ).clamp(min=1)
+    return (mean + (image - mean) * factor[:, None, None, None]).clamp(0, 1)
+
+
+def _uniform(count: int, limits: Sequence[float], generator: torch.Generator) -> Tensor:
+    low, high = limits
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _corner(room: Tensor, generator: torch.Generator) -> Tensor:
+    """A uniform whole number in [0, room]."""
+    return torch.floor(torch.rand(len(room), generator=generator) * (room + 1)).clamp(max=room)

@@ -1,0 +1,84 @@
+"""Block B: frozen multi-scale features on one grid, a quarter of the image side.
+
+From DFR (Shi et al. 2020) by way of HaloAE: every map is resized to the image by nearest neighbour
+and averaged over 4 x 4 patches. Both steps are linear and separable, so a map of N rows needs only
+`A X A^T` with A (S/4, N): no copy at image size (185 MB an image for VGG19 in the release).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.errors import ConfigError
+from src.models.haloae.options import ALIGNMENTS, FEATURE_STRIDE, choose
+
+
+class MultiScaleFeatures(nn.Module):
+    """Maps of a frozen extractor, aligned and concatenated: (B, 3, H, W) -> (B, C, H/4, W/4).
+
+    Args:
+        extractor: frozen network with `channels` and `forward(image) -> list of maps`.
+        alignment: `clean` averages the maps themselves. `padded` reproduces the release, whose
+            maps, all but the last, still carry the mirrored rim of one pixel that the next
+            convolution wanted; it stretches them towards the lower right.
+    """
+
+    def __init__(self, extractor: nn.Module, alignment: str) -> None:
+        super().__init__()
+        choose("model.feature_alignment", alignment, ALIGNMENTS)
+        channels = getattr(extractor, "channels", None)
+        if not channels:
+            raise ConfigError(
+                "HaloAE compares features of a frozen backbone.",
+                found="no backbone",
+                do="use backbone=vgg19 (the paper's) or backbone=efficientnet_lite0 (offline)",
+            )
+        self.extractor, self.alignment = extractor, alignment
+        self.channels = sum(channels)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """Features of normalised images, float32, without gradient."""
+        maps = self.extractor(image)
+        return align(maps, (image.shape[-2], image.shape[-1]), padded=self.alignment == "padded")
+
+
+def align(maps: list[Tensor], size: tuple[int, int], *, padded: bool) -> Tensor:
+    """Maps [(B, C_l, h_l, w_l)] of images of `size` (H, W) -> (B, sum C_l, H/4, W/4)."""
+    H, W = size
+    grid = (H // FEATURE_STRIDE, W // FEATURE_STRIDE)
+    last = len(maps) - 1
+    aligned = []
+    for position, x in enumerate(maps):
+        rim = padded and position < last
+        if not rim and _divides(x, grid):
+            aligned.append(F.adaptive_avg_pool2d(x, grid))
+            continue
+        rows = alignment_matrix(x.shape[-2], grid[0], rim=rim).to(x)
+        columns = alignment_matrix(x.shape[-1], grid[1], rim=rim).to(x)
+        aligned.append(rows @ x @ columns.T)
+    return torch.cat(aligned, 1)
+
+
+def alignment_matrix(length: int, side: int, *, rim: bool) -> Tensor:
+    """Nearest resize of `length` cells to 4 `side`, then the mean of four: (side, length).
+
+    With `rim` the axis is first mirrored by one cell at both ends (the release's quirk).
+    """
+    padded = length + 2 * rim
+    fine = torch.arange(side * FEATURE_STRIDE)
+    source = fine * padded // len(fine) - int(rim)  # nearest neighbour, in unpadded cells
+    source = source.abs()
+    source = torch.where(source < length, source, 2 * (length - 1) - source)
+    picks = (source[:, None] == torch.arange(length)).float()  # (4 side, length)
+    return picks.view(side, FEATURE_STRIDE, length).mean(1)
+
+
+def _divides(x: Tensor, grid: tuple[int, int]) -> bool:
+    """Whether plain average pooling gives the same, which is so for whole ratios down to 4."""
+    return all(
+        n % side == 0 and FEATURE_STRIDE % (n // side) == 0
+        for n, side in zip(x.shape[-2:], grid, strict=True)
+    )
