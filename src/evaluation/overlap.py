@@ -56,13 +56,22 @@ def area_under_overlap(regions: Ranking, limit: float) -> float:
     """
     if regions.empty:
         return float("nan")
-    start = regions.normals_above / regions.normals
-    end = regions.normals_from / regions.normals
-    stop = np.minimum(end, limit)
-    width = np.where(end > start, end - start, 1.0)  # a step has no ramp: its first term is 0
-    areas = (stop - start) ** 2 / (2 * width) + (limit - stop)
-    areas[start >= limit] = 0.0
-    return float(np.sum(regions.hits * areas) / regions.defects / limit)
+    above = regions.normals_above / regions.normals
+    upto = regions.normals_from / regions.normals
+    return float(overlap_area(regions.hits, above, upto, limit))
+
+
+def overlap_area(
+    hits: NDArray[Any], above: NDArray[Any], upto: NDArray[Any], limit: float
+) -> NDArray[Any]:
+    """Partial area (...,) of region weights `hits` (..., K), scaled by `limit`.
+
+    `above` and `upto` (..., K) are the rates of normal pixels strictly above and at or above.
+    """
+    stop = np.minimum(upto, limit)
+    width = np.where(upto > above, upto - above, 1.0)  # a step has no ramp: its first term is 0
+    areas = np.where(above < limit, (stop - above) ** 2 / (2 * width) + (limit - stop), 0.0)
+    return np.sum(hits * areas, axis=-1) / hits.sum(axis=-1) / limit
 
 
 def image_ious(tp: Counts, fp: Counts, defects: Counts) -> Floats:

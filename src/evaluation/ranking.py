@@ -204,9 +204,7 @@ def area_under_roc(table: Ranking) -> float:
     """P(defective > normal) + P(equal)/2 over all pairs; NaN when a class is empty."""
     if table.empty:
         return float("nan")
-    twice_above = table.normals_above + table.normals_from  # equal scores count half
-    pairs = table.normals * table.defects
-    return float(1 - np.sum(table.hits * (twice_above / 2)) / pairs)
+    return float(roc_area(table.hits, table.normals_above, table.normals_from, table.normals))
 
 
 def area_under_precision(table: Ranking) -> float:
@@ -216,17 +214,40 @@ def area_under_precision(table: Ranking) -> float:
     """
     if table.empty:
         return float("nan")
-    precision = table.found / (table.found + table.normals_from)
-    return float(np.sum(table.hits * precision) / table.defects)
+    return float(precision_area(table.hits, table.normals_from))
 
 
 def best_f1(table: Ranking) -> Best:
     """Largest F1 over all thresholds; of equal ones the highest threshold; NaN if undefined."""
     if table.empty:
         return Best(float("nan"), float("nan"))
-    f1 = 2 * table.found / (table.found + table.normals_from + table.defects)
+    f1 = f1_scores(table.hits, table.normals_from)
     k = int(np.argmax(f1))
     return Best(float(f1[k]), between(table.value[k], table.below[k]))
+
+
+# The formulas, along the last axis, so that many resamples (..., K) are computed at once.
+
+
+def roc_area(
+    hits: NDArray[Any], above: NDArray[Any], upto: NDArray[Any], normals: ArrayLike
+) -> NDArray[Any]:
+    """AUROC (...,) of weights `hits` (..., K) with normals strictly above and at or above."""
+    lost = np.sum(hits * ((above + upto) / 2), axis=-1)  # equal scores count half
+    return 1 - lost / (np.asarray(normals) * hits.sum(axis=-1))
+
+
+def precision_area(hits: NDArray[Any], upto: NDArray[Any]) -> NDArray[Any]:
+    """Average precision (...,) of `hits` (..., K) with normals at or above."""
+    found = np.cumsum(hits, axis=-1)
+    precision = found / np.maximum(found + upto, 1)  # 0 / 0 only where hits are 0 as well
+    return np.sum(hits * precision, axis=-1) / found[..., -1]
+
+
+def f1_scores(hits: NDArray[Any], upto: NDArray[Any]) -> NDArray[Any]:
+    """F1 (..., K) when every score at or above each value is called a defect."""
+    found = np.cumsum(hits, axis=-1)
+    return 2 * found / (found + upto + found[..., -1:])
 
 
 def between(upper: np.floating, lower: np.floating) -> float:

@@ -1,0 +1,207 @@
+"""How sure a number is: intervals for one run, for means, and for the difference of two runs.
+
+Images are what is drawn at random, so images are resampled, never pixels: pixels of one image are
+not independent. Normal and defective images are resampled separately, because a test set fixes
+their numbers (stratified bootstrap). Pixel metrics are recomputed for each resample from per-image
+histograms (`pixels.PixelHistograms`), a cluster bootstrap whose cost does not grow with the pixels.
+
+Image AUROC has its own interval. Near 1, where industrial data live, the percentile bootstrap is
+far too narrow: with 20 normal and 63 defective images and a true AUROC of 0.99 its "95 %" interval
+held the truth in 76 % of simulated sets, and a perfect separation gives [1, 1]. Newcombe's score
+interval held it in 97 % (tests/evaluation/test_uncertainty.py repeats the simulation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import ndtri
+
+from src.evaluation.overlap import overlap_area
+from src.evaluation.pixels import PixelHistograms
+from src.evaluation.ranking import Floats, checked, f1_scores, precision_area, roc_area
+
+LEVEL = 0.95
+
+#: Resamples computed together; bounds memory to a few arrays of _BLOCK x bins.
+_BLOCK = 250
+
+
+class Interval(NamedTuple):
+    """Limits that hold the true value with probability LEVEL."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """How much the second of two runs is better on the same images."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float  # two-sided, of "no difference"
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation over seeds."""
+
+    mean: float
+    std: float  # n - 1 in the denominator; NaN for a single seed
+    n: int
+
+
+_NOTHING = Interval(float("nan"), float("nan"))
+
+
+# --- closed forms ------------------------------------------------------------------------------
+
+
+def auroc_interval(auroc: float, defects: int, normals: int, level: float = LEVEL) -> Interval:
+    """Score interval of an AUROC: all values from which it is not too far, given their variance.
+
+    Newcombe 2006 (Statistics in Medicine 25:559, method 5): Hanley and McNeil's variance with both
+    sample sizes replaced by their mean. Defined at 0 and 1; NaN when a class is empty.
+    """
+    if math.isnan(auroc) or not defects or not normals:
+        return _NOTHING
+    z2 = float(ndtri((1 + level) / 2)) ** 2
+    half = (defects + normals) / 2 - 1
+
+    def excess(truth: float) -> float:
+        spread = 1 + half * (1 - truth) / (2 - truth) + half * truth / (1 + truth)
+        return (auroc - truth) ** 2 - z2 * truth * (1 - truth) * spread / (defects * normals)
+
+    step = 1e-12
+    low = brentq(excess, 0.0, auroc - step) if auroc > 0 else 0.0
+    high = brentq(excess, auroc + step, 1.0) if auroc < 1 else 1.0
+    return Interval(float(low), float(high))
+
+
+def rate_interval(count: int, total: int, level: float = LEVEL) -> Interval:
+    """Wilson score interval of a rate such as recall or false alarms; NaN when total is 0."""
+    if not total:
+        return _NOTHING
+    z2 = float(ndtri((1 + level) / 2)) ** 2
+    centre = (count + z2 / 2) / (total + z2)
+    reach = math.sqrt(z2 * (count * (total - count) / total + z2 / 4)) / (total + z2)
+    return Interval(max(centre - reach, 0.0), min(centre + reach, 1.0))
+
+
+def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """Interval of the mean of independent values, such as the categories of a data set.
+
+    MOVER (Zou and Donner 2008, Statistics in Medicine 27:1693): the distances to the limits add in
+    squares. Unlike a standard error it keeps the asymmetry of intervals near 1.
+    """
+    value = np.asarray(values, dtype=float)
+    low, high = np.array(intervals, dtype=float).reshape(-1, 2).T
+    if not value.size:
+        return _NOTHING
+    down, up = np.sqrt(np.sum((value - low) ** 2)), np.sqrt(np.sum((high - value) ** 2))
+    return Interval(float(value.mean() - down / value.size), float(value.mean() + up / value.size))
+
+
+def over_seeds(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation of one metric over seeds."""
+    value = np.asarray(values, dtype=float)
+    std = float(value.std(ddof=1)) if value.size > 1 else float("nan")
+    return Spread(float(value.mean()) if value.size else float("nan"), std, value.size)
+
+
+# --- resampling --------------------------------------------------------------------------------
+
+
+def stratified_weights(
+    is_defect: ArrayLike, resamples: int, generator: np.random.Generator
+) -> NDArray[np.int32]:
+    """How often each image is drawn, (resamples, n): each class keeps its number of images."""
+    defect = np.asarray(is_defect, dtype=bool)
+    weights = np.zeros((resamples, defect.size), dtype=np.int32)
+    for members in (np.flatnonzero(defect), np.flatnonzero(~defect)):
+        if members.size:
+            drawn = generator.integers(members.size, size=(resamples, members.size))
+            rows = np.arange(resamples)[:, None] * members.size
+            counts = np.bincount((drawn + rows).ravel(), minlength=resamples * members.size)
+            weights[:, members] = counts.reshape(resamples, members.size)
+    return weights
+
+
+def image_metrics(
+    scores: ArrayLike, is_defect: ArrayLike, weights: NDArray[np.int32]
+) -> dict[str, Floats]:
+    """AUROC, AP and F1-max of every resample: keys `image_auroc`, ... values (resamples,).
+
+    scores and is_defect (n,), weights (resamples, n). NaN when a class is empty.
+    """
+    score, defect = checked(scores, is_defect)
+    if not defect.any() or defect.all():
+        nan = np.full(len(weights), np.nan)
+        return {"image_auroc": nan, "image_ap": nan, "image_f1_max": nan}
+    order = np.argsort(-score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
+    drawn_defects = np.add.reduceat((weights * defect)[:, order], starts, axis=1)  # (B, K)
+    drawn_normals = np.add.reduceat((weights * ~defect)[:, order], starts, axis=1)
+    upto = np.cumsum(drawn_normals, axis=1)
+    normals = upto[:, -1]
+    return {
+        "image_auroc": roc_area(drawn_defects, upto - drawn_normals, upto, normals),
+        "image_ap": precision_area(drawn_defects, upto),
+        "image_f1_max": f1_scores(drawn_defects, upto).max(axis=1),
+    }
+
+
+def pixel_metrics(
+    histograms: PixelHistograms, weights: NDArray[np.int32], limits: dict[str, float]
+) -> dict[str, Floats]:
+    """Pixel AUROC, AP and AUPRO of every resample of images, values (resamples,).
+
+    weights (resamples, n) follow the rows of `histograms`; `limits` names the AUPRO keys. Exact up
+    to the width of the bins (see PixelHistograms). NaN when a class has no pixels.
+    """
+    parts: dict[str, list[Floats]] = {key: [] for key in ("pixel_auroc", "pixel_ap", *limits)}
+    for block in _blocks(weights):
+        defect = block @ histograms.defect.astype(float)  # (B, b)
+        region = block @ histograms.region
+        upto = np.cumsum(block @ histograms.normal.astype(float), axis=1)
+        above = np.c_[np.zeros(len(upto)), upto[:, :-1]]
+        normals = upto[:, -1:]
+        with np.errstate(invalid="ignore", divide="ignore"):  # an empty class gives NaN
+            parts["pixel_auroc"].append(roc_area(defect, above, upto, normals[:, 0]))
+            parts["pixel_ap"].append(precision_area(defect, upto))
+            for key, limit in limits.items():
+                rates = above / normals, upto / normals
+                parts[key].append(overlap_area(region, *rates, limit))
+    return {key: np.concatenate(values) for key, values in parts.items()}
+
+
+def _blocks(weights: NDArray[np.int32]) -> Iterator[NDArray[Any]]:
+    return (weights[row : row + _BLOCK].astype(float) for row in range(0, len(weights), _BLOCK))
+
+
+def percentile_interval(resampled: Floats, level: float = LEVEL) -> Interval:
+    """The central share `level` of resampled values (resamples,); NaN when any is NaN."""
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def paired_difference(
+    first: Floats, second: Floats, observed: tuple[float, float], level: float = LEVEL
+) -> Difference:
+    """Second minus first run, from the same resamples (resamples,) of the same images.
+
+    The p-value is twice the smaller share of resampled differences on either side of zero, those
+    equal to zero on both, counted with one more so that it is never 0.
+    """
+    value = observed[1] - observed[0]
+    apart = second - first
+    if np.isnan(apart).any() or math.isnan(value):
+        return Difference(value, float("nan"), float("nan"), float("nan"))
+    low, high = percentile_interval(apart, level)
+    tail = min(np.count_nonzero(apart <= 0), np.count_nonzero(apart >= 0))
+    return Difference(value, low, high, min(1.0, 2 * (tail + 1) / (apart.size + 1)))
