@@ -51,7 +51,7 @@ class Coreset(NamedTuple):
     rows: Tensor  # (M,) int64
     radius: Tensor  # (M,) float32: distance of each pick to the rows kept before it
     distance: Tensor  # (N,) float32: distance of every row to the nearest kept row; see `nearest`
-    nearest: Tensor  # (N,) int64: position of that row in `rows`; -1: never closer than the start
+    nearest: Tensor | None  # (N,) int64: position of that row in `rows`; -1: none beat the start
 
 
 def greedy_coreset(
@@ -62,7 +62,9 @@ def greedy_coreset(
     seed: int,
     block: int,
     first_row: int | None = None,
+    known_gap: Tensor | None = None,
     stop_radius: float | None = None,
+    track: bool = True,
     progress: Progress | None = None,
 ) -> Coreset:
     """Exact greedy k-center on the device of `features`.
@@ -75,13 +77,18 @@ def greedy_coreset(
         seed: of the random start rows (NumPy's legacy generator, as in the official code).
         block: B, candidate rows per pass; any value gives the same rows.
         first_row: the row of `start="row"`; None draws one.
+        known_gap: (N,) squared distance of every row to rows kept elsewhere; replaces `start`.
         stop_radius: stop early once every row is within this distance of a kept one.
+        track: also say which kept row is nearest to each row; costs a few percent.
         progress: receives (picks done, picks wanted, radius) after every pass.
     """
     N = len(features)
     size = min(size, N)
-    search = _Search(features, size)
-    search.begin(start, seed, first_row)
+    search = _Search(features, size, track)
+    if known_gap is None:
+        search.begin(start, seed, first_row)
+    else:
+        search.gap.copy_(known_gap)
     while search.count < size:
         radius = search.advance(min(block, N), stop_radius)
         if progress is not None:
@@ -94,7 +101,7 @@ def greedy_coreset(
 class _Search:
     """State of one selection: squared distances `gap` (N,), -1 for rows already kept."""
 
-    def __init__(self, features: Tensor, size: int) -> None:
+    def __init__(self, features: Tensor, size: int, track: bool) -> None:
         N = len(features)
         self.features = features
         self.distances = Distances(features)
@@ -103,7 +110,9 @@ class _Search:
         self.count = 0
         self.covered = False
         self.gap = features.new_empty(N)
-        self.nearest = torch.full((N,), -1, dtype=torch.int64, device=features.device)
+        self.nearest: Tensor | None = None
+        if track:
+            self.nearest = torch.full((N,), -1, dtype=torch.int64, device=features.device)
 
     def begin(self, start: str, seed: int, first_row: int | None) -> None:
         """Distances before the first pick."""
@@ -125,7 +134,8 @@ class _Search:
         else:
             row = int(random.randint(N)) if first_row is None else first_row
         self.gap.copy_(self.distances.to_row(row))
-        self.nearest.zero_()
+        if self.nearest is not None:
+            self.nearest.zero_()
         self.gap[row] = -1.0
         self.rows[0], self.gaps[0], self.count = row, np.inf, 1
 
@@ -160,7 +170,8 @@ class _Search:
         """Rows kept so far and the distances of all rows to them."""
         rows = torch.from_numpy(self.rows[: self.count].copy())
         gaps = torch.from_numpy(self.gaps[: self.count].copy()).clamp_min_(0.0)
-        self.nearest[rows] = torch.arange(self.count, device=self.nearest.device)
+        if self.nearest is not None:
+            self.nearest[rows] = torch.arange(self.count, device=self.nearest.device)
         return Coreset(rows, gaps.sqrt_(), self.gap.clamp_min(0.0).sqrt_(), self.nearest)
 
 

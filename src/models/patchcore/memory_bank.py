@@ -127,13 +127,14 @@ class MemoryBank(nn.Module):
         step = _QUERY_TILE if on_cpu else max(1, _GPU_TILE_VALUES // width)
         for q in range(0, len(queries), step):
             scaled = queries[q : q + step] * -2.0  # (t, D)
-            values, rows = None, None
+            values: Tensor | None = None
+            rows = found[:0]
             for b in range(0, len(self), width):
                 bank = self.rows[b : b + width].to(scaled.dtype)
                 tile = product(scaled, bank, offsets[b : b + width])  # (t, width)
                 value, row = smallest(tile, k)
                 row += b
-                if values is not None and rows is not None:
+                if values is not None:
                     value, row = torch.cat([values, value], 1), torch.cat([rows, row], 1)
                     value, at = smallest(value, k)
                     row = row.gather(1, at)
@@ -152,6 +153,10 @@ class MemoryBank(nn.Module):
             distance[q : q + _QUERY_TILE] = torch.linalg.vecdot(gap, gap)
         distance, order = distance.sort(dim=1, stable=True)
         return Match(distance, row.gather(1, order))
+
+    def measure(self, queries: Tensor, row: Tensor) -> Match:
+        """Squared distances of queries (Q, D) to given rows (Q, k), sorted as by `search`."""
+        return self._rescore(queries - self.centre, row)
 
     def vectors(self, row: Tensor) -> Tensor:
         """Patch vectors (..., D) float32 of bank rows of any shape."""
@@ -173,7 +178,7 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     full = n // _GROUP
     if full <= k:
         return _lowest(values, k)
-    minima = values[:, : full * _GROUP].unflatten(1, (full, _GROUP)).amin(2)  # (t, full)
+    minima = values[:, : full * _GROUP].reshape(len(values), full, _GROUP).amin(2)  # (t, full)
     group = _lowest(minima, k)[1].sort(1).values  # (t, k)
     columns = (group[:, :, None] * _GROUP + torch.arange(_GROUP, device=values.device)).flatten(1)
     if n > full * _GROUP:

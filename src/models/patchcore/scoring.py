@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from src.errors import ConfigError, did_you_mean
+
+DISTANCES = ("euclidean", "cosine")
 REWEIGHTS = ("none", "paper", "scaled")
 
 
-def patch_scores(squared_distance: Tensor, squared: bool) -> Tensor:
-    """Squared distances (Q, k) to the k nearest rows -> score (Q,): their mean.
+class Scorer(NamedTuple):
+    """How distances become scores."""
 
-    `squared=True` averages squared distances, as the official code reports them; otherwise the
-    distances themselves, in feature units.
-    """
-    distance = squared_distance if squared else squared_distance.sqrt()
-    return distance[:, 0] if distance.shape[1] == 1 else distance.mean(1)
+    distance: str  # euclidean | cosine
+    squared: bool  # report squared Euclidean distances, as the official code does
+    reweight: str  # none | paper | scaled
+
+    def check(self) -> Scorer:
+        """Refuse unknown names.
+
+        Raises:
+            ConfigError: an unknown distance or reweighting.
+        """
+        if self.distance not in DISTANCES:
+            raise ConfigError(
+                "Unknown model.distance.",
+                found=self.distance,
+                do=did_you_mean(self.distance, DISTANCES),
+            )
+        if self.reweight not in REWEIGHTS:
+            raise ConfigError(
+                "Unknown model.reweight.",
+                found=self.reweight,
+                do=did_you_mean(self.reweight, REWEIGHTS),
+            )
+        return self
+
+    def length(self, gap: Tensor) -> Tensor:
+        """Squared Euclidean gaps -> distances, or 1 - cosine for vectors of unit length."""
+        return gap / 2.0 if self.distance == "cosine" else gap.sqrt()
+
+    def patch(self, gap: Tensor) -> Tensor:
+        """Squared gaps (Q, k) to the k nearest rows -> patch score (Q,): their mean distance."""
+        value = gap if self.squared and self.distance == "euclidean" else self.length(gap)
+        return value[:, 0] if value.shape[1] == 1 else value.mean(1)
 
 
 def neighbourhood_weight(reweight: str, nearest: Tensor, neighbours: Tensor, dim: int) -> Tensor:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from src.errors import ConfigError
 from src.models.patchcore.anomaly_map import smooth_maps
-from src.models.patchcore.scoring import neighbourhood_weight, patch_scores
+from src.models.patchcore.scoring import Scorer, neighbourhood_weight
 from tests.reference_patchcore import k_center_from_row, nearest, official_map
 
 
@@ -62,5 +63,21 @@ def test_reweighting_stays_finite_for_huge_distances():
 
 def test_patch_score_is_the_mean_of_its_k_distances():
     gaps = torch.tensor([[4.0, 9.0], [1.0, 1.0]])
-    torch.testing.assert_close(patch_scores(gaps, squared=False), torch.tensor([2.5, 1.0]))
-    torch.testing.assert_close(patch_scores(gaps, squared=True), torch.tensor([6.5, 1.0]))
+    plain, squared = Scorer("euclidean", False, "none"), Scorer("euclidean", True, "none")
+    torch.testing.assert_close(plain.patch(gaps), torch.tensor([2.5, 1.0]))
+    torch.testing.assert_close(squared.patch(gaps), torch.tensor([6.5, 1.0]))
+
+
+def test_cosine_score_is_one_minus_the_cosine():
+    a, b = torch.nn.functional.normalize(torch.randn(2, 50, 8), dim=2)
+    gap = (a - b).square().sum(1, keepdim=True)
+    torch.testing.assert_close(
+        Scorer("cosine", False, "none").patch(gap), 1 - torch.cosine_similarity(a, b)
+    )
+
+
+def test_unknown_distance_and_reweighting_name_the_nearest_ones():
+    with pytest.raises(ConfigError, match="Did you mean 'cosine'"):
+        Scorer("cosin", False, "none").check()
+    with pytest.raises(ConfigError, match="Did you mean 'scaled'"):
+        Scorer("cosine", False, "scale").check()

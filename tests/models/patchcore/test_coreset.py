@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -117,7 +119,7 @@ def test_progress_reports_growing_counts_and_falling_radius(cloud):
         cloud, 300, start="row", seed=0, block=32, progress=lambda *facts: seen.append(facts)
     )
     assert seen[-1][:2] == (300, 300)
-    assert all(a[0] < b[0] and a[2] >= b[2] for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a[0] < b[0] and a[2] >= b[2] for a, b in itertools.pairwise(seen))
 
 
 def test_projection_keeps_distances_on_average_and_draws_like_the_official_layer():
