@@ -1,0 +1,140 @@
+"""Shapes, noise and light for drawn parts: signed distances, height maps and a simple camera.
+
+Coordinates are in units of half the picture: the visible square is [-1, 1] x [-1, 1], y downwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter, shift
+
+Array = np.ndarray
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Coordinates of every pixel in the frame of the part, which may lie rotated and shifted."""
+
+    x: Array  # (S, S)
+    y: Array  # (S, S)
+    pixel: float  # side of a pixel in units
+
+    @property
+    def size(self) -> int:
+        """Side S in pixels."""
+        return len(self.x)
+
+
+@dataclass
+class Scene:
+    """What lies in front of the camera, before light falls on it."""
+
+    albedo: Array  # (S, S, 3) in [0, 1]
+    height: Array  # (S, S) in units, towards the camera
+    part: Array  # (S, S) coverage of the part in [0, 1]; 1 everywhere for textures
+    gloss: float  # strength of highlights, 0 matte
+
+
+def canvas(size: int, angle: float = 0.0, move: tuple[float, float] = (0.0, 0.0)) -> Canvas:
+    """Pixel centres of an S x S picture; `angle` in radians, `move` in units."""
+    axis = (np.arange(size) + 0.5) / size * 2 - 1
+    x, y = np.meshgrid(axis - move[0], axis - move[1])
+    c, s = np.cos(angle), np.sin(angle)
+    return Canvas(c * x + s * y, c * y - s * x, 2 / size)
+
+
+def cover(distance: Array, pixel: float) -> Array:
+    """Share of each pixel inside a shape, from its signed distance (negative inside)."""
+    return np.clip(0.5 - distance / pixel, 0, 1)
+
+
+def circle(at: Canvas, cx: float, cy: float, radius: float) -> Array:
+    """Signed distance to a circle."""
+    return np.hypot(at.x - cx, at.y - cy) - radius
+
+
+def box(at: Canvas, cx: float, cy: float, half: tuple[float, float], corner: float = 0.0) -> Array:
+    """Signed distance to a rectangle of half sides `half` with rounded corners."""
+    dx, dy = np.abs(at.x - cx) - half[0] + corner, np.abs(at.y - cy) - half[1] + corner
+    outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
+    return outside + np.minimum(np.maximum(dx, dy), 0) - corner
+
+
+def line(at: Canvas, points: Array) -> tuple[Array, Array]:
+    """Distance to a polyline of points (n, 2), and the position 0 to 1 along it."""
+    best, along = np.full(at.x.shape, np.inf), np.zeros(at.x.shape)
+    count = len(points) - 1
+    for i in range(count):
+        (ax, ay), (bx, by) = points[i], points[i + 1]
+        dx, dy = bx - ax, by - ay
+        t = ((at.x - ax) * dx + (at.y - ay) * dy) / max(dx * dx + dy * dy, 1e-12)
+        t = np.clip(t, 0, 1)
+        distance = np.hypot(at.x - ax - t * dx, at.y - ay - t * dy)
+        nearer = distance < best
+        best = np.where(nearer, distance, best)
+        along = np.where(nearer, (i + t) / count, along)
+    return best, along
+
+
+def noise(rng: Rng, size: int, cell: tuple[float, float] | float) -> Array:
+    """Smooth noise (S, S) of mean 0 and deviation about 1; `cell` (y, x) is its grain in units."""
+    rows, columns = (cell, cell) if isinstance(cell, float) else cell
+    grid = rng.normal(size=(max(2, round(2 / rows)) + 2, max(2, round(2 / columns)) + 2))
+    picture = Image.fromarray(grid.astype(np.float32))
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC), np.float64) * 1.3
+
+
+def blend(base: Array, colour: Array | tuple[float, ...], share: Array) -> Array:
+    """Lay a colour over an (S, S, 3) picture where share (S, S) is above 0."""
+    return base + share[..., None] * (np.asarray(colour) - base)
+
+
+def photograph(scene: Scene, rng: Rng) -> Array:
+    """Uint8 (S, S, 3): light, shadow, lens and sensor, each a little different every time."""
+    size, pixel = len(scene.height), 2 / len(scene.height)
+    azimuth, elevation = rng.normal(-2.2, 0.15), rng.normal(0.9, 0.04)
+    light = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation),
+                      np.sin(elevation)])  # fmt: skip
+    dy, dx = np.gradient(scene.height, pixel)
+    length = np.sqrt(dx * dx + dy * dy + 1)
+    towards = (-dx * light[0] - dy * light[1] + light[2]) / length
+    half = light + (0, 0, 1)
+    half = half / np.linalg.norm(half)
+    mirrored = np.clip((-dx * half[0] - dy * half[1] + half[2]) / length, 0, 1) ** 24
+    shade = 0.45 + 0.55 * np.clip(towards, 0, None) / light[2]
+    picture = scene.albedo * shade[..., None]
+    flat = half[2] ** 24  # what a level surface mirrors, so that gloss changes slopes only
+    picture += scene.gloss * (mirrored - flat)[..., None]
+    offset = (-light[1] * 0.09 / pixel, -light[0] * 0.09 / pixel)
+    shadow = gaussian_filter(shift(scene.part, offset, order=1, mode="nearest"), 0.02 / pixel)
+    picture *= (1 - 0.5 * shadow * (1 - scene.part))[..., None]
+    return _expose(picture * _illumination(rng, size)[..., None], rng)
+
+
+def _illumination(rng: Rng, size: int) -> Array:
+    """Uneven light (S, S) around 1: a gradient, a vignette and drifting reflections."""
+    at = canvas(size)
+    direction = rng.uniform(0, 2 * np.pi)
+    gradient = (np.cos(direction) * at.x + np.sin(direction) * at.y) * rng.uniform(0, 0.14)
+    vignette = -0.07 * (at.x**2 + at.y**2)
+    return (1 + gradient + vignette + 0.02 * noise(rng, size, 0.7)) * rng.uniform(0.9, 1.08)
+
+
+def _expose(picture: Array, rng: Rng) -> Array:
+    """Lens blur, dust, white balance and sensor noise of a picture in [0, 1]."""
+    size = len(picture)
+    blur = rng.uniform(0.35, 0.75) * size / 256
+    picture = gaussian_filter(picture, (blur, blur, 0))
+    picture = picture * (1 + rng.normal(0, 0.012, 3))
+    for _ in range(rng.poisson(9)):  # dust on the sensor glass: dark or bright, harmless
+        row, column = rng.integers(0, size, 2)
+        reach = max(1, round(size / 256 * rng.uniform(0.6, 1.4)))
+        area = picture[row : row + reach, column : column + reach]
+        area += rng.choice((-1, 1)) * rng.uniform(0.15, 0.5)
+    picture = np.clip(picture, 0, 1)
+    grain = rng.normal(size=picture.shape) * (0.006 + 0.014 * np.sqrt(picture))
+    return np.round(np.clip(picture + grain, 0, 1) * 255).astype(np.uint8)

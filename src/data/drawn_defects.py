@@ -1,0 +1,158 @@
+"""Six kinds of defects for drawn parts, each with the mask of what it changed.
+
+They act on colour and height before light falls on the scene, so a scratch glints and a dent has
+a shadow. Sizes are in units of half the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.ndimage import binary_closing, binary_erosion, binary_fill_holes
+
+from src.data.drawing import Array, Rng, Scene, blend, canvas, circle, cover, line, noise
+from src.data.drawn_parts import Draw
+
+#: Changes a scene in place and returns the mask (S, S) in [0, 1] of what it touched.
+Damage = Callable[[Scene, Rng], Array]
+
+
+def scratch(scene: Scene, rng: Rng) -> Array:
+    """One or two thin curved grooves with bright, thrown-up edges."""
+    at = canvas(len(scene.height))
+    touched = np.zeros_like(scene.height)
+    angle = rng.uniform(0, np.pi)
+    for _ in range(rng.integers(1, 3)):
+        start = _place(scene, rng)
+        length = rng.uniform(0.25, 0.6)
+        heading = angle + rng.normal(0, 0.12) + np.linspace(0, rng.normal(0, 0.5), 13)
+        steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * length / 12
+        distance, along = line(at, start + np.cumsum(steps, axis=0) - steps.sum(axis=0) / 2)
+        width = 0.011 * np.sqrt(np.clip(4 * along * (1 - along), 0.05, 1))
+        groove = cover(distance - width, at.pixel) * scene.part
+        scene.height -= 0.012 * groove
+        bright = np.clip(scene.albedo * 1.35 + 0.14, 0, 1)
+        scene.albedo = scene.albedo + 0.85 * groove[..., None] * (bright - scene.albedo)
+        touched = np.maximum(touched, groove)
+    return touched
+
+
+def crack(scene: Scene, rng: Rng) -> Array:
+    """A dark jagged line with one or two branches."""
+    at = canvas(len(scene.height))
+    touched = np.zeros_like(scene.height)
+    heading = rng.uniform(0, 2 * np.pi)
+    path = _walk(_place(scene, rng), heading, 14, rng)
+    branches = [(path, 0.012)]
+    for _ in range(rng.integers(1, 3)):
+        turn = rng.choice((-1, 1)) * rng.uniform(0.5, 1.0)
+        branches.append((_walk(path[rng.integers(3, 10)], heading + turn, 6, rng), 0.008))
+    for points, width in branches:
+        distance, along = line(at, points)
+        gap = cover(distance - width * (1.1 - 0.8 * along), at.pixel) * scene.part
+        scene.albedo *= (1 - 0.7 * gap)[..., None]
+        scene.height -= 0.02 * gap
+        touched = np.maximum(touched, gap)
+    return touched
+
+
+def stain(scene: Scene, rng: Rng) -> Array:
+    """A translucent spill with a darker rim: oil, rust or coffee."""
+    colour = ((0.10, 0.08, 0.05), (0.45, 0.22, 0.10), (0.30, 0.20, 0.12))[rng.integers(3)]
+    depth = _blob(scene, rng, rng.uniform(0.13, 0.24), 0.20)
+    body = np.clip(depth / 0.03, 0, 1) * scene.part
+    rim = np.exp(-(((depth - 0.02) / 0.018) ** 2)) * scene.part
+    scene.albedo = blend(scene.albedo, colour, np.clip(0.42 * body + 0.25 * rim, 0, 1))
+    return body
+
+
+def hole(scene: Scene, rng: Rng) -> Array:
+    """A punched or burnt opening with a rough, raised edge."""
+    depth = _blob(scene, rng, rng.uniform(0.06, 0.12), 0.22)
+    pixel = 2 / len(scene.height)
+    opening = cover(-depth, pixel) * scene.part
+    rim = np.exp(-((depth / 0.022) ** 2)) * scene.part
+    scene.albedo = blend(scene.albedo, (0.04, 0.035, 0.03), opening)
+    scene.albedo *= (1 - 0.25 * rim * (1 - opening))[..., None]
+    scene.height += 0.018 * rim - 0.05 * opening
+    return np.maximum(opening, (rim > 0.5).astype(float))
+
+
+def discoloured(scene: Scene, rng: Rng) -> Array:
+    """A patch of another hue, as of heat or a wrong batch of dye; brightness stays."""
+    depth = _blob(scene, rng, rng.uniform(0.18, 0.32), 0.15)
+    share = np.clip(depth / 0.06, 0, 1) * scene.part
+    tint = np.array(((1.20, 0.94, 0.74), (0.82, 0.98, 1.24), (1.16, 0.84, 1.12))[rng.integers(3)])
+    tinted = scene.albedo * tint + 0.03 * (tint - 1)
+    level = scene.albedo.mean(axis=2) / np.maximum(tinted.mean(axis=2), 1e-6)
+    tinted = np.clip(tinted * level[..., None], 0, 1)
+    scene.albedo = scene.albedo + share[..., None] * (tinted - scene.albedo)
+    return share
+
+
+DAMAGES: dict[str, Damage] = {
+    "crack": crack,
+    "discoloured": discoloured,
+    "hole": hole,
+    "scratch": scratch,
+    "stain": stain,
+}
+#: Folder names of the defects; "missing" is drawn by the part itself.
+DEFECTS = (*sorted([*DAMAGES, "missing"]),)
+
+
+def draw_defective(draw: Draw, defect: str, size: int, seed: int) -> tuple[Scene, Array]:
+    """A specimen with one defect and its mask bool (S, S); never an empty mask."""
+    if defect == "missing":
+        return _missing(draw, size, seed)
+    for attempt in range(20):
+        rng = np.random.default_rng((seed, attempt))
+        scene = draw(size, np.random.default_rng(seed), None)
+        mask = DAMAGES[defect](scene, rng) > 0.35
+        if mask.sum() >= 12:
+            break
+    return scene, mask
+
+
+def _missing(draw: Draw, size: int, seed: int) -> tuple[Scene, Array]:
+    """Twice the same specimen, once with a piece missing: the mask is where they differ."""
+    good = draw(size, np.random.default_rng(seed), None)
+    for attempt in range(20):
+        bad = draw(size, np.random.default_rng(seed), np.random.default_rng((seed, attempt)))
+        change = np.abs(bad.albedo - good.albedo).max(axis=2) + 3 * np.abs(bad.height - good.height)
+        reach = max(1, round(size / 100))
+        mask = binary_fill_holes(binary_closing(np.pad(change > 0.1, 8), iterations=reach))
+        mask = mask[8:-8, 8:-8]
+        if mask.sum() >= size * size / 1000:
+            break
+    return bad, mask
+
+
+def _place(scene: Scene, rng: Rng) -> Array:
+    """A point (x, y) well inside the part and the picture."""
+    size = len(scene.height)
+    margin = size // 8
+    inside = binary_erosion(scene.part > 0.9, iterations=max(1, size // 40), border_value=1)
+    inside[:margin], inside[-margin:], inside[:, :margin], inside[:, -margin:] = (False,) * 4
+    rows, columns = np.nonzero(inside)
+    pick = rng.integers(len(rows))
+    return (np.array((columns[pick], rows[pick])) + 0.5) / size * 2 - 1
+
+
+def _blob(scene: Scene, rng: Rng, radius: float, rough: float) -> Array:
+    """Depth (S, S) below the outline of an irregular spot, positive inside, in units."""
+    size = len(scene.height)
+    x, y = _place(scene, rng)
+    at = canvas(size)
+    wobble = noise(rng, size, 0.16) + 0.4 * noise(rng, size, 0.05)
+    return -circle(at, x, y, radius) + radius * rough * wobble
+
+
+def _walk(start: Array, heading: float, steps: int, rng: Rng) -> Array:
+    """A jagged path (steps + 1, 2)."""
+    angles = heading + rng.normal(0, 0.55, steps)
+    moves = np.stack([np.cos(angles), np.sin(angles)], axis=1) * rng.uniform(
+        0.025, 0.055, (steps, 1)
+    )
+    return start + np.vstack([np.zeros((1, 2)), np.cumsum(moves, axis=0)])
