@@ -102,7 +102,7 @@ def photograph(scene: Scene, rng: Rng) -> Array:
     dy, dx = np.gradient(scene.height, pixel)
     length = np.sqrt(dx * dx + dy * dy + 1)
     towards = (-dx * light[0] - dy * light[1] + light[2]) / length
-    half = light + (0, 0, 1)
+    half = light + np.array((0, 0, 1))  # halfway between light and camera
     half = half / np.linalg.norm(half)
     mirrored = np.clip((-dx * half[0] - dy * half[1] + half[2]) / length, 0, 1) ** 24
     shade = 0.45 + 0.55 * np.clip(towards, 0, None) / light[2]

@@ -89,8 +89,8 @@ def tiles(size: int, rng: Rng, fault: Rng | None) -> Scene:
     local = Canvas(at.x - (column + 0.5) * pitch, at.y - (row + 0.5) * pitch, at.pixel)
     distance = box(local, 0, 0, (pitch * 0.455,) * 2, 0.035)
     cell = ((row.astype(int) + 9) * 23 + column.astype(int) + 9) % 441
-    tone = (1 + 0.07 * rng.normal(size=441))[cell]
-    hue = rng.normal(0, 0.02, (441, 3))[cell]
+    tone = (1 + 0.09 * rng.normal(size=441))[cell]
+    hue = rng.normal(0, 0.03, (441, 3))[cell]
     glaze = (np.array((0.55, 0.66, 0.68)) + hue) * tone[..., None]
     glaze *= (1 + 0.04 * noise(rng, size, 0.09) + 0.015 * noise(rng, size, 0.02))[..., None]
     mortar = np.array((0.42, 0.40, 0.37)) * (1 + 0.10 * noise(rng, size, 0.015))[..., None]
@@ -187,7 +187,7 @@ _SMALL = ((0.18, -0.58, 0), (0.44, -0.58, 0), (0.18, -0.36, 0), (0.44, -0.36, 0)
 
 def board(size: int, rng: Rng, fault: Rng | None) -> Scene:
     """A populated circuit board. Fault: a small component is missing or stands askew."""
-    at = _pose(size, rng, 0.02, 0.02)
+    at = _pose(size, rng, 0.03, 0.03)
     green = np.array((0.07, 0.30, 0.20)) * (1 + 0.04 * noise(rng, size, 0.02))[..., None]
     scene = Scene(green, np.zeros((size, size)), np.ones((size, size)), gloss=0.18)
     _traces(scene, at)
@@ -234,7 +234,11 @@ def _traces(scene: Scene, at: Canvas) -> None:
         )
         centre = (bend.min(0) + bend.max(0)) / 2
         reach = (*centre, float((bend.max(0) - bend.min(0)).max()) / 2 + 0.03)
-        _lay(scene, at, lambda c, b=bend: line(c, b)[0] - 0.012, reach, (0.13, 0.42, 0.28), 0.006)
+
+        def wire(c: Canvas, bend: Array = bend) -> Array:
+            return line(c, bend)[0] - 0.012
+
+        _lay(scene, at, wire, reach, (0.13, 0.42, 0.28), 0.006)
         for end in (bend[0], bend[-1]) if i % 3 == 0 else ():
             _disc(scene, at, end, 0.032, (0.70, 0.62, 0.36), 0.008)
             _disc(scene, at, end, 0.014, (0.06, 0.08, 0.07), 0.0)
