@@ -56,6 +56,7 @@ def run_experiment(cfg: DictConfig) -> Result:
         evaluator, threshold, metrics = evaluate(cfg, trainer, model, data, threshold)
         run.write_json("model/threshold.json", threshold.to_json())
         metrics |= {f"fit/{key}": value for key, value in run.read_json("fit.json").items()}
+        metrics |= model.learning_metrics()
 
         pictures = write_outputs(cfg, run, model, data, evaluator, threshold, metrics)
         tracking.log_results(loggers, metrics, pictures)

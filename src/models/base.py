@@ -72,6 +72,10 @@ class AnomalyModule(pl.LightningModule):
         in evaluation mode, before the model is saved.
         """
 
+    def learning_metrics(self) -> dict[str, float]:
+        """Numbers noted while learning, by metric key, for metrics.json; also after `load`."""
+        return {}
+
     def callbacks(self) -> list[pl.Callback]:
         """Trainer callbacks that belong to the method: early stopping, its own checkpoints."""
         return []

@@ -115,6 +115,10 @@ class CRN(AnomalyModule):
                 do="set hardware.devices=1; to use more, spread categories or seeds over them",
             )
 
+    def learning_metrics(self) -> dict[str, float]:
+        """Last values of the curves, see `curves.py`."""
+        return dict(self.curve_values)
+
     def callbacks(self) -> list[pl.Callback]:
         """The curves of the run."""
         return [TrainingCurves(self.check_every, self.oracle_curves)]
