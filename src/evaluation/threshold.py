@@ -254,12 +254,17 @@ def build_rule(cfg: DictConfig) -> Rule:
 def log_nfa_of(prediction: Prediction) -> Tensor:
     """`prediction.log_nfa` (B, h, w), or a ConfigError where the method has none."""
     if prediction.log_nfa is None:
-        raise ConfigError(
-            "threshold=nfa needs a method that computes a number of false alarms.",
-            found="a prediction without log_nfa",
-            do="use model=uflow, or threshold=conformal with this model",
-        )
+        raise no_nfa()
     return prediction.log_nfa
+
+
+def no_nfa() -> ConfigError:
+    """The mistake of asking a method without a noise model for a number of false alarms."""
+    return ConfigError(
+        "threshold=nfa needs a method that computes a number of false alarms.",
+        found="predictions without log_nfa",
+        do="use model=uflow, or threshold=conformal with this model",
+    )
 
 
 def calibration_scores(normal: NormalScores | None) -> tuple[NDArray[Any], NDArray[Any]]:

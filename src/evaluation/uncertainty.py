@@ -14,7 +14,7 @@ interval held it in 97 % (tests/evaluation/test_uncertainty.py repeats the simul
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,14 +135,14 @@ def stratified_weights(
 def image_metrics(
     scores: ArrayLike, is_defect: ArrayLike, weights: NDArray[np.int32]
 ) -> dict[str, Floats]:
-    """AUROC, AP and F1-max of every resample: keys `image_auroc`, ... values (resamples,).
+    """AUROC, AP and F1-max of every resample: keys `test/image_auroc`, ... values (resamples,).
 
     scores and is_defect (n,), weights (resamples, n). NaN when a class is empty.
     """
     score, defect = checked(scores, is_defect)
     if not defect.any() or defect.all():
         nan = np.full(len(weights), np.nan)
-        return {"image_auroc": nan, "image_ap": nan, "image_f1_max": nan}
+        return {"test/image_auroc": nan, "test/image_ap": nan, "test/image_f1_max": nan}
     order = np.argsort(-score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
     drawn_defects = np.add.reduceat((weights * defect)[:, order], starts, axis=1)  # (B, K)
@@ -150,21 +150,23 @@ def image_metrics(
     upto = np.cumsum(drawn_normals, axis=1)
     normals = upto[:, -1]
     return {
-        "image_auroc": roc_area(drawn_defects, upto - drawn_normals, upto, normals),
-        "image_ap": precision_area(drawn_defects, upto),
-        "image_f1_max": f1_scores(drawn_defects, upto).max(axis=1),
+        "test/image_auroc": roc_area(drawn_defects, upto - drawn_normals, upto, normals),
+        "test/image_ap": precision_area(drawn_defects, upto),
+        "test/image_f1_max": f1_scores(drawn_defects, upto).max(axis=1),
     }
 
 
 def pixel_metrics(
-    histograms: PixelHistograms, weights: NDArray[np.int32], limits: dict[str, float]
+    histograms: PixelHistograms, weights: NDArray[np.int32], limits: Mapping[str, float]
 ) -> dict[str, Floats]:
     """Pixel AUROC, AP and AUPRO of every resample of images, values (resamples,).
 
     weights (resamples, n) follow the rows of `histograms`; `limits` names the AUPRO keys. Exact up
     to the width of the bins (see PixelHistograms). NaN when a class has no pixels.
     """
-    parts: dict[str, list[Floats]] = {key: [] for key in ("pixel_auroc", "pixel_ap", *limits)}
+    parts: dict[str, list[Floats]] = {
+        key: [] for key in ("test/pixel_auroc", "test/pixel_ap", *limits)
+    }
     for block in _blocks(weights):
         defect = block @ histograms.defect.astype(float)  # (B, b)
         region = block @ histograms.region
@@ -172,8 +174,8 @@ def pixel_metrics(
         above = np.c_[np.zeros(len(upto)), upto[:, :-1]]
         normals = upto[:, -1:]
         with np.errstate(invalid="ignore", divide="ignore"):  # an empty class gives NaN
-            parts["pixel_auroc"].append(roc_area(defect, above, upto, normals[:, 0]))
-            parts["pixel_ap"].append(precision_area(defect, upto))
+            parts["test/pixel_auroc"].append(roc_area(defect, above, upto, normals[:, 0]))
+            parts["test/pixel_ap"].append(precision_area(defect, upto))
             for key, limit in limits.items():
                 rates = above / normals, upto / normals
                 parts[key].append(overlap_area(region, *rates, limit))

@@ -38,7 +38,7 @@ def bootstrap_coverage(auroc, normals, defects, rounds, seed=0):
     for _ in range(rounds):
         scores, labels = binormal(rng, auroc, normals, defects)
         weights = uncertainty.stratified_weights(labels, 400, rng)
-        resampled = uncertainty.image_metrics(scores, labels, weights)["image_auroc"]
+        resampled = uncertainty.image_metrics(scores, labels, weights)["test/image_auroc"]
         low, high = uncertainty.percentile_interval(resampled)
         held += low <= auroc <= high
     return held / rounds
@@ -83,7 +83,7 @@ def test_intervals_without_a_class_are_nan():
         assert all(math.isnan(limit) for limit in interval)
     weights = uncertainty.stratified_weights([0, 0], 10, np.random.default_rng(0))
     resampled = uncertainty.image_metrics([1.0, 2.0], [0, 0], weights)
-    assert np.isnan(resampled["image_auroc"]).all()
+    assert np.isnan(resampled["test/image_auroc"]).all()
 
 
 def test_wilson_intervals_equal_those_of_scipy():
@@ -110,9 +110,11 @@ def test_resampled_metrics_equal_the_metrics_of_the_repeated_images():
     ours = uncertainty.image_metrics(scores, labels, weights)
     for row, drawn in enumerate(weights):
         s, y = np.repeat(scores, drawn), np.repeat(labels, drawn)
-        assert ours["image_auroc"][row] == pytest.approx(referee.roc_auc_score(y, s))
-        assert ours["image_ap"][row] == pytest.approx(referee.average_precision_score(y, s))
-        assert ours["image_f1_max"][row] == pytest.approx(reference.f1_max(s.tolist(), y.tolist()))
+        assert ours["test/image_auroc"][row] == pytest.approx(referee.roc_auc_score(y, s))
+        assert ours["test/image_ap"][row] == pytest.approx(referee.average_precision_score(y, s))
+        assert ours["test/image_f1_max"][row] == pytest.approx(
+            reference.f1_max(s.tolist(), y.tolist())
+        )
 
 
 def test_the_bootstrap_distribution_is_that_of_naive_resampling():
@@ -120,7 +122,7 @@ def test_the_bootstrap_distribution_is_that_of_naive_resampling():
     scores, labels = binormal(rng, 0.8, 12, 15)
     naive = reference.resampled_auroc(scores, labels, rng, 1500)
     weights = uncertainty.stratified_weights(labels, 4000, rng)
-    ours = uncertainty.image_metrics(scores, labels, weights)["image_auroc"]
+    ours = uncertainty.image_metrics(scores, labels, weights)["test/image_auroc"]
     assert ours.mean() == pytest.approx(naive.mean(), abs=0.01)
     assert ours.std() == pytest.approx(naive.std(), rel=0.1)
     assert stats.ks_2samp(ours, naive).pvalue > 1e-3
@@ -150,10 +152,10 @@ def test_resampled_pixel_metrics_equal_those_of_the_repeated_images_up_to_the_bi
     for row, drawn in enumerate(weights):
         chosen = np.repeat(np.arange(7), drawn)
         truth, flat = masks[chosen].ravel(), maps[chosen].ravel()
-        assert ours["pixel_auroc"][row] == pytest.approx(
+        assert ours["test/pixel_auroc"][row] == pytest.approx(
             referee.roc_auc_score(truth, flat), abs=3e-3
         )
-        assert ours["pixel_ap"][row] == pytest.approx(
+        assert ours["test/pixel_ap"][row] == pytest.approx(
             referee.average_precision_score(truth, flat), abs=2e-2
         )
         repeated = PixelStore(1)
@@ -170,7 +172,9 @@ def pixel_coverage(rounds, images, good):
     for _ in range(rounds):
         store, _, _ = pixel_images(rng, images, good)
         weights = uncertainty.stratified_weights(np.arange(images) >= good, 300, rng)
-        resampled = uncertainty.pixel_metrics(store.histograms(128), weights, {})["pixel_auroc"]
+        resampled = uncertainty.pixel_metrics(store.histograms(128), weights, {})[
+            "test/pixel_auroc"
+        ]
         low, high = uncertainty.percentile_interval(resampled)
         held += low <= truth <= high
     return held / rounds
@@ -214,8 +218,8 @@ def test_the_spread_over_seeds_uses_the_sample_standard_deviation():
 
 def compare(first, second, labels, rng, resamples=500):
     weights = uncertainty.stratified_weights(labels, resamples, rng)
-    a = uncertainty.image_metrics(first, labels, weights)["image_auroc"]
-    b = uncertainty.image_metrics(second, labels, weights)["image_auroc"]
+    a = uncertainty.image_metrics(first, labels, weights)["test/image_auroc"]
+    b = uncertainty.image_metrics(second, labels, weights)["test/image_auroc"]
     observed = ranking.auroc(first, labels), ranking.auroc(second, labels)
     return uncertainty.paired_difference(a, b, observed)
 

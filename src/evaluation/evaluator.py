@@ -1,0 +1,332 @@
+"""Test predictions in, metrics out: the only place that reads test labels and masks.
+
+`update` takes batches as they are predicted and keeps little: three numbers an image and the
+scores of its pixels on one stated grid (`evaluation.size`). `compute` then gives every number from
+the tables of `ranking` and `pixels`. What cannot be computed is left out or NaN, and `notes` says
+why: no masks, no defective images, labels that are unknown.
+
+Pixel metrics use test images whose pixels are all known: normal images, and defective ones with a
+mask that still marks a pixel on the grid. Maps are resized bilinearly, masks by nearest neighbour,
+both with half-pixel centres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from torch import Tensor
+
+from src.data.samples import DEFECTIVE, UNKNOWN, Sample
+from src.errors import DataError
+from src.evaluation import overlap, ranking, uncertainty
+from src.evaluation.image_rows import (
+    ImageRow,
+    decide,
+    has_mask,
+    mask_state,
+    notes_of,
+    overlap_counts,
+    resize_masks,
+)
+from src.evaluation.localisation import (
+    HISTOGRAM_BINS,
+    aupro_key,
+    localisation_intervals,
+    localisation_metrics,
+)
+from src.evaluation.pixels import ImagePixels, PixelHistograms, PixelRanking, PixelStore
+from src.evaluation.processes import from_all_processes
+from src.evaluation.ranking import Counts, Curve
+from src.evaluation.threshold import F1Oracle, Nfa, Threshold, no_nfa
+from src.evaluation.uncertainty import Interval, rate_interval
+from src.models.base import Prediction, resize_maps
+
+CURVE_POINTS = 400
+
+
+class DrawnCurve(NamedTuple):
+    """A curve to draw and the number that is reported for it."""
+
+    curve: Curve
+    area: float  # AUROC, average precision or AUPRO
+    limit: float  # x beyond this is not integrated: 1, or the limit of AUPRO
+
+
+class DefectRecall(NamedTuple):
+    """Alarms among the images of one defect type, with a 95 % interval of the rate."""
+
+    defect: str
+    found: int
+    total: int
+    low: float
+    high: float
+
+
+State = tuple[dict[int, ImageRow], dict[int, ImagePixels]]
+
+
+class Evaluator:
+    """Collects predictions of test images and computes the metrics of DESIGN.
+
+    Args:
+        size: grid of the pixel metrics, side or (height, width) in pixels.
+        memory_gb: pixel scores kept in memory, in GiB; the rest goes to a temporary file.
+        resamples: bootstrap resamples of pixel metrics; 0 leaves their intervals out.
+        limits: false positive rates up to which PRO is integrated, in 0..1.
+        seed: of the resampling.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        *,
+        memory_gb: float,
+        resamples: int,
+        limits: Sequence[float],
+        seed: int,
+    ) -> None:
+        self.size = (size, size) if isinstance(size, int) else size
+        self.resamples, self.seed = resamples, seed
+        self.limits = {aupro_key(limit): limit for limit in limits}
+        self._rows: dict[int, ImageRow] = {}
+        self._pixels = PixelStore(memory_gb)
+        self._ranked: PixelRanking | None = None
+        self._threshold: Threshold | None = None
+
+    # --- collecting ---------------------------------------------------------------------------
+
+    def update(self, batch: Mapping[str, Tensor], prediction: Prediction) -> None:
+        """Take a batch; an image whose index is already known is dropped.
+
+        Raises:
+            DataError: a score or map value is NaN or infinite.
+        """
+        self._ranked = None
+        index, label = batch["index"].tolist(), batch["label"].tolist()
+        scores = ranking.finite(prediction.score.float(), what="image scores").tolist()
+        highest = prediction.anomaly_map.flatten(1).amax(dim=1).tolist()
+        maps = resize_maps(prediction.anomaly_map.float(), self.size).cpu().numpy()
+        masks = resize_masks(batch["mask"], self.size).cpu().numpy()
+        marked = batch["mask"].flatten(1).any(dim=1).tolist()
+        alarms, detected = self._nfa(prediction)
+        for b in range(len(index)):
+            if index[b] in self._rows:
+                continue
+            state = mask_state(label[b], marked[b], bool(masks[b].any()))
+            counts = None if detected is None else overlap_counts(detected[b], masks[b])
+            alarm = None if alarms is None else alarms[b]
+            self._rows[index[b]] = ImageRow(label[b], scores[b], highest[b], state, alarm, counts)
+            if state == "known":
+                self._pixels.add(index[b], maps[b], masks[b])
+
+    def _nfa(self, prediction: Prediction) -> tuple[list[bool] | None, NDArray[np.bool_] | None]:
+        if prediction.log_nfa is None:
+            return None, None
+        log_nfa = prediction.log_nfa
+        alarms = (log_nfa < 0).flatten(1).any(dim=1).tolist()
+        return alarms, (resize_maps(log_nfa.float(), self.size) < 0).cpu().numpy()
+
+    def state(self) -> State:
+        """All that was collected, picklable, for `merge` in another process."""
+        return self._rows, self._pixels.state()
+
+    def merge(self, states: Iterable[State]) -> None:
+        """Add what other processes collected; images that are already here are dropped."""
+        self._ranked = None
+        for rows, pixels in states:
+            new = {index: row for index, row in rows.items() if index not in self._rows}
+            self._rows |= new
+            self._pixels.merge({index: pixels[index] for index in new if index in pixels})
+
+    def gather(self) -> None:
+        """Under DDP: give every process the images of all. Alone: nothing to do."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.merge(from_all_processes(self.state()))
+
+    # --- numbers ------------------------------------------------------------------------------
+
+    def compute(self, threshold: Threshold, samples: Sequence[Sample] | None) -> dict[str, float]:
+        """Every metric, keys as in DESIGN plus `_ci_low`/`_ci_high`; see `cards.explain`.
+
+        `samples` names the defect types for `test/recall/<defect>`; None leaves these out.
+
+        Raises:
+            DataError: no image has a known label.
+        """
+        self.gather()
+        self._threshold = threshold
+        scores, defect = self._labelled()
+        table = ranking.rank(scores, defect)
+        metrics = {
+            "test/images_normal": float((~defect).sum()),
+            "test/images_defective": float(defect.sum()),
+            "test/image_auroc": ranking.area_under_roc(table),
+            "test/image_ap": ranking.area_under_precision(table),
+            "test/image_f1_max": ranking.best_f1(table).f1,
+        }
+        metrics |= self._decision_metrics(threshold)
+        if samples is not None:
+            recalls = self.defect_recalls(samples)
+            metrics |= {f"test/recall/{row.defect}": row.found / row.total for row in recalls}
+        if self.has_masks:
+            tp, fp = self._counts(threshold)
+            ranked = self.pixel_ranking()
+            metrics |= localisation_metrics(self._pixels, ranked, tp, fp, self.limits)
+        for key, interval in self._intervals(threshold).items():
+            metrics |= {f"{key}_ci_low": interval.low, f"{key}_ci_high": interval.high}
+        return metrics
+
+    def oracle_threshold(self) -> Threshold:
+        """The threshold with the best F1 on these test images; needs both classes."""
+        self.gather()
+        scores, defect = self._labelled()
+        map_max = [row.map_max for row in self._known_rows().values()]
+        pixels = self.pixel_ranking().pixels if self.has_masks else None
+        return F1Oracle().fit_oracle(scores, defect, map_max, pixels)
+
+    def _intervals(self, threshold: Threshold) -> dict[str, Interval]:
+        """95 % intervals by metric key; undefined ones are left out."""
+        scores, defect = self._labelled()
+        counted = self._confusion(threshold)
+        defects, normals = int(defect.sum()), int((~defect).sum())
+        found = {
+            "test/image_auroc": uncertainty.auroc_interval(
+                ranking.auroc(scores, defect), defects, normals
+            ),
+            "test/recall": rate_interval(counted.hits, defects),
+            "test/false_alarm_rate": rate_interval(counted.false_alarms, normals),
+        }
+        if self.has_masks and self.resamples:
+            found |= localisation_intervals(self._pixels, self.limits, self.resamples, self.seed)
+        return {key: interval for key, interval in found.items() if interval.low == interval.low}
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether some defective image has a usable mask, so that pixel metrics exist."""
+        return any(has_mask(row) for row in self._rows.values())
+
+    def pixel_ranking(self) -> PixelRanking:
+        """The tables of all pixel metrics, computed once."""
+        if self._ranked is None:
+            self._ranked = self._pixels.rank()
+        return self._ranked
+
+    def pixel_histograms(self) -> PixelHistograms:
+        """Per-image score histograms, from which `compare` resamples images of two runs."""
+        return self._pixels.histograms(HISTOGRAM_BINS)
+
+    def curves(self) -> dict[str, DrawnCurve]:
+        """The curves that are defined here: roc and pr of images, pro of pixels."""
+        drawn = {}
+        images = ranking.rank(*self._labelled())
+        if not images.empty:
+            roc, pr = ranking.roc_points(images), ranking.precision_recall_points(images)
+            drawn["roc"] = DrawnCurve(roc, ranking.area_under_roc(images), 1.0)
+            drawn["pr"] = DrawnCurve(pr, ranking.area_under_precision(images), 1.0)
+        if self.has_masks and self.limits:
+            regions, limit = self.pixel_ranking().regions, max(self.limits.values())
+            area = overlap.area_under_overlap(regions, limit)
+            drawn["pro"] = DrawnCurve(ranking.roc_points(regions), area, limit)
+        return {
+            kind: one._replace(curve=one.curve.thinned(CURVE_POINTS)) for kind, one in drawn.items()
+        }
+
+    def per_image_rows(self) -> list[dict[str, Any]]:
+        """One dict an image, by index: index, label, score, decision, map_max, iou (or None).
+
+        Decision and IoU are those of the threshold given to `compute`, which comes first.
+        """
+        threshold = self._chosen()
+        ious = dict(zip(self._pixels.index.tolist(), self._ious(threshold).tolist(), strict=True))
+        return [
+            {
+                "index": index,
+                "label": row.label,
+                "score": row.score,
+                "decision": decide(row, threshold),
+                "map_max": row.map_max,
+                "iou": ious.get(index),
+            }
+            for index, row in sorted(self._rows.items())
+        ]
+
+    def defect_recalls(self, samples: Sequence[Sample]) -> list[DefectRecall]:
+        """Alarms by defect type, by name, at the threshold given to `compute`."""
+        alarms: dict[str, list[bool]] = {}
+        for index, row in self._known_rows().items():
+            if row.label == DEFECTIVE:
+                alarms.setdefault(samples[index].defect, []).append(decide(row, self._chosen()))
+        return [
+            DefectRecall(name, sum(alarm), len(alarm), *rate_interval(sum(alarm), len(alarm)))
+            for name, alarm in sorted(alarms.items())
+        ]
+
+    def notes(self) -> list[str]:
+        """What was left out of the metrics and why, one sentence each."""
+        return notes_of(self._rows.values(), self.size)
+
+    # --- parts of compute ---------------------------------------------------------------------
+
+    def _chosen(self) -> Threshold:
+        if self._threshold is None:
+            raise RuntimeError("call compute(threshold, samples) first: decisions need a threshold")
+        return self._threshold
+
+    def _known_rows(self) -> dict[int, ImageRow]:
+        return {i: row for i, row in sorted(self._rows.items()) if row.label != UNKNOWN}
+
+    def _labelled(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Score and truth of the images with a known label (n,), by index, n >= 1."""
+        rows = self._known_rows()
+        if not rows:
+            raise DataError(
+                "There is nothing to evaluate: no test image has a known label.",
+                found=f"{len(self._rows)} images, all without a label",
+                do="use `python -m src.predict` to score images without labels",
+            )
+        scores = np.array([row.score for row in rows.values()], dtype=np.float32)
+        defect = np.array([row.label == DEFECTIVE for row in rows.values()])
+        return scores, defect
+
+    def _confusion(self, threshold: Threshold) -> ranking.Confusion:
+        rows = self._known_rows().values()
+        alarms = [decide(row, threshold) for row in rows]
+        return ranking.confusion(alarms, [row.label == DEFECTIVE for row in rows])
+
+    def _decision_metrics(self, threshold: Threshold) -> dict[str, float]:
+        counted = self._confusion(threshold)
+        names = ("precision", "recall", "f1", "false_alarm_rate")
+        return {f"test/{name}": getattr(counted, name) for name in names}
+
+    def _counts(self, threshold: Threshold) -> tuple[Counts, Counts]:
+        """True and false positive pixels per image (n,) of the mask at the threshold."""
+        if threshold.rule != Nfa.name:
+            return self._pixels.counts_above(threshold.pixel)
+        counts = [self._rows[index].nfa_counts for index in self._pixels.index.tolist()]
+        if any(pair is None for pair in counts):
+            raise no_nfa()
+        tp, fp = np.array(counts, dtype=np.int64).reshape(-1, 2).T
+        return tp, fp
+
+    def _ious(self, threshold: Threshold) -> NDArray[np.float64]:
+        if not len(self._pixels):
+            return np.empty(0)
+        return overlap.image_ious(*self._counts(threshold), self._pixels.defects)
+
+
+def build_evaluator(cfg: DictConfig) -> Evaluator:
+    """The evaluator of the config group `evaluation`."""
+    options = cfg.evaluation
+    size = options.size if isinstance(options.size, int) else tuple(options.size)
+    return Evaluator(
+        size,
+        memory_gb=options.memory_gb,
+        resamples=options.bootstrap,
+        limits=options.aupro_limits,
+        seed=cfg.seed,
+    )
