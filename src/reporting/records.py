@@ -126,7 +126,11 @@ class DefectRecall:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """The whole content of report.html. Arrays follow the classes above."""
+    """The whole content of report.html. Arrays follow the classes above.
+
+    `images[i].score > threshold.image` should equal `images[i].decision`. For the rule `nfa` that
+    holds when scores are the highest -log10 NFA of each image and maps are -log10 NFA.
+    """
 
     title: str
     metrics: Mapping[str, float]  # keys of DESIGN, "test/image_auroc"
@@ -138,6 +142,7 @@ class ReportData:
     recalls: Sequence[DefectRecall] = ()
     curves: Sequence[Curve] = ()
     subtitle: str = ""
+    score_name: str = "anomaly score"  # what ImageResult.score is; rule nfa: "-log10 NFA"
     config_yaml: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""  # reproduces the run

@@ -1,0 +1,220 @@
+"""One self-contained page of a run: `report.html`.
+
+No external resource, no network: pictures are data URIs, style and script are inline and named by
+their hash in a content security policy that forbids everything else. Every string of the run is
+escaped by the template engine; nothing is marked safe except the two files beside the template.
+The page can be read without JavaScript; with it, pictures can be filtered, compared and zoomed and
+the threshold can be moved.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from src.reporting import charts, page_images, wording
+from src.reporting.page_images import Layers
+from src.reporting.records import OUTCOMES, ImageResult, ReportData, choose_pictures
+from src.saved_run import write_text
+
+_MAX_CARDS = 5000  # rows without a picture are small, but not free; scores.csv holds all
+_CURVE_NAMES = {
+    "roc": ("ROC of images", "false positive rate", "true positive rate"),
+    "pr": ("Precision and recall", "recall", "precision"),
+    "pro": ("Region overlap (PRO)", "false positive rate of pixels", "mean region overlap"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One image in the gallery."""
+
+    index: int
+    row: ImageResult
+    score: str
+    layers: Layers | None
+
+    @property
+    def alt(self) -> str:
+        """What a screen reader says of the picture."""
+        truth = {0: "normal", 1: f"defective ({self.row.defect})"}.get(self.row.label, "no label")
+        return f"{self.row.path}: {truth}, score {self.score}, {self.row.outcome}"
+
+
+def write_report(
+    path: Path,
+    data: ReportData,
+    *,
+    max_images: int = 120,
+    max_side: int = 384,
+    max_megabytes: float = 40.0,
+) -> None:
+    """Write the page to `path`; the file appears only when it is complete.
+
+    Args:
+        path: where; its folder is made when missing.
+        data: everything that is shown.
+        max_images: pictures in the page, the most telling first (see `choose_pictures`); all other
+            images are listed without a picture.
+        max_side: longer side of a picture in pixels.
+        max_megabytes: pictures stop when they fill this much of the page.
+    """
+    write_text(path, render(data, max_images, max_side, max_megabytes * 1e6))
+
+
+def render(data: ReportData, max_images: int, max_side: int, max_bytes: float) -> str:
+    """The page as text; arguments as in `write_report`, max_bytes instead of megabytes."""
+    threshold = score_threshold(data)
+    defects = sorted({row.defect for row in data.images}, key=lambda name: (name != "good", name))
+    chosen = choose_pictures(data.images, threshold, len(data.images))
+    layers = _encode(data, chosen[:max_images], max_side, max_bytes)
+    shown = sorted(chosen[:_MAX_CARDS], key=lambda index: _worst_first(data, index, threshold))
+    cards = [
+        Card(index, data.images[index], wording.score(data.images[index].score), layers.get(index))
+        for index in shown
+    ]
+    style, script = _resource("report.css"), _resource("report.js")
+    text = _environment().get_template("report.html.j2").render(
+        data=data,
+        style=style, script=script, policy=_policy(style, script),
+        tiles=wording.headline_tiles(data.metrics, data.intervals),
+        threshold_value=wording.score(data.threshold.image),
+        alarm_rule=wording.alarm_rule(data.threshold, data.score_name),
+        threshold_sentences=wording.threshold_sentences(data.threshold),
+        protocol=wording.protocol_facts(data.protocol, data.threshold, data.images),
+        chart=charts.score_chart(data.images, threshold),
+        cards=cards, pictures=len(layers),
+        counts=count_outcomes(data.images),
+        defects=defects,
+        recalls=[(each, charts.recall_bar(each)) for each in data.recalls],
+        curves=[(each, *_CURVE_NAMES[each.kind], charts.curve_path(each)) for each in data.curves],
+        legend=page_images.legend(data.scale),
+        low=wording.score(data.scale.low), high=wording.score(data.scale.high),
+        anchor=wording.score(data.scale.threshold),
+        runtime=_metric_rows(data, ("speed/", "fit/")),
+        metrics=_metric_rows(data, ("test/",)),
+        manifest=flatten(data.manifest),
+        page_data=page_data(data, threshold),
+    )  # fmt: skip
+    return text.encode("utf-8", "replace").decode("utf-8")  # file names may hold lone surrogates
+
+
+def count_outcomes(images: Any) -> dict[str, int]:
+    """How many images each outcome has; outcomes without any are left out."""
+    names = [row.outcome for row in images]
+    return {name: names.count(name) for name in OUTCOMES if name in names}
+
+
+def score_threshold(data: ReportData) -> float:
+    """The threshold on `ImageResult.score`; NaN when the decisions do not come from one.
+
+    A rule such as `nfa` decides by regions; a line among the scores would then be a lie.
+    """
+    limit = data.threshold.image
+    agrees = all((row.score > limit) == row.decision for row in data.images)
+    return limit if agrees else math.nan
+
+
+def page_data(data: ReportData, threshold: float) -> dict[str, Any]:
+    """What the script needs: one short row an image, the threshold and the ends of its axis."""
+    scores = np.array([row.score for row in data.images], dtype=np.float64)
+    low, high = charts.axis_range(scores[np.isfinite(scores)], threshold)
+    rows = [
+        [row.path, row.label, row.defect, _finite(row.score), int(row.decision)]
+        for row in data.images
+    ]
+    return {"rows": rows, "threshold": _finite(threshold), "low": low, "high": high}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as (dotted key, text) rows, in order."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows += flatten(value, f"{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            rows.append((name, text))
+    return rows
+
+
+def _encode(
+    data: ReportData, chosen: list[int], max_side: int, max_bytes: float
+) -> dict[int, Layers]:
+    """Layers of the chosen images, one in memory at a time, until the page is full."""
+    layers: dict[int, Layers] = {}
+    used = 0
+    for index in chosen:
+        picture = data.images[index].load_picture()
+        if picture is None:
+            continue
+        encoded = page_images.encode_layers(picture, data.scale, max_side)
+        used += encoded.size
+        if used > max_bytes:
+            break
+        layers[index] = encoded
+    return layers
+
+
+def _worst_first(data: ReportData, index: int, threshold: float) -> tuple[bool, float, int]:
+    """Sort key: wrong decisions by how wrong they are, then right ones by how close they were."""
+    row = data.images[index]
+    margin = abs(row.score - threshold)
+    margin = margin if math.isfinite(margin) else 1e300
+    wrong = row.outcome in ("miss", "false alarm")
+    return not wrong, -margin if wrong else margin, index
+
+
+def _metric_rows(data: ReportData, prefixes: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    rows = []
+    for key, value in data.metrics.items():
+        if not key.startswith(prefixes) or key.endswith(("_ci_low", "_ci_high")):
+            continue
+        low, high = data.intervals.get(key, (math.nan, math.nan))
+        interval = f"{low:.4f} to {high:.4f}" if math.isfinite(low + high) else ""
+        unit = next((u for u in ("ms", "seconds", "mb") if key.endswith(f"_{u}")), "")
+        unit = "s" if key.endswith("seconds") else {"mb": "MB"}.get(unit, unit)
+        rows.append((key, wording.number(value, unit), interval))
+    return rows
+
+
+def _policy(style: str, script: str) -> str:
+    """Content security policy: this style, this script, pictures inside the page, nothing else."""
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
+        f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return "sha256-" + base64.b64encode(digest).decode("ascii")
+
+
+def _resource(name: str) -> str:
+    return (files("src.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("src.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,164 @@
+"""Sentences of the report: what was measured, with which labels, and what it promises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from src.reporting.records import ImageResult, ProtocolFacts, ThresholdFacts
+
+#: Metric key -> name, explanation, unit. Order is the order of the page.
+HEADLINES: dict[str, tuple[str, str, str]] = {
+    "test/image_auroc": (
+        "Image AUROC", "chance that a defective image scores above a normal one", ""),
+    "test/pixel_auroc": (
+        "Pixel AUROC", "chance that a defective pixel scores above a normal one", ""),
+    "test/aupro": (
+        "AUPRO", "share of each defect covered, up to 30 % false pixels", ""),
+    "test/miou": ("Mean IoU", "overlap of prediction and mask at the threshold", ""),
+    "test/recall": ("Recall", "share of defective images found at the threshold", ""),
+    "test/false_alarm_rate": (
+        "False alarms", "share of normal images that raised an alarm", ""),
+    "test/image_f1_max": ("Best F1", "over all thresholds; needs labels, so an upper bound", ""),
+    "speed/latency_p50_ms": ("Latency", "median time of one image on this machine", "ms"),
+}  # fmt: skip
+
+_FIXED = {
+    "f1_oracle": "Chosen with the labels of these very test images so that F1 is highest: an "
+    "oracle. It shows what the scores would allow, not what a detector in use would reach.",
+    "nfa": "A region is marked when fewer than one region as rare as it is expected in an image "
+    "of pure noise (number of false alarms below 1), and one marked region is an alarm. Nothing "
+    "was calibrated; the promise holds as far as the latent noise is standard normal.",
+}
+_SPACE = "\N{NO-BREAK SPACE}"  # keeps numbers and units on one line
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """A metric as text: four decimals for shares, three digits for times, words for NaN."""
+    if value is None or math.isnan(value):
+        return "not defined"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    if unit or abs(value) >= 10:
+        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{text} {unit}".strip()
+    return f"{value:.4f}"
+
+
+def share(value: float) -> str:
+    """A probability in percent with as many digits as it needs."""
+    return f"{100 * value:.3g}{_SPACE}%"
+
+
+def score(value: float | None) -> str:
+    """A score or threshold with four significant digits."""
+    if value is None or math.isnan(value):
+        return "not a number"
+    return f"{value:.4g}" if math.isfinite(value) else number(value)
+
+
+def alarm_rule(threshold: ThresholdFacts, score_name: str) -> str:
+    """The decision as a formula."""
+    if threshold.rule == "nfa":
+        return "log10 NFA < 0 somewhere in the image"
+    return f"{score_name} > {score(threshold.image)}"
+
+
+def threshold_sentences(threshold: ThresholdFacts) -> list[str]:
+    """What the threshold rests on and what it promises."""
+    if threshold.rule == "conformal":
+        return _conformal(threshold)
+    if threshold.rule == "quantile":
+        return _quantile(threshold)
+    if threshold.rule in _FIXED:
+        return [_FIXED[threshold.rule]]
+    used = "used test labels" if threshold.oracle else "used no test label"
+    return [f"Set by the rule {threshold.rule!r}, which {used}."]
+
+
+def _conformal(facts: ThresholdFacts) -> list[str]:
+    sentences = [f"Set from the scores of {_images(facts.n, 'normal')}; no defect, no test label."]
+    if facts.alpha is None:
+        return sentences
+    reached = facts.alpha if facts.attained is None else facts.attained
+    if reached <= facts.alpha:
+        return [
+            *sentences,
+            f"Promise: a new good part raises a false alarm with a probability of at most "
+            f"{share(facts.alpha)}, if it comes from the same source as the calibration images "
+            f"(split-conformal bound, on average over calibrations).",
+        ]
+    needed = math.ceil(1 / facts.alpha - 1e-9) - 1
+    return [
+        *sentences,
+        f"{share(facts.alpha)} was asked for, but {_images(facts.n)} can promise no less than "
+        f"{share(reached)}: the highest calibration score became the threshold. "
+        f"{needed} images are needed for {share(facts.alpha)}.",
+    ]
+
+
+def _quantile(facts: ThresholdFacts) -> list[str]:
+    level = "" if facts.alpha is None else f" that {share(1 - facts.alpha)} of them do not exceed"
+    promise = "" if facts.attained is None else (
+        f" Without correction for the number of images; what it guarantees is "
+        f"{share(facts.attained)} false alarms."
+    )  # fmt: skip
+    return [f"The score{level}, over {_images(facts.n, 'normal')}; no test label.{promise}"]
+
+
+def protocol_facts(
+    protocol: ProtocolFacts, threshold: ThresholdFacts, images: Sequence[ImageResult]
+) -> list[tuple[str, str]]:
+    """Rows of the protocol box: a purpose and which images and labels served it."""
+    good = sum(row.label == 0 for row in images)
+    bad = sum(row.label == 1 for row in images)
+    unknown = len(images) - good - bad
+    tested = f"{good} normal and {bad} defective images"
+    tested += f", {unknown} without a label" if unknown else ""
+    rows = [("Training", f"{_images(protocol.train_images, 'normal')}; no defect and no mask.")]
+    if protocol.selection:
+        rows.append(("Checkpoint", protocol.selection))
+    if protocol.calibration:
+        rows.append(("Calibration", protocol.calibration))
+    rows.append(("Test", f"{tested}. {_labels_sentence(protocol, threshold)}"))
+    return rows + [("Note", note) for note in protocol.notes]
+
+
+def _labels_sentence(protocol: ProtocolFacts, threshold: ThresholdFacts) -> str:
+    if protocol.name == "paper":
+        return (
+            "Protocol of the paper: its own selection rule was followed, test labels included. "
+            "Compare these numbers with the paper's, not with those of a detector in use."
+        )
+    if threshold.oracle:
+        return (
+            "Their labels also chose the threshold, so every number that needs one is optimistic."
+        )
+    return "Their labels and masks were read for the metrics on this page and chose nothing."
+
+
+def headline_tiles(
+    metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> list[dict[str, str]]:
+    """The tiles at the top: name, value, interval, explanation."""
+    tiles = []
+    for key, (name, meaning, unit) in HEADLINES.items():
+        if key not in metrics:
+            continue
+        low, high = intervals.get(key, (math.nan, math.nan))
+        known = math.isfinite(low) and math.isfinite(high)
+        tiles.append({
+            "name": name,
+            "value": number(metrics[key], unit),
+            "interval": _interval(low, high) if known else "",
+            "meaning": meaning,
+        })  # fmt: skip
+    return tiles
+
+
+def _interval(low: float, high: float) -> str:
+    return f"95{_SPACE}%{_SPACE}interval {low:.4f}{_SPACE}to{_SPACE}{high:.4f}"
+
+
+def _images(count: int, kind: str = "") -> str:
+    return f"{count} {kind + ' ' if kind else ''}image{'' if count == 1 else 's'}"
