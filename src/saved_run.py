@@ -74,6 +74,10 @@ class SavedRun:
         """Whether the fitted model is there, so that an interrupted run need not fit again."""
         return (self.directory / "fit.json").is_file()
 
+    def has(self, name: str) -> bool:
+        """Whether a file of the folder exists."""
+        return (self.directory / name).is_file()
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run folder alone; a second process waits, then finds the run finished."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -30,10 +31,7 @@ def build_trainer(
     cfg: DictConfig, directory: Path, loggers: list[Logger], *, single_pass: bool
 ) -> pl.Trainer:
     """A trainer for fitting and predicting; checkpoints go to `directory/checkpoints`."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*training batches.*smaller than the logging.*")
-    warnings.filterwarnings("ignore", message=".*configure_optimizers.*returned `None`.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
+    _quieten()
     if cfg.hardware.threads:
         torch.set_num_threads(cfg.hardware.threads)
     options = cfg.trainer
@@ -59,6 +57,21 @@ def build_trainer(
         deterministic="warn",
         use_distributed_sampler=True,
     )
+
+
+def _quieten() -> None:
+    """Silence Lightning's advice that does not apply here; its errors stay."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",  # small sets are decoded in this process on purpose
+        ".*training batches.*smaller than the logging.*",
+        ".*configure_optimizers.*returned `None`.*",  # a memory bank has no optimizer
+        ".*no `validation_step`.*",
+        ".*module.s. in eval mode at the start of training.*",  # frozen backbones
+        ".*LeafSpec.*deprecated.*",  # torch 2.15 about Lightning's own code
+        ".*isinstance.treespec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def last_checkpoint(directory: Path) -> Path | None:

@@ -22,8 +22,8 @@ from src.evaluation.threshold import Threshold
 from src.models.base import AnomalyModule
 from src.reporting import curves as draw
 from src.reporting.colour_scale import ColourScale
+from src.reporting.explaining import explain
 from src.reporting.figures import contact_sheet, overlay, triptych
-from src.reporting.patch_match import explain
 from src.reporting.records import (
     Curve,
     DefectRecall,
@@ -35,7 +35,7 @@ from src.reporting.records import (
     choose_pictures,
 )
 from src.reporting.report import write_report
-from src.reporting.tables import print_run_table
+from src.reporting.run_table import print_run_table
 from src.saved_run import SavedRun
 
 _SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
@@ -65,7 +65,10 @@ def write_outputs(
     pictures |= _diagnostics(run, model)
     if cfg.report.enabled:
         report = _report_data(cfg, run, data, evaluator, threshold, metrics, pictured, scale)
-        write_report(run.directory / "report.html", report)
+        write_report(
+            run.directory / "report.html", report,
+            max_images=cfg.report.max_images, max_side=cfg.report.max_side,
+        )  # fmt: skip
     return pictures
 
 
@@ -145,7 +148,7 @@ def _report_data(
 ) -> ReportData:
     method = _TITLES.get(cfg.model.name, cfg.model.name)
     manifest = run.read_json("manifest.json")
-    words = [word for word in manifest.get("command", [])[1:]]
+    words = manifest.get("command", [])[1:]
     return ReportData(
         title=f"{method} on {data.name} {data.category}",
         metrics=metrics,
@@ -160,7 +163,7 @@ def _report_data(
         config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
         manifest=manifest,
         command=shlex.join(["python", "-m", "src.run", *words]),
-        notes=tuple(_notes(data)),
+        notes=tuple(evaluator.notes()),
     )
 
 
@@ -177,15 +180,6 @@ def _protocol(cfg: DictConfig, data: AnomalyDataModule, threshold: Threshold) ->
         calibration="none needed" if threshold.rule == "nfa" else calibration,
         selection="best on the test set, as in the paper" if cfg.protocol == "paper" else "",
     )
-
-
-def _notes(data: AnomalyDataModule) -> list[str]:
-    notes = []
-    if not data.has_defects:
-        notes.append("There are no labelled defective test images: only false alarms can be seen.")
-    elif not data.has_masks:
-        notes.append("There are no masks: localisation is shown but not measured.")
-    return notes
 
 
 def _intervals(metrics: Mapping[str, float]) -> dict[str, tuple[float, float]]:

@@ -1,0 +1,67 @@
+"""The last thing a run prints: its headline numbers and where to look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from src.saved_run import SavedRun
+
+_ROWS = (
+    ("test/image_auroc", "image AUROC"),
+    ("test/pixel_auroc", "pixel AUROC"),
+    ("test/aupro", "AUPRO (30 %)"),
+    ("test/image_f1_max", "image F1, best possible"),
+    ("test/f1", "image F1 at the threshold"),
+    ("test/recall", "defective images found"),
+    ("test/false_alarm_rate", "false alarms among good images"),
+    ("test/miou", "mean IoU at the threshold"),
+)
+
+
+def print_run_table(run: SavedRun) -> None:
+    """Print the table of a finished run."""
+    metrics, console = run.metrics(), Console()
+    config = run.config()
+    threshold = run.read_json("model/threshold.json") if run.has("model/threshold.json") else {}
+    title = f"{config.model.name} on {config.data.name} {config.data.category or ''}"
+    table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
+    for key, name in _ROWS:
+        if key in metrics:
+            table.add_row(name, _number(metrics[key]), _interval(metrics, key))
+    console.print(table)
+    if threshold:
+        labels = "TEST LABELS WERE USED" if threshold["oracle"] else "no test label was used"
+        console.print(
+            f"protocol {config.protocol}: {labels}; threshold {threshold['image']:.4g} by rule "
+            f"{threshold['rule']}{_promise(threshold)}"
+        )
+    speed = metrics.get("speed/latency_p50_ms")
+    if speed is not None:
+        fitted = metrics.get("fit/seconds")
+        took = f", fitted in {fitted:.1f} s" if fitted is not None else ""
+        console.print(f"{speed:.0f} ms per image{took}")
+    console.print(f"run     {run.directory}", soft_wrap=True)
+    if run.has("report.html"):
+        console.print(f"report  {run.directory / 'report.html'}", soft_wrap=True)
+
+
+def _promise(threshold: Mapping[str, float]) -> str:
+    if threshold.get("attained") is None:
+        return ""
+    return (
+        f" (at most {100 * threshold['attained']:.2g} % false alarms promised by "
+        f"{threshold['n']} normal images)"
+    )
+
+
+def _interval(metrics: Mapping[str, float], key: str) -> str:
+    low, high = metrics.get(f"{key}_ci_low"), metrics.get(f"{key}_ci_high")
+    return "" if low is None or high is None else f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float) -> str:
+    return "not defined" if math.isnan(value) else f"{value:.4f}"
