@@ -49,7 +49,8 @@ def score_histogram(
         )
     _threshold_line(axes, threshold)
     axes.set(xlabel=unit, ylabel="images")
-    axes.legend(frameon=False)
+    if labels.size:
+        axes.legend(frameon=False)
     return figure
 
 

@@ -1,0 +1,56 @@
+"""A whole report in miniature, with names that would break a careless page."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.stats import binomtest
+
+from src.reporting.records import Curve, DefectRecall, ProtocolFacts, ReportData, ThresholdFacts
+from tests.reporting.pictures import SCALE, make_picture, make_results
+
+EVIL = """<script>alert("1")</script>'"&amp;{{ 7 * 7 }}</title>\N{SNOWMAN}.png"""
+
+
+def wilson(found, total):
+    interval = binomtest(found, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def make_report(count=12, *, match=False, nfa=False, evil=False, **changes):
+    rows = make_results(count)
+    if match or nfa:
+        for k in (3, 5):
+            picture = make_picture(seed=k, match=match)
+            extra = {"log_nfa": np.full((12, 16), -3.0, np.float32)} if nfa else {}
+            rows[k] = replace(rows[k], picture=replace(picture, **extra))
+    if evil:
+        rows[4] = replace(rows[4], path=EVIL, defect=EVIL)
+    recalls = []
+    for name in ("crack", "stain"):
+        mine = [row for row in rows if row.defect == name]
+        found = sum(row.decision for row in mine)
+        recalls.append(DefectRecall(name, found, len(mine), *wilson(found, len(mine))))
+    x = np.linspace(0, 1, 30)
+    values = {
+        "title": EVIL if evil else "PatchCore on bottle",
+        "metrics": {"test/image_auroc": 0.9123, "test/aupro": math.nan, "fit/seconds": 12.0},
+        "threshold": ThresholdFacts(1.0, 1.0, "conformal", 0.05, 0.04, 24),
+        "protocol": ProtocolFacts("honest", 24, notes=(EVIL,) if evil else ()),
+        "images": rows,
+        "scale": SCALE,
+        "intervals": {"test/image_auroc": (0.88, 0.95)},
+        "recalls": recalls,
+        "curves": [Curve("roc", x, x**0.2, 0.83), Curve("pr", x, 1 - x, 0.5),
+                   Curve("pro", x, x**0.3, 0.7, 0.3)],
+        "config_yaml": f"seed: 0\nname: {EVIL}\n" if evil else "seed: 0\n",
+        "manifest": {"code": {"commit": EVIL if evil else "abc"}, "gpus": [], "n": 3},
+        "command": EVIL if evil else "python -m src.run seed=0",
+    }  # fmt: skip
+    return ReportData(**(values | changes))
+
+
+def replace(value, **changes):
+    names = type(value).__dataclass_fields__
+    return type(value)(**({name: getattr(value, name) for name in names} | changes))

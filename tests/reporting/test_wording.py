@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+from src.reporting import wording
+from src.reporting.records import ProtocolFacts, ThresholdFacts
+from tests.reporting.pictures import make_results
+
+
+def facts(**changes):
+    values = {"image": 1.0, "pixel": 1.0, "rule": "conformal", "alpha": 0.01, "attained": 0.0095,
+              "n": 209, "oracle": False}  # fmt: skip
+    return ThresholdFacts(**(values | changes))
+
+
+def text(threshold):
+    return " ".join(wording.threshold_sentences(threshold)).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_a_kept_promise_names_its_level_and_the_images_behind_it():
+    said = text(facts())
+    assert "at most 1 %" in said and "209 normal images" in said
+
+
+def test_too_few_calibration_images_are_said_to_break_the_promise_and_how_many_are_needed():
+    said = text(facts(n=20, attained=1 / 21))
+    assert "can promise no less than 4.76 %" in said
+    assert "99 images are needed for 1 %" in said
+    assert "at most 1 %" not in said
+
+
+def test_an_oracle_is_called_an_oracle():
+    assert "oracle" in text(facts(rule="f1_oracle", oracle=True, alpha=None))
+
+
+def test_the_nfa_rule_is_written_as_a_condition_on_regions_not_on_a_score():
+    rule = facts(rule="nfa", alpha=None, attained=None)
+    assert wording.alarm_rule(rule, "anomaly score") == "log10 NFA < 0 somewhere in the image"
+    assert "Nothing was calibrated" in text(rule)
+
+
+def test_an_unknown_rule_still_says_whether_labels_were_used():
+    assert "used no test label" in text(facts(rule="mine"))
+    assert "used test labels" in text(facts(rule="mine", oracle=True))
+
+
+def test_the_protocol_box_says_what_the_labels_did_in_each_case():
+    images = make_results(8, pictures=False)
+    rows = dict(wording.protocol_facts(ProtocolFacts("honest", 1), facts(), images))
+    assert rows["Training"].startswith("1 normal image;")
+    assert rows["Test"].startswith("4 normal and 4 defective images.")
+    assert "chose nothing" in rows["Test"]
+    oracle = wording.protocol_facts(ProtocolFacts("honest", 1), facts(oracle=True), images)
+    assert "also chose the threshold" in dict(oracle)["Test"]
+    paper = wording.protocol_facts(ProtocolFacts("paper", 1), facts(), images)
+    assert "test labels included" in dict(paper)["Test"]
+
+
+def test_numbers_that_do_not_exist_are_words():
+    assert wording.number(math.nan) == "not defined"
+    assert wording.number(math.inf) == "infinite"
+    assert wording.number(0.98765) == "0.9877"
+    assert wording.number(1432.2, "MB") == "1,432 MB"
+    assert wording.score(math.nan) == "not a number"
+
+
+def test_tiles_keep_their_order_and_leave_out_what_was_not_measured():
+    metrics = {"test/recall": 0.5, "test/image_auroc": 0.9, "fit/seconds": 3.0}
+    tiles = wording.headline_tiles(metrics, {"test/recall": (0.4, 0.6)})
+    assert [tile["name"] for tile in tiles] == ["Image AUROC", "Recall"]
+    assert tiles[0]["interval"] == ""
+    assert "0.4000" in tiles[1]["interval"] and "0.6000" in tiles[1]["interval"]
