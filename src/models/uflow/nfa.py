@@ -1,0 +1,225 @@
+"""Segmentation without a threshold: the number of false alarms of each region.
+
+U-Flow (Tailanian, Pardo, Musé, JMIV 2024), Sec. 4: if an image is normal its latents are
+independent N(0, 1), so a connected region R whose pixels all have mean energy above t has
+probability at most P(R) = P(chi2_C >= C t)^|R|. With N_T regions that could have been tested,
+NFA(R) = N_T P(R) bounds the expected number of regions as rare as R in a normal image: regions
+with NFA < 1, that is log10 NFA < 0, are detected. There is nothing to tune.
+
+Everything here returns log10 NFA (the official code returns its negative): < 0 detects.
+`tests: per_size` (ours) shares the one false alarm evenly among sizes instead of among figures:
+with K = sum_l N_l pairs of scale and size, NFA(R) = K N_l a(|R|) P(R) also has at most one false
+alarm expected per image, sum_{l, r} N_l a(r) / (K N_l a(r)) = 1. N_T is dominated by figures as
+large as the map, so that with few channels (below some 200) small defects cannot be detected at
+all; a region of |R| pixels now pays for the figures of its own size only.
+
+Where we deviate from the official code (mtailanian/uflow, AGPL-3.0, nothing copied):
+regions of *low* energy are not rare events (`lower_tail: clamp`; its bound is applied below the
+mean too, so that one scale with latents 5 % too small turns the whole image into a detection;
+`lower_tail: legacy` repeats that), regions of equal probability do not erase each other, and
+the tree is a single pass (region_tree.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.errors import ConfigError, did_you_mean
+from src.models.uflow.number_of_tests import COUNTS, log10_figures, log10_number_of_tests
+from src.models.uflow.region_tree import region_tree, significant_regions
+
+Floats = NDArray[np.float64]
+
+METHODS = ("tree", "block")
+TAILS = ("bound", "exact")
+LOWER_TAILS = ("clamp", "legacy")
+TESTS = ("total", "per_size")
+
+FLOAT32_LOWEST = float(np.finfo(np.float32).min)  # what the official code makes of -inf
+WINDOW = 5  # block NFA, first preprint: 5x5 at the finest scale, halved at each coarser one
+CANDIDATE = 0.9  # block NFA: a latent is a candidate when z^2 exceeds this quantile of chi2_1
+CANDIDATE_LEVEL = 2.0 * float(special.gammaincinv(0.5, CANDIDATE))  # tau = 2.705543
+
+
+@dataclass(frozen=True, slots=True)
+class NfaSettings:
+    """How log10 NFA is computed; each field is `model.nfa.<field>`."""
+
+    method: str  # "tree" (JMIV) or "block" (first preprint)
+    tail: str  # "bound": Chernoff's bound (paper); "exact": the chi2 or binomial tail itself
+    lower_tail: str  # of the bound; "clamp": low energy is not rare; "legacy": official code
+    counts: str  # "asymptotic" (paper) or "exact": the number of tests
+    tests: str  # "total" (paper) or "per_size": how the one false alarm is shared out
+    calibrate: bool  # ours: no detection on any held-out normal image, see `offset_from_normals`
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "method": METHODS,
+            "tail": TAILS,
+            "lower_tail": LOWER_TAILS,
+            "counts": COUNTS,
+            "tests": TESTS,
+        }
+        for name, options in allowed.items():
+            value = getattr(self, name)
+            if value not in options:
+                raise ConfigError(
+                    f"Unknown model.nfa.{name}.",
+                    found=f"{value!r}",
+                    do=did_you_mean(str(value), options),
+                )
+
+
+def log_nfa(latents: Sequence[Tensor], size: int | tuple[int, int], how: NfaSettings) -> Tensor:
+    """log10 NFA (B, H, W) float32 on the given grid, from latents (B, C, h, w) finest first.
+
+    Computed on the CPU, image by image; a pixel's value is that of the best region at any scale
+    (tree), or the product over scales (block).
+    """
+    if how.method == "block":
+        return block_log_nfa(latents, size, how.tail)
+    target = (size, size) if isinstance(size, int) else tuple(size)
+    pixels = [z.shape[2] * z.shape[3] for z in latents]
+    scales = []
+    for z in latents:
+        energy = z.detach().float().square().mean(dim=1).cpu().numpy()  # (B, h, w)
+        tests = tests_of_scale(pixels, z.shape[2] * z.shape[3], how)
+        maps = np.stack([tests + tree_log_probability(e, z.shape[1], how) for e in energy])
+        coarse = torch.from_numpy(maps.astype(np.float32))[:, None]
+        scales.append(F.interpolate(coarse, size=target, mode="bilinear", align_corners=False))
+    return torch.cat(scales, dim=1).amin(dim=1)
+
+
+def offset_from_normals(lowest: Sequence[float]) -> float:
+    """What to add to log10 NFA so that it stays >= 0 on n held-out normal images; at least 0.
+
+    `lowest` (n,): the lowest log10 NFA of each. Real latents are neither independent nor exactly
+    normal, and then log NFA < 0 fires on good images more often than it promises. If held-out
+    and future images are exchangeable, at most 1 in n + 1 of the latter fires after this shift
+    (order statistics), whatever the latents are; the map can only become less sensitive.
+    """
+    return max(0.0, -min(lowest, default=0.0))
+
+
+def tests_of_scale(pixels: Sequence[int], own: int, how: NfaSettings) -> float:
+    """log10 of the number of tests, but for the figures of a region's size if `per_size`."""
+    if how.tests == "per_size":
+        return math.log10(sum(pixels)) + math.log10(own)
+    return log10_number_of_tests(pixels, how.counts)
+
+
+def tree_log_probability(energy: NDArray, channels: int, how: NfaSettings) -> Floats:
+    """log10 P of the region that explains each pixel (h, w), 0 where none does.
+
+    energy (h, w): mean over channels of z^2, >= 0, 1 on average if the image is normal.
+    With `tests: per_size` the figures of the region's size are counted in, at most 0 in all.
+    """
+    values = np.asarray(energy, dtype=np.float64)
+    if how.tail == "bound" and how.lower_tail == "clamp":
+        # Below the mean the bound is 1 for every region: one flat ground, half the work.
+        values = np.maximum(values, 1.0)
+    tree = region_tree(values)
+    log_p = tree.area * log10_tail(tree.level, channels, how)
+    if how.tests == "per_size":
+        log_p = np.minimum(log_p + log10_figures(tree.area, how.counts), 0.0)
+    return np.nan_to_num(significant_regions(tree, log_p), nan=0.0)
+
+
+def log10_tail(mean_energy: NDArray, channels: int, how: NfaSettings) -> Floats:
+    """log10 P(chi2_C >= C t) for one pixel, t = mean energy >= 0; at most 0."""
+    t = np.asarray(mean_energy, dtype=np.float64)
+    if how.tail == "exact":
+        return log10_chi2_tail(channels * t, channels)
+    with np.errstate(divide="ignore"):
+        bound = -0.5 * channels * (t - 1.0 - np.log(t)) / math.log(10.0)
+    if how.lower_tail == "clamp":
+        return np.where(t > 1.0, bound, 0.0)
+    return np.maximum(bound, FLOAT32_LOWEST)
+
+
+def log10_chi2_tail(x: NDArray, dof: int) -> Floats:
+    """log10 P(chi2_dof >= x), also far beyond 1e-308 where scipy's logsf is -inf.
+
+    Q(a, y), a = dof/2, y = x/2: scipy where it is above 1e-200, else Legendre's continued
+    fraction Q = y^a e^-y / Gamma(a) / (y+1-a - 1(1-a)/(y+3-a - 2(2-a)/(y+5-a - ...))).
+    """
+    a, y = 0.5 * dof, 0.5 * np.atleast_1d(np.asarray(x, dtype=np.float64))
+    direct = special.gammaincc(a, y)
+    far = direct < 1e-200
+    log_q = np.log(np.where(far, 1.0, direct))
+    if far.any():
+        v = y[far]
+        fraction = np.zeros_like(v)
+        for n in range(200, 0, -1):  # y > a + 20 sqrt(a) here: 200 terms reach 1e-14
+            fraction = n * (n - a) / (v + 2 * n + 1 - a - fraction)
+        log_q[far] = a * np.log(v) - v - special.gammaln(a) - np.log(v + 1 - a - fraction)
+    return (log_q / math.log(10.0)).reshape(np.shape(x))
+
+
+def block_log_nfa(latents: Sequence[Tensor], size: int | tuple[int, int], tail: str) -> Tensor:
+    """log10 NFA (B, H, W) of the first preprint (arXiv v1, v2): counts in square windows.
+
+    In each window, count the latents above the 0.9 quantile of chi2_1, average over channels,
+    and take the binomial tail; scales are upsampled bicubically and multiplied. `tail="exact"`
+    integrates the binomial density continued to real counts instead of rounding counts down.
+    """
+    target = (size, size) if isinstance(size, int) else tuple(size)
+    total = torch.zeros(latents[0].shape[0], *target)
+    for scale, z in enumerate(latents):
+        half = max(int(WINDOW / 2**scale // 2), 1)
+        window = 2 * half + 1
+        counts = _window_counts(z.detach().float().cpu(), half).numpy()
+        log_p = (_binomial_integral if tail == "exact" else _binomial_tail)(counts, window**2)
+        coarse = torch.from_numpy(log_p.astype(np.float32))[:, None]
+        total += F.interpolate(coarse, size=target, mode="bicubic", align_corners=True)[:, 0]
+    return total + math.log10(sum(z.shape[2] * z.shape[3] for z in latents))
+
+
+def _window_counts(z: Tensor, half: int) -> Tensor:
+    """Candidates in the window around each pixel, averaged over channels: (B, h, w)."""
+    candidate = (z.square() >= CANDIDATE_LEVEL).float()
+    candidate = candidate.mean(dim=1, keepdim=True)  # counting and averaging commute
+    mode = "reflect" if half < min(z.shape[2:]) else "replicate"
+    padded = F.pad(candidate, (half, half, half, half), mode=mode)
+    window = 2 * half + 1
+    return F.avg_pool2d(padded, window, stride=1)[:, 0].double() * window**2
+
+
+def _binomial_tail(counts: Floats, n: int) -> Floats:
+    """log10 P(Binomial(n, 0.1) > floor(count)).
+
+    A full window has probability 0 in the official code, whose -inf bicubic interpolation turns
+    into NaN; here it has p^n, the probability of that very event.
+    """
+    p = 1.0 - CANDIDATE
+    k = np.floor(counts + 1e-5)  # float32 averages of counts fall short of integers
+    with np.errstate(divide="ignore"):
+        log_p = np.log10(special.bdtrc(np.minimum(k, n), n, p))
+    return np.maximum(log_p, n * math.log10(p))
+
+
+def _binomial_integral(counts: Floats, n: int) -> Floats:
+    """log10 of the integral of C(n, k) p^k (1-p)^(n-k) over real k from count to n."""
+    p = 1.0 - CANDIDATE
+    nodes, weights = np.polynomial.legendre.leggauss(48)
+    lower = counts[..., None]
+    k = lower + 0.5 * (n - lower) * (nodes + 1.0)
+    log_density = (
+        special.gammaln(n + 1.0)
+        - special.gammaln(k + 1.0)
+        - special.gammaln(n - k + 1.0)
+        + k * math.log(p)
+        + (n - k) * math.log(1.0 - p)
+    )
+    with np.errstate(divide="ignore"):
+        log_p = np.log10(0.5 * (n - counts) * (np.exp(log_density) * weights).sum(-1))
+    return np.maximum(log_p, n * math.log10(p))
