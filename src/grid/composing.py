@@ -21,8 +21,9 @@ class Compose(Protocol):
 
 @contextlib.contextmanager
 def run_composer() -> Iterator[Compose]:
-    """A function that composes configs of `src.run`; the search path is read once."""
+    """A function that composes configs of `src.run`, inside a Hydra program or outside."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -36,6 +37,9 @@ def run_composer() -> Iterator[Compose]:
                 do="try that command with `--cfg job` added, then repair the file in conf/paper",
             ) from error
 
+    if GlobalHydra.instance().is_initialized():
+        yield compose  # the program's own search path is conf/ too
+        return
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         yield compose
 

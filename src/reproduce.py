@@ -1,0 +1,22 @@
+"""The tables of the papers, run and judged: `python -m src.reproduce papers=smoke`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from src.command_line import app
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@app("reproduce")
+def main(cfg: DictConfig) -> int:
+    """Run the jobs of `cfg.paper`, write their tables, and judge them."""
+    from src.grid.reproduction import reproduce
+
+    return reproduce(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.command_line import CONF
+from src.errors import ConfigError
+from src.grid.jobs import Identity, config_identity
+from src.grid.papers import GROUPS, MEAN, load_papers
+from src.grid.planning import Choice, plan_jobs, quoted
+
+ALL = ("patchcore", "patchcore_vit", "uflow", "haloae", "crn", "smoke")
+COLUMNS = [
+    pytest.param(paper, variant, column, id=f"{paper.name}-{variant.name}-{column.metric}-{i}")
+    for paper in load_papers(CONF / "paper", ALL)
+    for variant in paper.variants
+    for i, column in enumerate(variant.published)
+]
+
+
+@pytest.mark.parametrize(("paper", "variant", "column"), COLUMNS)
+def test_published_rows_agree_with_the_printed_means(paper, variant, column):
+    for name, members in {**GROUPS, MEAN: variant.categories}.items():
+        if name not in column.values or not set(members) <= set(column.values):
+            continue
+        mean = sum(column.values[c] for c in members) / len(members)
+        # 3e-4: means that authors took before rounding the rows
+        assert abs(mean - column.values[name]) <= 2 * column.rounding + 3e-4, (name, mean)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_variant_of_every_paper_composes_and_is_a_run_of_its_own(name):
+    [paper] = load_papers(CONF / "paper", [name])
+    with config_identity() as identify:
+        keys = [
+            identify(variant.overrides, variant.categories[0], seed).key
+            for variant in paper.variants
+            for seed in paper.seeds
+        ]
+    assert len(set(keys)) == len(paper.variants) * len(paper.seeds)
+
+
+def test_a_planned_job_has_the_identity_of_the_run_its_overrides_start():
+    import hydra
+
+    from src.saved_run import run_directory
+
+    [paper] = load_papers(CONF / "paper", ["patchcore"])
+    with config_identity() as identify:
+        plan = plan_jobs(
+            [paper],
+            Choice(variants=("wrn50_1",), categories=("screw",), seeds=(2,)),
+            identify,
+            lambda overrides, category: True,
+        )
+    [job] = plan.jobs
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        assert job.folder == run_directory(hydra.compose("run", overrides=list(job.overrides)))
+
+
+def fake_identity(overrides, category, seed) -> Identity:
+    key = f"{'-'.join(overrides)}-{category}-{seed}".replace("/", "_")
+    return Identity(key, Path("nowhere") / key)
+
+
+def test_the_grid_is_the_cross_product_of_variants_categories_and_seeds():
+    papers = load_papers(CONF / "paper", ["uflow", "crn"])
+    plan = plan_jobs(papers, Choice(), fake_identity, lambda overrides, category: True)
+    assert len(plan.jobs) == 2 * 15 * 3 + 2 * 15 * 3
+    some = Choice(variants=("honest",), categories=("wood", "tile"), seeds=(7,))
+    chosen = plan_jobs(papers, some, fake_identity, lambda overrides, category: True)
+    assert sorted((job.table, job.category, job.seed) for job in chosen.jobs) == [
+        ("crn", "tile", 7), ("crn", "wood", 7), ("uflow", "tile", 7), ("uflow", "wood", 7)
+    ]  # fmt: skip
+
+
+def test_categories_without_data_are_listed_not_run():
+    papers = load_papers(CONF / "paper", ["crn"])
+    plan = plan_jobs(
+        papers, Choice(), fake_identity, lambda overrides, category: category == "pill"
+    )
+    assert {job.category for job in plan.jobs} == {"pill"}
+    assert len(plan.absent) == 14
+
+
+@pytest.mark.parametrize(
+    ("choice", "hint"),
+    [
+        (Choice(variants=("honnest",)), "Did you mean 'honest'"),
+        (Choice(categories=("carpte",)), "Did you mean 'carpet'"),
+    ],
+)
+def test_misspelt_selections_are_answered_with_the_nearest_name(choice, hint):
+    papers = load_papers(CONF / "paper", ["crn"])
+    with pytest.raises(ConfigError, match=hint):
+        plan_jobs(papers, choice, fake_identity, lambda overrides, category: True)
+
+
+def test_an_unknown_paper_is_answered_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="patchcore"):
+        load_papers(CONF / "paper", ["patchcor"])
+
+
+def small(**changes) -> dict:
+    column = {
+        "metric": "test/image_auroc", "source": "s", "unit": "percent", "decimals": 1,
+        "values": {"a": 99.5},
+    }  # fmt: skip
+    paper = {
+        "title": "t", "source": "s", "overrides": [], "categories": ["a"],
+        "variants": {"v": {"published": [column | changes.pop("column", {})]}},
+    }  # fmt: skip
+    return paper | changes
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (small(sources="x"), "Did you mean 'source'"),
+        (small(column={"unit": "percents"}), "percent or fraction"),
+        (small(column={"values": {"b": 1.0}}), "no such category"),
+        (small(column={"unit": "fraction"}), "outside 0..1"),
+        ({"title": "t"}, "incomplete"),
+        (small(column={"decimal": 1}), "Did you mean 'decimals'"),
+    ],
+)
+def test_a_broken_paper_file_says_where_and_what(tmp_path, broken, message):
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(broken))
+    with pytest.raises(ConfigError, match=message):
+        load_papers(tmp_path, ["p"])
+
+
+def test_percent_and_rounding_become_fractions(tmp_path):
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(small()))
+    [column] = load_papers(tmp_path, ["p"])[0].variants[0].published
+    assert math.isclose(column.values["a"], 0.995)
+    assert math.isclose(column.rounding, 0.0005)
+
+
+@pytest.mark.parametrize(
+    "value", ["bottle", "01", "it's", "a b", "true", "x,y", "a\\b", "a\\", "a\\'b", "1e3"]
+)
+def test_any_category_name_survives_the_command_line(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(f"data.category={quoted(value)}")
+    assert str(parsed.value()) == value
+    assert not parsed.is_sweep_override()
