@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+import hydra.types
 from dotenv import load_dotenv
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -42,13 +43,21 @@ def app(config_name: str) -> Callable[[Main], Callable[[], None]]:
             verbose = bool(os.environ.get("HYDRA_FULL_ERROR")) or "debug=true" in sys.argv
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of hydra's printer
             codes: list[int] = []
+            failed: list[Exception] = []
 
             @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             def task(cfg: DictConfig) -> None:
-                codes.append(function(cfg) or 0)
+                try:
+                    codes.append(function(cfg) or 0)
+                except Exception as error:
+                    if _many():
+                        raise  # the launcher must know which job failed
+                    failed.append(error)  # hydra would print its own line before ours
 
             try:
                 task()
+                if failed:
+                    raise failed[0]
             except KeyboardInterrupt:
                 _say("Interrupted. Run the same command again to continue.")
                 sys.exit(INTERRUPTED)
@@ -62,6 +71,13 @@ def app(config_name: str) -> Callable[[Main], Callable[[], None]]:
         return program
 
     return decorate
+
+
+def _many() -> bool:
+    """Whether this is one job of a multirun (`-m`)."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
 
 
 def _mistake(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ from src.data.datamodule import AnomalyDataModule
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
 from src.evaluation.threshold import CalibrationScores, Threshold, build_rule
+from src.logs import logging_to
 from src.models.base import AnomalyModule
 from src.models.build import build_model
 from src.reporting.outputs import print_result, write_outputs
@@ -36,7 +37,7 @@ class Result(NamedTuple):
 def run_experiment(cfg: DictConfig) -> Result:
     """Run what `cfg` describes, or return the finished run that already did."""
     run = SavedRun(run_directory(cfg))
-    with run.lock():
+    with run.lock(), logging_to(run.directory / "log.txt"):
         if run.finished and not cfg.force:
             print_result(run, repeated=True)
             return Result(run, run.metrics())

@@ -94,10 +94,10 @@ class SavedRun:
             lock.release()
 
     def start(self, cfg: DictConfig, manifest: Mapping[str, Any], *, force: bool) -> None:
-        """Prepare the folder: config and manifest first; `force` empties it, keeping the lock."""
+        """Prepare the folder: config and manifest first; `force` empties it."""
         if force and self.directory.is_dir():
             for path in self.directory.iterdir():
-                if path.name != ".lock":
+                if path.name not in (".lock", "log.txt"):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name in ("model", "checkpoints", "figures"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)

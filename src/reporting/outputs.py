@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -55,7 +56,8 @@ def write_outputs(
     rows = score_rows(data, evaluator)
     run.write_rows("scores.csv", rows)
     detector = Detector(model, data.transform, threshold, cfg, run.directory, _device(model))
-    results = [_result(row) for row in rows]
+    names = _short_names([Path(row["path"]) for row in rows])
+    results = [_result(row, name) for row, name in zip(rows, names, strict=True)]
     chosen = choose_pictures(results, threshold.image, cfg.report.max_images)
     samples = [data.samples[row["index"]] for row in evaluator.per_image_rows()]
     scale = _scale(detector, [samples[i] for i in chosen], threshold)
@@ -197,10 +199,8 @@ def _curves(evaluator: Evaluator) -> list[Curve]:
 # --- pictures ----------------------------------------------------------------------------------
 
 
-def _result(row: Mapping[str, Any]) -> ImageResult:
-    return ImageResult(
-        row["path"], row["label"], row["defect"], row["score"], bool(row["decision"])
-    )
+def _result(row: Mapping[str, Any], name: str) -> ImageResult:
+    return ImageResult(name, row["label"], row["defect"], row["score"], bool(row["decision"]))
 
 
 def _with_pictures(
@@ -271,6 +271,14 @@ def _device(model: AnomalyModule) -> torch.device:
 
 def _below(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _short_names(paths: list[Path]) -> list[str]:
+    """Paths without the folders that all of them share: broken_large/003.png."""
+    shared = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+    if all(path.parent == shared for path in paths):
+        shared = shared.parent  # one folder only: keep its name
+    return [path.relative_to(shared).as_posix() for path in paths]
 
 
 def _made(path: Path) -> Path:

@@ -1,0 +1,42 @@
+"""Messages of a run: short on the console, with time stamps in log.txt."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_OURS = "src"
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Send what our code says to the console and, with everyone's warnings, to `path`.
+
+    The file is appended to, so that an interrupted run keeps its first part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ours, root = logging.getLogger(_OURS), logging.getLogger()
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    level = ours.level
+    ours.setLevel(logging.INFO)
+    ours.addHandler(console)
+    root.addHandler(file)
+    logging.captureWarnings(True)
+    try:
+        yield
+    except BaseException as error:
+        ours.removeHandler(console)  # the console gets its own, shorter words
+        ours.error("stopped: %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        logging.captureWarnings(False)
+        ours.setLevel(level)
+        ours.removeHandler(console)
+        root.removeHandler(file)
+        file.close()
