@@ -47,10 +47,10 @@ def run_experiment(cfg: DictConfig) -> Result:
         data.prepare_data()
         data.setup()
         model = build_model(cfg, data.image_size)
-        loggers = tracking.build_loggers(cfg, run.directory)
-        trainer = build_trainer(cfg, run.directory, loggers, single_pass=model.single_pass)
         weights = getattr(model.backbone, "identity", None)
         run.start(cfg, manifest.describe_run(data.fingerprint(), weights), force=cfg.force)
+        loggers = tracking.build_loggers(cfg, run.directory)
+        trainer = build_trainer(cfg, run.directory, loggers, single_pass=model.single_pass)
 
         fit(run, trainer, model, data)
         threshold = calibrate(cfg, run, trainer, model, data)

@@ -21,9 +21,9 @@ def build_loggers(cfg: DictConfig, directory: Path) -> list[Logger]:
     loggers: list[Logger] = []
     for name in ["csv", *(n for n in cfg.logger.names if n != "csv")]:
         if name == "csv":
-            loggers.append(CSVLogger(directory, name="", version="log"))
+            loggers.append(CSVLogger(directory, name="log"))
         elif name == "tensorboard":
-            loggers.append(TensorBoardLogger(directory, name="", version="tensorboard"))
+            loggers.append(TensorBoardLogger(directory, name="tensorboard"))
         elif name == "wandb":
             loggers.append(_wandb(cfg, directory))
         else:
