@@ -25,13 +25,13 @@ def smooth_maps(scores: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
         size: (H, W) in pixels of the map.
         sigma: of the Gaussian, in pixels of the map; 0 leaves the bilinear resize.
     """
-    rows = _matrix(scores.shape[1], size[0], sigma).to(scores.device)  # (H, h)
-    columns = _matrix(scores.shape[2], size[1], sigma).to(scores.device)  # (W, w)
+    rows = map_matrix(scores.shape[1], size[0], sigma).to(scores.device)  # (H, h)
+    columns = map_matrix(scores.shape[2], size[1], sigma).to(scores.device)  # (W, w)
     return rows @ scores @ columns.T
 
 
 @lru_cache(maxsize=64)
-def _matrix(cells: int, pixels: int, sigma: float) -> Tensor:
+def map_matrix(cells: int, pixels: int, sigma: float) -> Tensor:
     """Blur after resize along one axis, (pixels, cells) float32; every row sums to one."""
     return (blur_matrix(pixels, sigma) @ resize_matrix(cells, pixels)).float()
 

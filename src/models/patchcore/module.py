@@ -162,6 +162,12 @@ class PatchCore(AnomalyModule):
         distance = self.memory.scorer.length(match.distance).view(h, w)
         return PatchMatch(distance, row, source[..., 0], source[..., 1:])
 
+    def export_form(self) -> nn.Module:
+        """A graph without the tiled search; see `exportable`."""
+        from src.models.patchcore.exportable import ExportablePatchCore
+
+        return ExportablePatchCore(self.backbone, self.memory, self.image_size, self.sigma)
+
     # --- saving -------------------------------------------------------------------------------
 
     def trained_tensors(self) -> dict[str, Tensor]:

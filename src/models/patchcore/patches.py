@@ -81,6 +81,17 @@ class PatchEmbedder(nn.Module):
             at += part.shape[1]
         return patches
 
+    def stacked(self, maps: Sequence[Tensor]) -> Tensor:
+        """The same as a map (B, D, h, w) without writing in place, for exporters."""
+        first = self._pool(maps[0], 0)
+        h, w = first.shape[-2:]
+        wide = torch.cat([first, *(self._fit(maps[i], i, h, w) for i in self._deeper())], 1)
+        if self.embedding == "concat" or self.merged:
+            return wide
+        rows = wide.permute(0, 2, 3, 1).flatten(0, 2)[:, None]  # (B*h*w, 1, n)
+        pooled = F.adaptive_avg_pool1d(rows, self.target_dim)
+        return pooled.view(-1, h, w, self.target_dim).permute(0, 3, 1, 2)
+
     def _deeper(self) -> range:
         return range(1, len(self.channels))
 
