@@ -124,3 +124,10 @@ class SlowCompetition:
         loss.backward()
         self.loss[discriminator] += loss.item() - 4.0
         self.discrimination[discriminator] = foreign.item() - self.reconstruction[discriminator]
+
+
+def naive_auroc(scores: Tensor, is_defect: Tensor) -> float:
+    """Share of (normal, defective) pairs in the right order, ties half."""
+    normal, defective = scores[~is_defect].tolist(), scores[is_defect].tolist()
+    wins = sum((d > n) + 0.5 * (d == n) for d in defective for n in normal)
+    return wins / (len(normal) * len(defective))

@@ -152,16 +152,29 @@ class UnitBoard(nn.Module):
         """(generator, discriminator): lowest R and highest D, the first unit on ties.
 
         They may be one unit, as in the official code. Units with NaN are passed over.
+
+        Raises:
+            ConfigError: no unit has met another and kept a finite loss.
         """
-        makers = self.reconstruction.nan_to_num(nan=torch.inf, posinf=torch.inf)
-        judges = self.discrimination.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-        self.best = int(makers.argmin()), int(judges.argmax())
+        fit = self.reconstruction.isfinite() & self.discrimination.isfinite() & ~self._broken()
+        if not fit.any():
+            raise ConfigError(
+                "No unit has a finite loss.",
+                found=f"NaN or infinity in units {self.broken_units()}, the others did not train",
+                do="lower model.optimizer.lr, or use hardware.precision=32-true",
+            )
+        generator = torch.where(fit, self.reconstruction, torch.inf).argmin()
+        discriminator = torch.where(fit, self.discrimination, -torch.inf).argmax()
+        self.best = int(generator), int(discriminator)
         return self.best
 
     def broken_units(self) -> list[int]:
         """Units whose loss became NaN; they cannot recover."""
-        broken = self.loss.isnan() | self.reconstruction.isnan() | self.discrimination.isnan()
-        return broken.nonzero().flatten().tolist()
+        return self._broken().nonzero().flatten().tolist()
+
+    def _broken(self) -> Tensor:
+        # The loss of a unit holds its partner's picture: it is NaN a step before R and D are.
+        return self.loss.isnan() | self.reconstruction.isnan() | self.discrimination.isnan()
 
     def _average(self, board: Tensor, unit: int, value: Tensor) -> None:
         old = board[unit]

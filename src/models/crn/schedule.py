@@ -79,7 +79,8 @@ def build_scheduler(
 
 def _epochs(horizon: str, trainer: pl.Trainer) -> int:
     """Length of the schedule in epochs."""
-    minibatches = int(trainer.estimated_stepping_batches)  # also builds the training loader
+    trainer.fit_loop.setup_data()  # the training loader, which is otherwise built later
+    minibatches = int(trainer.estimated_stepping_batches)
     if horizon == "run":
         return max(1, -(-minibatches // int(trainer.num_training_batches)))
     loader: Any = trainer.train_dataloader
