@@ -105,10 +105,10 @@ def triptych(picture: Picture, scale: ColourScale, caption: str = "") -> Image.I
     draw, font = ImageDraw.Draw(sheet), _font(13)
     top = _CAPTION if caption else 0
     if caption:
-        draw.text((_GAP, 4), _shorten(caption, font, sheet.width - 2 * _GAP), INK, font)
+        draw.text((_GAP, 4), shorten(caption, font, sheet.width - 2 * _GAP), INK, font)
     for column, (panel, heading) in enumerate(zip(panels, headings, strict=True)):
         left = _GAP + column * (width + _GAP)
-        draw.text((left, top + 3), _shorten(heading, font, width), FAINT, font)
+        draw.text((left, top + 3), shorten(heading, font, width), FAINT, font)
         sheet.paste(Image.fromarray(panel), (left, top + _CAPTION))
     _key(draw, _GAP + 2 * (width + _GAP), sheet.height - _CAPTION + 4, width, known)
     bar = colour_bar(scale, width, _CAPTION - 4)
@@ -116,8 +116,13 @@ def triptych(picture: Picture, scale: ColourScale, caption: str = "") -> Image.I
     return sheet
 
 
-def colour_bar(scale: ColourScale, width: int, height: int) -> Image.Image:
-    """Legend of the scale: low, threshold and high values under the colours they have."""
+def colour_bar(
+    scale: ColourScale, width: int, height: int, anchor: str = "threshold"
+) -> Image.Image:
+    """Legend of the scale: low, threshold and high values under the colours they have.
+
+    anchor: what the middle of the scale is called.
+    """
     low, high = scale.low, scale.high
     if np.isfinite(scale.threshold):
         half = np.linspace(0.0, 1.0, max(2, width // 2))
@@ -134,9 +139,9 @@ def colour_bar(scale: ColourScale, width: int, height: int) -> Image.Image:
     paper = np.full((*strip.shape, 3), 205, dtype=np.uint8)
     bar.paste(Image.fromarray(blend(paper, scale.colours(strip))).resize((width, strip.shape[0])))
     draw, font = ImageDraw.Draw(bar), _font(10)
-    middle = f"threshold {scale.threshold:.3g}"
-    for place, anchor, text in ((0, "la", f"{low:.3g}"), (width, "ra", f"{high:.3g}")):
-        draw.text((place, strip.shape[0] + 1), text, FAINT, font, anchor=anchor)
+    middle = f"{anchor} {scale.threshold:.3g}"
+    for place, align, text in ((0, "la", f"{low:.3g}"), (width, "ra", f"{high:.3g}")):
+        draw.text((place, strip.shape[0] + 1), text, FAINT, font, anchor=align)
     draw.text((width / 2, strip.shape[0] + 1), middle, INK, font, anchor="ma")
     return bar
 
@@ -154,7 +159,7 @@ def contact_sheet(
         top = _GAP + (index // columns) * (cell + 18)
         small = fit_within(tile, tile_px)
         sheet.paste(small, (left + (tile_px - small.width) // 2, top))
-        draw.text((left, top + tile_px + 3), _shorten(caption, font, tile_px), INK, font)
+        draw.text((left, top + tile_px + 3), shorten(caption, font, tile_px), INK, font)
     return sheet
 
 
@@ -215,10 +220,10 @@ def _key(draw: ImageDraw.ImageDraw, left: int, top: int, width: int, known: bool
     for index, (colour, text) in enumerate(entries):
         x = left + index * step
         draw.rectangle((x, top + 1, x + 10, top + 11), fill=colour, outline=FAINT)
-        draw.text((x + 15, top), _shorten(text, font, step - 16), INK, font)
+        draw.text((x + 15, top), shorten(text, font, step - 16), INK, font)
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
     """Text cut at its beginning, where paths are least telling, so that it fits `room` pixels."""
     if font.getlength(text) <= room:
         return text

@@ -90,7 +90,9 @@ def render(data: ReportData, max_images: int, max_side: int, max_bytes: float) -
         tiles=wording.headline_tiles(data.metrics, data.intervals),
         threshold_value=wording.score(data.threshold.image),
         alarm_rule=wording.alarm_rule(data.threshold, data.score_name),
-        threshold_sentences=wording.threshold_sentences(data.threshold),
+        threshold_sentences=wording.threshold_sentences(
+            data.threshold, data.protocol.calibration
+        ),
         protocol=wording.protocol_facts(data.protocol, data.threshold, data.images),
         chart=charts.score_chart(data.images, threshold),
         cards=cards, pictures=len(layers),

@@ -64,10 +64,12 @@ def alarm_rule(threshold: ThresholdFacts, score_name: str) -> str:
     return f"{score_name} > {score(threshold.image)}"
 
 
-def threshold_sentences(threshold: ThresholdFacts) -> list[str]:
-    """What the threshold rests on and what it promises."""
+def threshold_sentences(threshold: ThresholdFacts, calibration: str = "") -> list[str]:
+    """What the threshold rests on and what it promises; `calibration` as in ProtocolFacts."""
     if threshold.rule == "conformal":
-        return _conformal(threshold)
+        approximate = "leave-one" in calibration.replace(" ", "-").lower()
+        note = "With leave-one-image-out scores the promise holds approximately."
+        return _conformal(threshold) + ([note] if approximate else [])
     if threshold.rule == "quantile":
         return _quantile(threshold)
     if threshold.rule in _FIXED:
