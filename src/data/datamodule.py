@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import RandomSampler
 
 from src.data.dataset import CACHE_LIMIT_BYTES, CheckedLoader, ImageDataset, as_is, cache_bytes
 from src.data.samples import DEFECTIVE, Sample
+from src.data.shuffling import EpochShuffle
 from src.data.splits import hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError, did_you_mean
@@ -88,6 +89,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.calibration_samples: list[Sample] = []
         self.test_samples: list[Sample] = []
         self._sets: dict[str, ImageDataset] = {}
+        self._shuffle: EpochShuffle | None = None
+        self._resume_at: dict[str, Any] = {}
 
     # --- Lightning's order: prepare once per machine, set up in each process -----------------
 
@@ -125,8 +128,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         if not self.shuffle_train:
             return self.ordered_train_dataloader()
         data = self._set("train")
-        generator = torch.Generator().manual_seed(self.seed)
-        sampler = RandomSampler(data, num_samples=self.samples_per_epoch, generator=generator)
+        self._shuffle = sampler = EpochShuffle(len(data), self.samples_per_epoch, self.seed)
+        sampler.load_state_dict(self._resume_at)
         drop = self.drop_last and (self.samples_per_epoch or len(data)) >= self.batch_size
         return self._loader(data, sampler=sampler, drop_last=drop)
 
@@ -150,6 +153,20 @@ class AnomalyDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> CheckedLoader:
         """The test set, for `trainer.predict`."""
         return self.test_dataloader()
+
+    # --- checkpoints: a resumed run sees the images that an uninterrupted one would see ---------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and position of the shuffled training images."""
+        return self._shuffle.state_dict() if self._shuffle is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`; the next training loader starts there.
+
+        Lightning restores loaders too, but not when the length of the training was asked for
+        before (2.6, `estimated_stepping_batches`).
+        """
+        self._resume_at = state_dict
 
     # --- facts -------------------------------------------------------------------------------
 
@@ -180,7 +197,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         return self._sets[split]
 
     def _loader(
-        self, data: ImageDataset, *, sampler: RandomSampler | None = None, drop_last: bool = False
+        self, data: ImageDataset, *, sampler: EpochShuffle | None = None, drop_last: bool = False
     ) -> CheckedLoader:
         # A cached batch is an index into one tensor: processes would only add copies.
         workers = 0 if data.cached or not len(data) else self.num_workers

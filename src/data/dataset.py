@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.data.images import read_mask, read_sample
 from src.data.samples import Sample
+from src.data.shuffling import EpochShuffle
 from src.data.transforms import ImageTransform
 from src.errors import DataError
 
@@ -114,6 +115,9 @@ class CheckedLoader(DataLoader[Batch]):
 
     torch rebuilds exceptions of workers from one string, which would lose the three parts of
     ours; so they come as values and are raised here.
+
+    With an `EpochShuffle` it also knows how far an epoch has come, so that Lightning's checkpoints
+    resume at the next batch.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -125,7 +129,18 @@ class CheckedLoader(DataLoader[Batch]):
                 getattr(batches, "_shutdown_workers", lambda: None)()
                 self._iterator = None
                 raise batch
+            if isinstance(self.sampler, EpochShuffle):
+                self.sampler.given += len(batch["index"])
             yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the shuffled epochs; empty for ordered loaders."""
+        return self.sampler.state_dict() if isinstance(self.sampler, EpochShuffle) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        if isinstance(self.sampler, EpochShuffle):
+            self.sampler.load_state_dict(state)
 
 
 def as_is(batch: Any) -> Any:
