@@ -1,0 +1,208 @@
+"""Frozen features kept between epochs: no augmentation, so they never change.
+
+For U-Flow's MS-CaiT the features cost ten times the rest of a training step. An entry is keyed by
+the pixels the network sees (hence by file, size and transform), the backbone's identity (name,
+layers, weights) and the stored dtype, so a stale entry cannot be found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from src.errors import ConfigError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+PLACES = ("off", "memory", "disk")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+GB = 10**9
+
+Maps = list[Tensor]  # one image: (C, h, w) per scale
+
+
+class FeatureCache:
+    """Feature maps by image, in memory or on disk, up to a size.
+
+    Args:
+        place: `off`, `memory` (this process) or `disk` (shared between runs and processes).
+        folder: where `disk` keeps its files; one subfolder per backbone and dtype.
+        limit_gb: largest total size in 10^9 bytes. In memory, images beyond it are computed
+            anew each time (dropping old ones would empty a cache that is read in turn). On disk,
+            files of earlier runs make room, longest unused first.
+        dtype: of the stored maps; float32 is exact, float16 and bfloat16 halve the size.
+        identity: of the backbone; equal means equal features.
+    """
+
+    def __init__(
+        self, place: str, folder: Path | str, limit_gb: float, dtype: str, identity: str
+    ) -> None:
+        for key, value, options in (("place", place, PLACES), ("dtype", dtype, tuple(DTYPES))):
+            if value not in options:
+                raise ConfigError(
+                    f"Unknown model.cache.{key}.",
+                    found=f"{value!r}",
+                    do=did_you_mean(value, options),
+                )
+        self.place, self.limit, self.dtype = place, int(limit_gb * GB), DTYPES[dtype]
+        digest = hashlib.sha256(f"{identity}\n{dtype}".encode()).hexdigest()[:20]
+        self.root, self.folder = Path(folder), Path(folder) / digest
+        self.hits = self.misses = 0
+        self._memory: dict[str, Maps] = {}
+        self._held = 0  # bytes in memory, or on disk when last counted
+        self._keys: dict[int, str] = {}
+        self._began = time.time()
+        self._full = False
+        if place == "disk":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(self.root)
+            self._held = sum(size for _, size, _ in _files(self.root))
+
+    def fetch(
+        self, image: Tensor, index: Tensor | None, compute: Callable[[Tensor], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """Maps (B, C, h, w) of images (B, 3, H, W), computed only for images not seen before.
+
+        `index` (B,): positions in a fixed list of samples; an image is hashed once per position.
+        None: hash every time. Maps come back in float32 on the device of `image`.
+        """
+        if self.place == "off":
+            return list(compute(image))
+        keys = self._keys_of(image, index)
+        rows = [self._read(key) for key in keys]
+        missing = [row for row, maps in enumerate(rows) if maps is None]
+        self.misses += len(missing)
+        self.hits += len(rows) - len(missing)
+        if missing:
+            fresh = compute(image if len(missing) == len(rows) else image[missing])
+            for position, row in enumerate(missing):
+                maps = [scale[position].detach().to("cpu", self.dtype) for scale in fresh]
+                rows[row] = maps
+                self._write(keys[row], maps)
+        found = [maps for maps in rows if maps is not None]
+        return [
+            torch.stack([maps[scale] for maps in found]).to(image.device, torch.float32)
+            for scale in range(len(found[0]))
+        ]
+
+    def forget_positions(self) -> None:
+        """Call when the list behind `index` may have changed; entries stay valid."""
+        self._keys.clear()
+
+    # --- keys --------------------------------------------------------------------------------
+
+    def _keys_of(self, image: Tensor, index: Tensor | None) -> list[str]:
+        if index is None:
+            return [_digest(pixels) for pixels in image]
+        keys = []
+        for row, position in enumerate(index.tolist()):
+            if position not in self._keys:
+                self._keys[position] = _digest(image[row])
+            keys.append(self._keys[position])
+        return keys
+
+    # --- entries -----------------------------------------------------------------------------
+
+    def _read(self, key: str) -> Maps | None:
+        if self.place == "memory":
+            return self._memory.get(key)
+        path = self._path(key)
+        try:
+            stored = load_file(path)
+            os.utime(path)  # marks it as used
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            log.warning("unreadable cache entry %s is computed anew: %s", path, error)
+            path.unlink(missing_ok=True)
+            return None
+        return [stored[str(scale)] for scale in range(len(stored))]
+
+    def _write(self, key: str, maps: Maps) -> None:
+        if self._full:
+            return
+        if self.place == "memory":
+            size = sum(scale.numel() * scale.element_size() for scale in maps)
+            if self._make_room(size):
+                self._memory[key] = [scale.clone() for scale in maps]
+            return
+        path = self._path(key)
+        # A name of its own: another run may be writing the same entry at this moment.
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+        try:
+            save_file({str(n): scale.contiguous() for n, scale in enumerate(maps)}, partial)
+            if self._make_room(partial.stat().st_size):
+                partial.replace(path)
+        except OSError as error:
+            self._say_full(f"cannot write {path}: {error}")
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    # --- bounds ------------------------------------------------------------------------------
+
+    def _make_room(self, size: int) -> bool:
+        """Book `size` bytes if they fit, on disk at the cost of entries of earlier runs."""
+        if self._held + size > self.limit and self.place == "disk":
+            self._drop_old(size)
+        if self._held + size > self.limit:
+            self._say_full(f"{self.limit / GB:.1f} GB (model.cache.limit_gb) are used up")
+            return False
+        self._held += size
+        return True
+
+    def _drop_old(self, size: int) -> None:
+        """Delete files that this run has not touched, longest unused first."""
+        files = sorted(_files(self.root))
+        self._held = sum(held for _, held, _ in files)
+        for used, held, path in files:
+            if used >= self._began or self._held + size <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            self._held -= held
+
+    def _say_full(self, reason: str) -> None:
+        self._full = True
+        log.warning("feature cache: %s; further images are computed each time", reason)
+
+
+def _digest(pixels: Tensor) -> str:
+    """Of the pixels as the network sees them, with their shape."""
+    raw = pixels.detach().cpu().contiguous()
+    total = hashlib.blake2b(repr((tuple(raw.shape), str(raw.dtype))).encode(), digest_size=20)
+    total.update(raw.numpy().tobytes())
+    return total.hexdigest()
+
+
+def _files(root: Path) -> list[tuple[float, int, Path]]:
+    """(last use, bytes, path) of every entry below `root`; files may vanish while we look."""
+    found = []
+    for path in root.glob("*/*.safetensors"):
+        try:
+            facts = path.stat()
+        except FileNotFoundError:
+            continue
+        found.append((facts.st_mtime, facts.st_size, path))
+    return found
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Half-written files of runs that died; an hour is more than any write takes."""
+    for path in root.glob("*/*.partial"):
+        try:
+            if path.stat().st_mtime < time.time() - 3600:
+                path.unlink()
+        except FileNotFoundError:
+            continue

@@ -1,0 +1,173 @@
+"""MS-CaiT, the multi-scale transformer features of U-Flow: two CaiTs that look at one image.
+
+U-Flow (Tailanian, Pardo, Musé, JMIV 2024), Sec. 3.1; official code mtailanian/uflow (AGPL-3.0,
+nothing copied); CaiT itself is timm's (Apache-2.0; Touvron et al., ICCV 2021). A CaiT-M48 sees
+448 pixels and gives a 28x28 map of 768 channels, a CaiT-S24 sees the same image at 224 pixels and
+gives 14x14 of 384. Each is cut behind the block used and followed by its own final LayerNorm, so
+the features are normalised per position already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.backbones import weights as weight_sources
+from src.backbones.features import PRECISIONS
+from src.errors import ConfigError, did_you_mean
+
+
+class CaitPair(nn.Module):
+    """Frozen maps of several CaiTs, finest first; the interface of `FeatureExtractor`.
+
+    Args:
+        name: what the pair is called in identities and logs.
+        networks: timm names with weight tags, largest input first.
+        blocks: how many transformer blocks of each are kept (the last one's output is used).
+        weights: `auto` (WEIGHTS_DIR, then hub), one file per network, or `random` (tests only).
+        image_size: (H, W) of the input; must be the square that the first network was trained on.
+        size: that square's side, named in the config so that `transform` can use it.
+        precision: float32, or autocast in bfloat16 or float16; maps come out as float32.
+
+    Raises:
+        ConfigError: another image size, unknown network or precision. WeightsError: no weights.
+    """
+
+    #: The maps went through a LayerNorm of their network: no further normalisation is needed.
+    normalised = True
+
+    def __init__(
+        self,
+        name: str,
+        networks: Sequence[str],
+        blocks: Sequence[int],
+        weights: str | Sequence[str],
+        image_size: tuple[int, int],
+        size: int,
+        precision: str,
+    ) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ConfigError(
+                "Unknown backbone.precision.",
+                found=precision,
+                do=did_you_mean(precision, PRECISIONS),
+            )
+        self.name, self.names, self.precision = name, tuple(networks), precision
+        random = weights == "random"
+        cut = [_truncated_cait(net, n, random) for net, n in zip(networks, blocks, strict=True)]
+        self.networks = nn.ModuleList(cut)
+        self.sizes = [int(net.patch_embed.img_size[0]) for net in cut]
+        self._check_size(image_size, size)
+        if not random:
+            for net, network, file in zip(cut, networks, _files(weights, len(cut)), strict=True):
+                weight_sources.load_into(net, _weights(network, file), network)
+        self.requires_grad_(False)
+        self.eval()
+        self.channels = tuple(int(net.embed_dim) for net in cut)
+        self.reductions = tuple(size // int(net.patch_embed.grid_size[0]) for net in cut)
+        self.weights_sha256 = hashlib.sha256(
+            "".join(weight_sources.digest(net) for net in cut).encode()
+        ).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """Name, networks and a digest of their weights; equal means equal features."""
+        return f"{self.name}[{'+'.join(self.names)}]@{self.weights_sha256[:16]}"
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels that the position embeddings insist on."""
+        return self.sizes[0]
+
+    def train(self, mode: bool = True) -> CaitPair:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Images (B, 3, S, S), ImageNet-normalised -> one (B, C, h, w) float32 map per network."""
+        dtype, device = PRECISIONS[self.precision], image.device.type
+        autocast = contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
+        maps = []
+        for net, side in zip(self.networks, self.sizes, strict=True):
+            view = image if side == image.shape[-1] else _shrink(image, side)
+            with autocast:
+                maps.append(_cait_map(net, view).float())
+        return maps
+
+    def _check_size(self, image_size: tuple[int, int], size: int) -> None:
+        wanted = (self.sizes[0], self.sizes[0])
+        if tuple(image_size) != wanted or size != self.sizes[0]:
+            raise ConfigError(
+                f"The backbone {self.name} sees squares of {self.sizes[0]} pixels only.",
+                found=f"images of {image_size[0]}x{image_size[1]}",
+                do=f"set transform.resize=[{wanted[0]},{wanted[1]}] transform.crop=null, or choose "
+                "a convolutional backbone (backbone=wide_resnet50_2) for other sizes",
+            )
+
+
+def _truncated_cait(name: str, kept: int, random: bool) -> Any:
+    """A CaiT without the blocks, class attention and head that are never used."""
+    import timm
+
+    architecture = name.split(".")[0]
+    if not (architecture.startswith("cait_") and timm.is_model(architecture)):
+        raise ConfigError(
+            f"timm has no CaiT called {architecture!r}.",
+            found=f"backbone.networks has {name}",
+            do=did_you_mean(architecture, timm.list_models("cait_*")),
+        )
+    # Without memory first: the initial weights of 403 million parameters would be thrown away.
+    with contextlib.nullcontext() if random else torch.device("meta"):
+        net: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
+    if not 1 <= kept <= len(net.blocks):
+        raise ConfigError(
+            f"{architecture} has {len(net.blocks)} blocks.",
+            found=f"backbone.blocks asks for the first {kept}",
+            do="the paper keeps 41 of CaiT-M48 and 21 of CaiT-S24",
+        )
+    net.blocks = net.blocks[:kept]
+    net.blocks_token_only = nn.ModuleList()
+    del net.cls_token
+    return net if random else net.to_empty(device="cpu")
+
+
+def _files(weights: str | Sequence[str], count: int) -> list[str | None]:
+    if weights == "auto":
+        return [None] * count
+    if isinstance(weights, str) or len(weights) != count:
+        raise ConfigError(
+            f"backbone.weights must be auto or a list of {count} files.",
+            found=f"{weights!r}",
+            do="set backbone.weights=auto, or name one file per network in their order",
+        )
+    return list(weights)
+
+
+def _weights(name: str, file: str | None) -> weight_sources.Weights:
+    if file is None:
+        return weight_sources.find_weights(name, nn.Identity())
+    return weight_sources.Weights(weight_sources.read_tensors(Path(file)), file)
+
+
+def _shrink(image: Tensor, side: int) -> Tensor:
+    """The authors' view for the smaller network: bicubic on the normalised tensor, corners aligned.
+
+    No low-pass filter; a float32 operation also under autocast.
+    """
+    return F.interpolate(image.float(), size=(side, side), mode="bicubic", align_corners=True)
+
+
+def _cait_map(net: Any, image: Tensor) -> Tensor:
+    """Patch tokens behind the last kept block, through the network's final LayerNorm."""
+    tokens = net.pos_drop(net.patch_embed(image) + net.pos_embed)  # (B, h*w, C)
+    tokens = net.norm(net.blocks(tokens))
+    return tokens.transpose(1, 2).unflatten(2, net.patch_embed.grid_size)  # (B, C, h, w)
