@@ -1,0 +1,105 @@
+"""Which epoch is kept: by held-out normals, or, to repeat the paper, by the test set itself.
+
+`protocol: honest`: the epoch with the lowest negative log-likelihood of normal images kept out of
+training; no defect is looked at. `protocol: paper`: as the official code, one epoch each for the
+best pixel AUROC, AUPRO and mIoU at log NFA = 0 *on the test set*, early stopping on its pixel
+AUROC. Numbers of the second kind are labelled "best on test" and are not comparable with others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+NLL = "val/nll"
+#: Paper protocol: monitored key -> the metric of the evaluation room that it is.
+BEST_ON_TEST = {
+    "val/pixel_auroc": "test/pixel_auroc",
+    "val/aupro": "test/aupro",
+    "val/miou": "test/miou",
+}
+
+
+@dataclass(slots=True)
+class Best:
+    """The best epoch by one monitor."""
+
+    value: float
+    epoch: int
+    weights: dict[str, Tensor]
+
+
+class KeepBest(pl.Callback):
+    """Remembers the weights of the best epoch by each monitor and stops when nothing improves.
+
+    After training the module has the weights of the best epoch by the first monitor; the others
+    are in `best`. Everything is part of the checkpoint, so a resumed run decides the same.
+
+    Args:
+        monitors: logged key -> "min" or "max"; the first one decides when to stop.
+        patience: validations without improvement before training stops; None: never.
+    """
+
+    def __init__(self, monitors: Mapping[str, str], patience: int | None) -> None:
+        self.monitors, self.patience = dict(monitors), patience
+        self.best: dict[str, Best] = {}
+        self.waited = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare this epoch with the best so far."""
+        if trainer.sanity_checking:
+            return
+        for n, (monitor, mode) in enumerate(self.monitors.items()):
+            value = trainer.callback_metrics.get(monitor)
+            if value is None:
+                continue
+            improved = self._consider(monitor, mode, float(value), trainer, pl_module)
+            if n == 0:
+                self.waited = 0 if improved else self.waited + 1
+        if self.patience is not None and self.waited >= self.patience:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the module the best epoch's weights."""
+        first = self.best.get(next(iter(self.monitors)))
+        if first is not None and not trainer.interrupted:
+            pl_module.load_state_dict(first.weights, strict=False)
+
+    def _consider(
+        self,
+        monitor: str,
+        mode: str,
+        value: float,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+    ) -> bool:
+        known = self.best.get(monitor)
+        better = math.isfinite(value) and (
+            known is None or (value < known.value if mode == "min" else value > known.value)
+        )
+        if better:
+            weights = {
+                key: tensor.detach().cpu().clone()
+                for key, tensor in module.state_dict().items()
+                if not key.startswith("backbone.")
+            }
+            self.best[monitor] = Best(value, trainer.current_epoch, weights)
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: plain values and tensors only."""
+        best = {
+            monitor: {"value": found.value, "epoch": found.epoch, "weights": found.weights}
+            for monitor, found in self.best.items()
+        }
+        return {"best": best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.waited = int(state_dict["waited"])
+        self.best = {monitor: Best(**found) for monitor, found in state_dict["best"].items()}
