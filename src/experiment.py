@@ -59,7 +59,7 @@ def run_experiment(cfg: DictConfig) -> Result:
         metrics |= {f"fit/{key}": value for key, value in run.read_json("fit.json").items()}
         metrics |= model.learning_metrics()
 
-        pictures = write_outputs(cfg, run, model, data, evaluator, threshold, metrics)
+        pictures = write_outputs(cfg, run, model, data, evaluator, threshold, metrics, data.samples)
         tracking.log_results(loggers, metrics, pictures)
         run.finish(metrics)
     print_result(run)

@@ -13,8 +13,9 @@ from rich.table import Table
 from src import experiment
 from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
+from src.data.samples import Sample
 from src.detector import Detector
-from src.errors import ConfigError, SavedModelError
+from src.errors import ConfigError, DataError, SavedModelError
 from src.evaluation.threshold import build_rule
 from src.reporting.outputs import print_result, write_outputs
 from src.saved_run import SavedRun
@@ -39,7 +40,7 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
     out = SavedRun(_folder(cfg, data))
     trainer = build_trainer(merged, out.directory, [], single_pass=True)
     threshold = detector.threshold
-    if cfg.threshold is not None:
+    if cfg.get("threshold") is not None:
         rule = build_rule(cfg.threshold)
         detector.model.wants_log_nfa = rule.wants_log_nfa
         threshold = None if rule.needs_labels else rule.fit(detector.model.held_out_scores())
@@ -48,12 +49,24 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
     )
     manifest = SavedRun(detector.directory).read_json("manifest.json")
     out.start(merged, manifest | {"data_fingerprint": data.fingerprint()}, force=True)
-    write_outputs(merged, out, detector.model, data, evaluator, threshold, metrics)
+    write_outputs(
+        merged, out, detector.model, data, evaluator, threshold, metrics, _sources(detector)
+    )
     out.finish(metrics)
     print_result(out)
     if cfg.checkpoints:
         _compare_checkpoints(cfg, merged, detector, trainer, data, out)
     return metrics
+
+
+def _sources(detector: Detector) -> list[Sample]:
+    """The samples the run was fitted on; none when they are no longer there."""
+    own = build_datamodule(detector.config)
+    try:
+        own.setup()
+    except DataError:
+        return []
+    return own.samples
 
 
 def _compare_checkpoints(
@@ -102,7 +115,7 @@ def _merge(saved: DictConfig, cfg: DictConfig) -> DictConfig:
     """The run's config with the data and report of this call."""
     merged = OmegaConf.create(OmegaConf.to_container(saved, resolve=False))
     with open_dict(merged):
-        if cfg.data is not None:
+        if cfg.get("data") is not None:
             merged.data = OmegaConf.to_container(cfg.data, resolve=False)
         merged.report = cfg.report
     assert isinstance(merged, DictConfig)

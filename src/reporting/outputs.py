@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,12 @@ def write_outputs(
     evaluator: Evaluator,
     threshold: Threshold,
     metrics: Mapping[str, float],
+    sources: Sequence[Sample],
 ) -> dict[str, Path]:
-    """Write scores.csv, figures and the report; returns the pictures to log, by name."""
+    """Write scores.csv, figures and the report; returns the pictures to log, by name.
+
+    `sources`: the samples the model was fitted on, for pictures of patch matches.
+    """
     rows = score_rows(data, evaluator)
     run.write_rows("scores.csv", rows)
     detector = Detector(model, data.transform, threshold, cfg, run.directory, _device(model))
@@ -62,7 +66,7 @@ def write_outputs(
     samples = [data.samples[row["index"]] for row in evaluator.per_image_rows()]
     scale = _scale(detector, [samples[i] for i in chosen], threshold)
     run.write_json("figures/scale.json", asdict(scale))
-    pictured = _with_pictures(results, samples, chosen, detector, data)
+    pictured = _with_pictures(results, samples, chosen, detector, sources)
     pictures = write_figures(run, pictured, chosen[:_SHEET_IMAGES], scale, evaluator, threshold)
     pictures |= _diagnostics(run, model)
     if cfg.report.enabled:
@@ -208,7 +212,7 @@ def _with_pictures(
     samples: list[Sample],
     chosen: list[int],
     detector: Detector,
-    data: AnomalyDataModule,
+    sources: Sequence[Sample],
 ) -> list[ImageResult]:
     """The results, the chosen ones with a function that draws them when they are needed."""
     pictured = list(results)
@@ -216,22 +220,24 @@ def _with_pictures(
         row = results[index]
         pictured[index] = ImageResult(
             row.path, row.label, row.defect, row.score, row.decision,
-            _picture(samples[index], detector, data),
+            _picture(samples[index], detector, sources),
         )  # fmt: skip
     return pictured
 
 
-def _picture(sample: Sample, detector: Detector, data: AnomalyDataModule) -> Callable[[], Picture]:
+def _picture(
+    sample: Sample, detector: Detector, sources: Sequence[Sample]
+) -> Callable[[], Picture]:
     def make() -> Picture:
         image = read_sample(sample)
         found = detector.detect([image])[0]
         return Picture(
-            display=data.transform.display(image),
+            display=detector.transform.display(image),
             anomaly_map=found.anomaly_map,
             mask=_truth(sample, detector, image),
             segmentation=found.mask,
             log_nfa=found.log_nfa,
-            match=explain(detector, image, data) if found.alarm else None,
+            match=explain(detector, image, sources) if found.alarm else None,
         )
 
     return make
