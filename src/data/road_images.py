@@ -1,0 +1,145 @@
+"""RoadImages (Mattes et al., AGILE GISS 4:7, 2023; Zenodo 10.5281/zenodo.7681876).
+
+Renders of laser scans of roads in Essen: each image is a height file and an intensity file, read
+as the channels (height, intensity, intensity). They lie in
+`{good_ones,bad_ones}/{height_files,intensity_files}/`; the top folder of the archive does not
+matter. There are no masks.
+
+The split of the official code: the first 70 % of the sorted good images train, the others and all
+bad ones test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.data.images import list_images
+from src.data.layout import missing_root
+from src.data.samples import DEFECTIVE, NORMAL, Sample
+from src.errors import ConfigError, DataError, did_you_mean
+
+TRAIN_SHARE = 0.7  # official code
+PAIRINGS = ("name", "position")
+
+_HEIGHT, _INTENSITY = "height_files", "intensity_files"
+_DEEPEST = 4  # folders between data.root and good_ones; archives bring one or two of their own
+_MODALITIES = ("height", "heights", "intensity", "intensities")
+
+
+def index_road_images(root: Path, category: str, *, pairing: str) -> list[Sample]:
+    """Samples in the order of the official code: train, good test, bad test.
+
+    Args:
+        root: folder somewhere above `good_ones`.
+        category: ignored; there is one.
+        pairing: name matches files whose names agree once "height" and "intensity" are left out;
+            position takes the n-th of each sorted folder, unchecked, as the official code does.
+
+    Raises:
+        DataError: no such layout, or files without a partner.
+        ConfigError: unknown pairing.
+    """
+    if pairing not in PAIRINGS:
+        raise ConfigError(
+            f"There is no pairing {pairing!r}.",
+            found=f"data.pairing={pairing}",
+            do=did_you_mean(pairing, PAIRINGS),
+        )
+    base = find_root(root.absolute(), "RoadImages", f"good_ones/{_HEIGHT}")
+    good = _pairs(base / "good_ones", pairing)
+    bad = _pairs(base / "bad_ones", pairing)
+    train = int(TRAIN_SHARE * len(good))
+    return [
+        *(_sample(pair, NORMAL, "train") for pair in good[:train]),
+        *(_sample(pair, NORMAL, "test") for pair in good[train:]),
+        *(_sample(pair, DEFECTIVE, "test") for pair in bad),
+    ]
+
+
+def find_root(root: Path, data_set: str, inside: str) -> Path:
+    """The one folder at or below `root` that holds the folder `inside`.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    found = [root] if (root / inside).is_dir() else []
+    if not found and root.is_dir():
+        levels = ("/".join(["*"] * depth) for depth in range(1, _DEEPEST + 1))
+        hits = (path for level in levels for path in root.glob(f"{level}/{inside}"))
+        places = {path.parents[inside.count("/")] for path in hits if path.is_dir()}
+        found = sorted(place for place in places if not _hidden(place, root))
+    if len(found) > 1:
+        raise DataError(
+            f"{data_set} is there more than once below {root}.",
+            found=", ".join(map(str, found)),
+            do="set data.root to one of them",
+        )
+    if not found:
+        raise missing_root(root, data_set, f"{root}/.../{inside}")
+    return found[0]
+
+
+def sorted_images(folder: Path) -> list[Path]:
+    """Images in the plain order of their names, which fixes the official split.
+
+    Raises:
+        DataError: there are none.
+    """
+    images = sorted(list_images(folder), key=lambda path: path.name)
+    if not images:
+        raise DataError(
+            f"There are no images in {folder}.",
+            found="an empty folder" if folder.is_dir() else "no such folder",
+            do="unpack the archive again, or correct data.root",
+        )
+    return images
+
+
+def _pairs(folder: Path, pairing: str) -> list[tuple[Path, Path]]:
+    """(height, intensity) files, sorted by the height file."""
+    heights = sorted_images(folder / _HEIGHT)
+    intensities = sorted_images(folder / _INTENSITY)
+    if pairing == "position":
+        if len(heights) != len(intensities):
+            raise _unpaired(folder, f"{len(heights)} height and {len(intensities)} intensity files")
+        return list(zip(heights, intensities, strict=True))
+    by_key = _by_key(intensities)
+    alone = [path for path in heights if _key(path) not in by_key]
+    alone += [path for key, path in by_key.items() if key not in _by_key(heights)]
+    if alone:
+        raise _unpaired(folder, f"{len(alone)} files without a partner, first {alone[0].name}")
+    return [(height, by_key[_key(height)]) for height in heights]
+
+
+def _key(path: Path) -> str:
+    """What the two files of an image have in common: words and numbers but the modality."""
+    words = re.findall(r"[a-z]+|[0-9]+", path.stem.lower())
+    return "_".join(word for word in words if word not in _MODALITIES)
+
+
+def _by_key(paths: Sequence[Path]) -> dict[str, Path]:
+    keys = {_key(path): path for path in paths}
+    if len(keys) < len(paths):
+        raise _unpaired(paths[0].parent, "two files whose names differ only in punctuation")
+    return keys
+
+
+def _sample(pair: tuple[Path, Path], label: int, split: str) -> Sample:
+    defect = "good" if label == NORMAL else "bad"
+    return Sample(pair[0], None, label, defect, split, channel_paths=(pair[1],))
+
+
+def _unpaired(folder: Path, found: str) -> DataError:
+    return DataError(
+        f"The height and intensity files of {folder} do not fit together.",
+        found=found,
+        do="unpack the archive again; if only the names differ and the order is right, "
+        "set data.pairing=position",
+    )
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    """Below a folder such as .git or __MACOSX."""
+    return any(part.startswith((".", "__")) for part in path.relative_to(root).parts)
