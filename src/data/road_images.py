@@ -24,6 +24,7 @@ TRAIN_SHARE = 0.7  # official code
 PAIRINGS = ("name", "position")
 
 _HEIGHT, _INTENSITY = "height_files", "intensity_files"
+_INSIDE = f"good_ones/{_HEIGHT}"
 _DEEPEST = 4  # folders between data.root and good_ones; archives bring one or two of their own
 _MODALITIES = ("height", "heights", "intensity", "intensities")
 
@@ -47,7 +48,7 @@ def index_road_images(root: Path, category: str, *, pairing: str) -> list[Sample
             found=f"data.pairing={pairing}",
             do=did_you_mean(pairing, PAIRINGS),
         )
-    base = find_root(root.absolute(), "RoadImages", f"good_ones/{_HEIGHT}")
+    base = find_root(root.absolute(), "RoadImages", _INSIDE)
     good = _pairs(base / "good_ones", pairing)
     bad = _pairs(base / "bad_ones", pairing)
     train = int(TRAIN_SHARE * len(good))
@@ -58,18 +59,18 @@ def index_road_images(root: Path, category: str, *, pairing: str) -> list[Sample
     ]
 
 
+def holds_road_images(folder: Path) -> bool:
+    """Whether the data set lies somewhere below a folder."""
+    return bool(roots_below(folder, _INSIDE))
+
+
 def find_root(root: Path, data_set: str, inside: str) -> Path:
     """The one folder at or below `root` that holds the folder `inside`.
 
     Raises:
         DataError: there is none, or more than one.
     """
-    found = [root] if (root / inside).is_dir() else []
-    if not found and root.is_dir():
-        levels = ("/".join(["*"] * depth) for depth in range(1, _DEEPEST + 1))
-        hits = (path for level in levels for path in root.glob(f"{level}/{inside}"))
-        places = {path.parents[inside.count("/")] for path in hits if path.is_dir()}
-        found = sorted(place for place in places if not _hidden(place, root))
+    found = roots_below(root, inside)
     if len(found) > 1:
         raise DataError(
             f"{data_set} is there more than once below {root}.",
@@ -79,6 +80,16 @@ def find_root(root: Path, data_set: str, inside: str) -> Path:
     if not found:
         raise missing_root(root, data_set, f"{root}/.../{inside}")
     return found[0]
+
+
+def roots_below(root: Path, inside: str) -> list[Path]:
+    """Visible folders that hold the folder `inside`; `root` alone if it does."""
+    if (root / inside).is_dir():
+        return [root]
+    levels = ("/".join(["*"] * depth) for depth in range(1, _DEEPEST + 1))
+    hits = (path for level in levels for path in root.glob(f"{level}/{inside}") if path.is_dir())
+    places = {path.parents[inside.count("/")] for path in hits}
+    return sorted(place for place in places if not _hidden(place, root))
 
 
 def sorted_images(folder: Path) -> list[Path]:

@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+import hashlib
+import http.server
+import io
+import json
+import threading
+import zipfile
+from pathlib import Path
+
+import hydra
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from src.data.build import build_datamodule
 from src.data.images import read_sample
 from src.data.panorama import index_panorama
 from src.data.road_images import index_road_images
 from src.data.transforms import ImageTransform
-from src.errors import ConfigError, DataError
+from src.errors import ConfigError, DataError, DownloadError
 
 
 def write_grey(path, value):
@@ -150,3 +160,128 @@ def test_resizing_without_antialias_equals_torch_interpolation_of_the_tensor(tmp
     torch.testing.assert_close(plain, expected, rtol=0, atol=1e-6)
     smooth = ImageTransform(antialias=True, **settings, **half)(Image.fromarray(noise))
     assert (plain - smooth).abs().mean() > 0.1  # on noise the two are far apart
+
+
+# --- download: a Zenodo record on this machine's loopback ---------------------------------------
+
+
+class Record:
+    """Serves a record's metadata and its archive; `wrong_sum` publishes a wrong checksum."""
+
+    def __init__(self, content: bytes, name: str, wrong_sum: bool = False):
+        digest = "0" * 32 if wrong_sum else hashlib.md5(content).hexdigest()
+        self.asked: list[str] = []
+        record = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                record.asked.append(self.path)
+                body = record.metadata if self.path == "/api/records/7" else content
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_args):
+                """Keeps the test output quiet."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        base = f"http://127.0.0.1:{self.server.server_port}/api/records/7"
+        entry = {"key": name, "size": len(content), "checksum": f"md5:{digest}",
+                 "links": {"self": f"{base}/files/{name}/content"}}  # fmt: skip
+        self.metadata = json.dumps({"id": 7, "files": [entry]}).encode()
+        self.url = base
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_args):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def zipped(folder):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as packed:
+        for path in sorted(folder.rglob("*.*")):
+            packed.write(path, path.relative_to(folder))
+    return stream.getvalue()
+
+
+def datamodule(name, root, *overrides):
+    conf = Path(__file__).parents[2] / "conf"
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        words = [f"data={name}", "model=crn", f"data.root={root}", *overrides]
+        return build_datamodule(hydra.compose("run", overrides=words))
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "train", "test"),
+    [("road_images", "roadimages.zip", 50, 64), ("panorama", "panorama_images.zip", 50, 136)],
+)
+def test_a_missing_data_set_is_fetched_verified_and_found_by_its_contents(
+    request, tmp_path, name, archive, train, test
+):
+    source = request.getfixturevalue({"road_images": "road", "panorama": "panorama"}[name])
+    root = tmp_path / "fetched" / name
+    with Record(zipped(source), archive) as record:
+        data = datamodule(name, root, f"data.record={record.url}")
+        data.prepare_data()
+        data.setup()
+        assert len(record.asked) == 2
+        data.prepare_data()  # it is there now: no second look at the network
+        assert len(record.asked) == 2
+    assert (len(data.train_samples), len(data.test_samples)) == (train, test)  # 6 held out
+    assert len(data.calibration_samples) == 6
+    batch = next(iter(data.test_dataloader()))
+    assert batch["image"].shape == (64, 3, 128, 128)
+    assert not data.has_masks
+    assert sorted(p.name for p in root.iterdir() if not p.name.startswith(".")) == [
+        next(p.name for p in source.iterdir())
+    ]
+
+
+def test_a_damaged_archive_is_refused_and_nothing_is_kept(tmp_path, panorama):
+    root = tmp_path / "fetched"
+    with Record(zipped(panorama), "panorama_images.zip", wrong_sum=True) as record:
+        data = datamodule("panorama", root, f"data.record={record.url}")
+        with pytest.raises(DownloadError, match="could not be downloaded") as caught:
+            data.prepare_data()
+    assert "expected md5:000" in caught.value.found
+    assert not [p for p in root.iterdir() if not p.name.startswith(".download")]
+
+
+def test_a_record_without_the_archive_lists_what_it_has(tmp_path, panorama):
+    with Record(zipped(panorama), "renamed.zip") as record:
+        data = datamodule("panorama", tmp_path / "x", f"data.record={record.url}")
+        with pytest.raises(DownloadError) as caught:
+            data.prepare_data()
+    assert "renamed.zip" in caught.value.found
+    assert "data.archive" in caught.value.do
+
+
+def test_an_archive_of_something_else_is_not_unpacked_into_the_root(tmp_path, panorama):
+    with Record(zipped(panorama), "roadimages.zip") as record:
+        data = datamodule("road_images", tmp_path / "x", f"data.record={record.url}")
+        with pytest.raises(DownloadError, match="does not hold the data set"):
+            data.prepare_data()
+    assert not (tmp_path / "x" / "panorama_converted").exists()
+
+
+def test_an_archive_placed_by_hand_needs_no_network(tmp_path, panorama):
+    root = tmp_path / "fetched"
+    root.mkdir()
+    (root / "panorama_images.zip").write_bytes(zipped(panorama))
+    data = datamodule("panorama", root, "data.download=false", "data.record=http://127.0.0.1:9/")
+    data.prepare_data()
+    data.setup()
+    assert len(data.test_samples) == 136
+    assert (root / "panorama_images.zip").exists()
+
+
+def test_without_download_a_missing_data_set_is_explained(tmp_path):
+    data = datamodule("road_images", tmp_path / "none", "data.download=false")
+    data.prepare_data()
+    with pytest.raises(DataError, match="RoadImages was not found"):
+        data.setup()
