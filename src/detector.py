@@ -73,7 +73,7 @@ class Detector:
 
     def decide(self, prediction: Prediction) -> list[Detection]:
         """Apply the threshold to a batch of predictions."""
-        prediction = Prediction(*(None if v is None else v.float().cpu() for v in prediction))
+        prediction = prediction.cpu()
         alarms, masks = self.threshold.decide(prediction), self.threshold.mask(prediction)
         nfa = prediction.log_nfa
         return [

@@ -125,8 +125,7 @@ class _HandOver(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        prediction = Prediction(*(None if v is None else v.detach().cpu() for v in outputs))
-        self.consume({key: value.cpu() for key, value in batch.items()}, prediction)
+        self.consume({key: value.cpu() for key, value in batch.items()}, outputs.cpu())
 
 
 class _StopOnNaN(pl.Callback):

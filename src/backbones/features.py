@@ -10,6 +10,7 @@ import contextlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class FeatureExtractor(nn.Module):
         if feature.ndim == 3:
             tokens = feature[:, self.prefix_tokens :]  # (B, h*w, C)
             h, w = _grid(tokens.shape[1], image.shape[-2] / image.shape[-1])
-            return tokens.transpose(1, 2).unflatten(2, (h, w))  # (B, C, h, w)
+            return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)  # (B, C, h, w)
         return feature.permute(0, 3, 1, 2) if self.channels_at_end else feature
 
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
@@ -131,7 +132,7 @@ class FeatureExtractor(nn.Module):
         )
 
 
-def _create(name: str, **options: object) -> nn.Module:
+def _create(name: str, **options: Any) -> nn.Module:
     import timm
 
     architecture = name.split(".")[0]
@@ -152,9 +153,11 @@ def _fixed_input(model: nn.Module) -> bool:
 def _set_padding(model: nn.Module, mode: str) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-            module.padding_mode = mode
+            module.padding_mode = mode  # type: ignore[assignment]
             module._reversed_padding_repeated_twice = [
-                side for pad in reversed(module.padding) for side in (pad, pad)
+                side
+                for pad in reversed(cast(tuple[int, ...], module.padding))
+                for side in (pad, pad)
             ]
 
 

@@ -16,7 +16,7 @@ from src.data.datamodule import AnomalyDataModule
 from src.data.samples import Sample
 from src.detector import Detector
 from src.errors import ConfigError, DataError, SavedModelError
-from src.evaluation.threshold import build_rule
+from src.evaluation.threshold import Threshold, build_rule
 from src.reporting.outputs import print_result, write_outputs
 from src.saved_run import SavedRun
 from src.training import build_trainer
@@ -39,7 +39,7 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
         )
     out = SavedRun(_folder(cfg, data))
     trainer = build_trainer(merged, out.directory, [], single_pass=True)
-    threshold = detector.threshold
+    threshold: Threshold | None = detector.threshold
     if cfg.get("threshold") is not None:
         rule = build_rule(cfg.threshold)
         detector.model.wants_log_nfa = rule.wants_log_nfa

@@ -44,7 +44,7 @@ def measure_latency(
 
 def peak_memory_mb() -> float:
     """Highest memory so far in MB: of the GPU when one is in use, else of this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -29,6 +29,12 @@ class Prediction(NamedTuple):
     anomaly_map: Tensor  # (B, h, w), any grid; evaluation resizes it
     log_nfa: Tensor | None = None  # (B, h, w) log10 of the number of false alarms; < 0 detects
 
+    def cpu(self) -> Prediction:
+        """The same in float32 on the CPU, without gradients."""
+        score, anomaly_map = self.score.detach(), self.anomaly_map.detach()
+        nfa = None if self.log_nfa is None else self.log_nfa.detach().float().cpu()
+        return Prediction(score.float().cpu(), anomaly_map.float().cpu(), nfa)
+
 
 class NormalScores(NamedTuple):
     """Scores of normal images the model has not seen, one value per image."""

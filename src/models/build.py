@@ -25,7 +25,9 @@ def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
     stages, members = options.get("stages"), options.get("backbones")
     if members:
         backbone: Any = [
-            build_backbone(OmegaConf.merge(cfg.backbone, member), stages, image_size)
+            build_backbone(
+                cast(DictConfig, OmegaConf.merge(cfg.backbone, member)), stages, image_size
+            )
             for member in cfg.model.backbones
         ]
     else:

@@ -19,6 +19,7 @@ from src.data.images import read_sample
 from src.data.samples import NORMAL, Sample
 from src.detector import Detection, Detector
 from src.evaluation.evaluator import Evaluator
+from src.evaluation.pixel_statistics import write_pixel_statistics
 from src.evaluation.threshold import Threshold
 from src.models.base import AnomalyModule
 from src.reporting import curves as draw
@@ -59,6 +60,7 @@ def write_outputs(
     """
     rows = score_rows(data, evaluator)
     run.write_rows("scores.csv", rows)
+    _write_pixel_statistics(run, evaluator, rows)
     detector = Detector(model, data.transform, threshold, cfg, run.directory, _device(model))
     names = _short_names([Path(row["path"]) for row in rows])
     results = [_result(row, name) for row, name in zip(rows, names, strict=True)]
@@ -97,6 +99,18 @@ def score_rows(data: AnomalyDataModule, evaluator: Evaluator) -> list[dict[str, 
     return rows
 
 
+def _write_pixel_statistics(
+    run: SavedRun, evaluator: Evaluator, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Keep what `src.compare` resamples the pixel metrics from; nothing without masks."""
+    if evaluator.has_masks:
+        indices = [row["index"] for row in evaluator.per_image_rows()]
+        paths = dict(zip(indices, (str(row["path"]) for row in rows), strict=True))
+        histograms = evaluator.pixel_histograms()
+        named = [paths[index] for index in histograms.image.tolist()]
+        write_pixel_statistics(run.directory, histograms, named)
+
+
 def write_figures(
     run: SavedRun,
     results: list[ImageResult],
@@ -116,7 +130,7 @@ def write_figures(
     } | {curve.kind: draw.ranking_curve(curve) for curve in _curves(evaluator)}
     for name, figure in figures.items():
         draw.save_figure(figure, folder / f"{name}.png")
-    tiles, captions = [], []
+    names, tiles, captions = list(figures), [], []
     for index in chosen:
         picture = results[index].load_picture()
         if picture is None:
@@ -128,8 +142,8 @@ def write_figures(
         captions.append(caption)
     if tiles:
         contact_sheet(tiles, captions).save(_made(folder / "contact_sheet.png"))
-        figures["contact_sheet"] = None  # drawn already, to be logged with the others
-    return {name: folder / f"{name}.png" for name in figures}
+        names.append("contact_sheet")
+    return {name: folder / f"{name}.png" for name in names}
 
 
 def print_result(run: SavedRun, *, repeated: bool = False) -> None:

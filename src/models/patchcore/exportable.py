@@ -45,10 +45,9 @@ class ExportableMemory(nn.Module):
         score = grid.amax(1)
         if self.scorer.reweight != "none":
             worst = grid.argmax(1)[:, None]
-            at = lambda values: values.view(-1, h * w, *values.shape[1:])  # noqa: E731
-            query = torch.gather(at(queries), 1, worst[..., None].expand(-1, 1, D))[:, 0]
-            best = at(row)[:, :, 0].gather(1, worst)[:, 0]
-            nearest = at(squared)[:, :, 0].gather(1, worst)[:, 0]
+            query = queries.view(-1, h * w, D).gather(1, worst[..., None].expand(-1, 1, D))[:, 0]
+            best = row[:, 0].view(-1, h * w).gather(1, worst)[:, 0]
+            nearest = squared[:, 0].view(-1, h * w).gather(1, worst)[:, 0]
             score = score * self._weight(query, best, nearest)
         return score, grid.view(-1, h, w)
 
