@@ -9,21 +9,18 @@ the threshold can be moved.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from src.reporting import charts, page_images, wording
 from src.reporting.page_images import Layers
+from src.reporting.pages import render_page
 from src.reporting.records import OUTCOMES, ImageResult, ReportData, choose_pictures
 from src.saved_run import write_text
 
@@ -83,10 +80,9 @@ def render(data: ReportData, max_images: int, max_side: int, max_bytes: float) -
         Card(index, data.images[index], wording.score(data.images[index].score), layers.get(index))
         for index in shown
     ]
-    style, script = _resource("report.css"), _resource("report.js")
-    text = _environment().get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2", "report.css", "report.js",
         data=data,
-        style=style, script=script, policy=_policy(style, script),
         tiles=wording.headline_tiles(data.metrics, data.intervals),
         threshold_value=wording.score(data.threshold.image),
         alarm_rule=wording.alarm_rule(data.threshold, data.score_name),
@@ -108,7 +104,6 @@ def render(data: ReportData, max_images: int, max_side: int, max_bytes: float) -
         manifest=flatten(data.manifest),
         page_data=page_data(data, threshold),
     )  # fmt: skip
-    return text.encode("utf-8", "replace").decode("utf-8")  # file names may hold lone surrogates
 
 
 def count_outcomes(images: Any) -> dict[str, int]:
@@ -189,33 +184,6 @@ def _metric_rows(data: ReportData, prefixes: tuple[str, ...]) -> list[tuple[str,
         unit = "s" if key.endswith("seconds") else {"mb": "MB"}.get(unit, unit)
         rows.append((key, wording.number(value, unit), interval))
     return rows
-
-
-def _policy(style: str, script: str) -> str:
-    """Content security policy: this style, this script, pictures inside the page, nothing else."""
-    return (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
-        f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return "sha256-" + base64.b64encode(digest).decode("ascii")
-
-
-def _resource(name: str) -> str:
-    return (files("src.reporting") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("src.reporting", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _finite(value: float) -> float | None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from src.reporting import page_images, report
+from src.reporting.pages import resource
 from src.reporting.records import ImageResult, Picture, ThresholdFacts
 from tests.reporting.pictures import SCALE, make_picture
 from tests.reporting.report_data import EVIL, make_report
@@ -237,7 +238,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("scheme", [0, 1])
 def test_text_has_at_least_the_contrast_of_wcag_aa_in_both_schemes(scheme):
-    css = report._resource("report.css")
+    css = resource("report.css")
     block = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme]
     colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
     inks = ("ink", "soft", "accent", "miss", "false-alarm", "hit", "correct-pass")

@@ -1,0 +1,54 @@
+"""Self-contained HTML: templates beside this file, one inline style, one inline script, no network.
+
+A content security policy names style and script by their hash and forbids everything else, so a
+page keeps what it promises even when a name in it is hostile.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render_page(template: str, style: str, script: str, **content: Any) -> str:
+    """The page `template` with `content`; names of files in the folder `templates`.
+
+    The template gets `style`, `script` and `policy` besides. Everything else is escaped. Characters
+    that UTF-8 cannot hold (file names of unknown encoding) become question marks.
+    """
+    inline = {"style": resource(style), "script": resource(script)}
+    policy = content_policy(inline["style"], inline["script"])
+    text = _environment().get_template(template).render(**inline, policy=policy, **content)
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def content_policy(style: str, script: str) -> str:
+    """Content security policy: this style, this script, pictures inside the page, nothing else."""
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
+        f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def resource(name: str) -> str:
+    """Text of a file in `templates`."""
+    return (files("src.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return "sha256-" + base64.b64encode(digest).decode("ascii")
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("src.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
