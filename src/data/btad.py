@@ -24,8 +24,7 @@ def index_btad(root: Path, category: str) -> list[Sample]:
     Raises:
         DataError: unknown category or no training images.
     """
-    # data.category=1 on a command line arrives as the number 1, the folder is called 01.
-    folder = category_folder(root.absolute(), category.zfill(2), holds_category, "BTAD")
+    folder = category_folder(root.absolute(), category, holds_category, "BTAD")
     train = require_images(folder / "train" / "ok", "normal training images")
     masks = list_images(folder / "ground_truth" / "ko")
     return [

@@ -94,6 +94,7 @@ def tiles(size: int, rng: Rng, fault: Rng | None) -> Scene:
     glaze = (np.array((0.55, 0.66, 0.68)) + hue) * tone[..., None]
     glaze *= (1 + 0.04 * noise(rng, size, 0.09) + 0.015 * noise(rng, size, 0.02))[..., None]
     mortar = np.array((0.42, 0.40, 0.37)) * (1 + 0.10 * noise(rng, size, 0.015))[..., None]
+    mortar *= np.clip(2.2 - noise(rng, size, 0.02), 0.1, 1)[..., None]  # pores
     tile = cover(distance, at.pixel)
     height = 0.028 * np.clip(-distance / 0.035, 0, 1) ** 0.5
     height += 0.0015 * noise(rng, size, 0.12)
