@@ -1,0 +1,114 @@
+"""Every file in sweeps/ is one that W&B accepts and whose trials can run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import hydra
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from src.sweeping.definition import load_definition
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "sweeps").glob("*.y*ml"))
+
+
+def compose(words):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return hydra.compose("run", overrides=words)
+
+
+def fixed_words(definition):
+    """The overrides in the command itself."""
+    return [word for word in definition.command if "=" in word and not word.startswith("$")]
+
+
+def name_of(path):
+    return path.stem
+
+
+def test_the_two_crn_sweeps_are_there():
+    assert {"crn_bayes", "crn_mvtec"} <= {path.stem for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_file_follows_the_schema_of_wandb(path):
+    import jsonschema
+
+    import sweeps
+
+    schema = json.loads((Path(sweeps.__file__).parent / "config" / "schema.json").read_text())
+    config = yaml.safe_load(path.read_text())
+    config.pop("run_cap", None)  # newer than the published schema
+    jsonschema.validate(config, schema)
+    load_definition(path)  # and our own checks
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_parameter_exists_in_the_config_and_every_value_fits(path):
+    definition = load_definition(path)
+    words = fixed_words(definition)
+    base = compose(words)
+    for name, spec in definition.parameters.items():
+        assert OmegaConf.select(base, name, default="absent") != "absent", name
+        values = spec.get("values", [spec.get("value", spec.get("min"))])
+        for value in values:
+            cfg = compose([*words, f"{name}={value}"])  # raises for unknown keys
+            found = OmegaConf.select(cfg, name)
+            assert found == value, f"{name}={value} became {found!r}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_command_passes_overrides_the_way_hydra_reads_them(path):
+    definition = load_definition(path)
+    assert "${args_no_hyphens}" in definition.command
+    parser = OverridesParser.create()
+    for word in fixed_words(definition):
+        parser.parse_override(word)
+
+
+def test_the_bayes_sweep_has_the_eight_parameters_of_the_paper():
+    definition = load_definition(ROOT / "sweeps" / "crn_bayes.yaml")
+    sizes = {name: len(spec["values"]) for name, spec in definition.parameters.items()}
+    assert len(sizes) == 8
+    product = 1
+    for size in sizes.values():
+        product *= size
+    assert product == 30_720
+    defaults = compose(["model=crn"])
+    for name, spec in definition.parameters.items():
+        assert OmegaConf.select(defaults, name) in spec["values"]  # the authors' choice
+
+
+def test_the_grid_covers_the_fifteen_categories():
+    definition = load_definition(ROOT / "sweeps" / "crn_mvtec.yaml")
+    categories = definition.parameters["data.category"]["values"]
+    assert sorted(categories) == sorted(compose(["data=mvtec"]).data.categories)
+    assert (
+        len(list(itertools.product(*(s["values"] for s in definition.parameters.values())))) == 15
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_metric_is_one_that_the_runs_log(path, tmp_path, monkeypatch):
+    from src.experiment import run_experiment
+
+    definition = load_definition(path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    words = [w for w in fixed_words(definition) if not w.startswith(("data", "logger"))]
+    small = [
+        "data=synthetic", "data.synthetic.size=64", "data.synthetic.train=12",
+        "data.synthetic.test_normal=4", "data.synthetic.test_defective=6",
+        "transform.resize=[32,32]", "hardware=cpu", "report.enabled=false", "evaluation.bootstrap=0",
+    ]  # fmt: skip
+    if definition.path.stem.startswith("crn"):
+        small += ["model.base_channels=2", "trainer.max_steps=2"]
+    result = run_experiment(compose([*words, *small]))
+    assert definition.metric in result.metrics
