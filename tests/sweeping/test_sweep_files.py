@@ -106,7 +106,8 @@ def test_the_metric_is_one_that_the_runs_log(path, tmp_path, monkeypatch):
     small = [
         "data=synthetic", "data.synthetic.size=64", "data.synthetic.train=12",
         "data.synthetic.test_normal=4", "data.synthetic.test_defective=6",
-        "transform.resize=[32,32]", "hardware=cpu", "report.enabled=false", "evaluation.bootstrap=0",
+        "transform.resize=[32,32]", "hardware=cpu", "report.enabled=false",
+        "evaluation.bootstrap=0",
     ]  # fmt: skip
     if definition.path.stem.startswith("crn"):
         small += ["model.base_channels=2", "trainer.max_steps=2"]
