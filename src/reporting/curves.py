@@ -36,7 +36,7 @@ def score_histogram(
     Counts are drawn, not densities: one defective image among hundreds must stay visible.
     Scores that are not finite are left out and counted in the legend.
     """
-    figure, axes = _figure(6.0, 3.4)
+    figure, axes = new_figure(6.0, 3.4)
     finite = np.isfinite(scores)
     inside = scores[finite]
     edges = _bin_edges(np.r_[inside, threshold] if math.isfinite(threshold) else inside)
@@ -64,7 +64,7 @@ def score_strip(
 ) -> Figure:
     """One dot an image, one line a defect type, with the threshold across all of them."""
     names = sorted(set(defects), key=lambda name: (name != "good", name))
-    figure, axes = _figure(6.0, 1.1 + 0.36 * len(names))
+    figure, axes = new_figure(6.0, 1.1 + 0.36 * len(names))
     jitter = np.random.default_rng(0)  # vertical only; keeps equal scores apart
     kinds = np.asarray(defects)
     for row, name in enumerate(names):
@@ -81,7 +81,7 @@ def score_strip(
 
 def ranking_curve(curve: Curve, point: tuple[float, float] | None = None) -> Figure:
     """A ROC, precision-recall or PRO curve; `point` marks the operating point (x, y)."""
-    figure, axes = _figure(3.9, 3.9)
+    figure, axes = new_figure(3.9, 3.9)
     x_name, y_name, title, area = TITLES[curve.kind]
     if curve.kind == "roc":
         axes.plot([0, 1], [0, 1], color=GRID, lw=1, zorder=0)
@@ -106,7 +106,7 @@ def radius_curve(radius: np.ndarray, chosen: int | None = None) -> Figure:
     The radius is the largest distance of any patch to its nearest pick: where the curve flattens,
     more bank rows buy little.
     """
-    figure, axes = _figure(6.0, 3.2)
+    figure, axes = new_figure(6.0, 3.2)
     picks = np.arange(1, radius.size + 1)
     axes.plot(picks, radius, color=NORMAL_COLOUR, lw=1.8)
     axes.set_xscale("log")
@@ -125,7 +125,7 @@ def radius_curve(radius: np.ndarray, chosen: int | None = None) -> Figure:
 
 def recall_bars(recalls: Sequence[DefectRecall]) -> Figure:
     """Share of images found per defect type, with 95 % intervals and counts."""
-    figure, axes = _figure(6.0, 1.0 + 0.38 * max(1, len(recalls)))
+    figure, axes = new_figure(6.0, 1.0 + 0.38 * max(1, len(recalls)))
     for row, each in enumerate(recalls):
         share = each.found / each.total if each.total else math.nan
         axes.barh(row, share, height=0.56, color=NORMAL_COLOUR, alpha=0.8)
@@ -149,7 +149,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 160) -> None:
         figure.savefig(partial, format=path.suffix[1:], dpi=dpi, metadata=metadata)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure of width x height inches in the style of all figures here."""
     figure = Figure((width, height), layout="constrained")
     FigureCanvasAgg(figure)

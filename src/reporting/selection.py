@@ -1,0 +1,242 @@
+"""Figures for choosing a model: accuracy against coreset size, and accuracy, latency, memory.
+
+Pure functions of a table with one row a run; `runs_table` reads it from run folders. The figure of
+a sweep's parameters is in src/sweeping.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.errors import DataError, did_you_mean
+from src.reporting.curves import (
+    DEFECT_COLOUR,
+    FAINT,
+    INK,
+    NORMAL_COLOUR,
+    new_figure,
+    save_figure,
+)
+from src.saved_run import write_text
+
+#: Column of the table -> key of config.yaml.
+_CONFIG = {
+    "model": "model.name",
+    "backbone": "backbone.name",
+    "ratio": "model.coreset.ratio",
+    "neighbors": "model.neighbors",
+    "data": "data.name",
+    "category": "data.category",
+    "seed": "seed",
+    "protocol": "protocol",
+}
+_MARKER_AREA = (30.0, 700.0)  # square points of the smallest and the largest model
+
+
+def write_selection(cfg: DictConfig) -> list[Path]:
+    """Write runs.csv and the figures of the finished runs below `cfg.runs` into `cfg.out`.
+
+    A figure is left out when the runs do not differ in what it shows.
+
+    Raises:
+        DataError: no finished run has the metric.
+    """
+    table, out = runs_table(Path(cfg.runs).expanduser()), Path(cfg.out).expanduser()
+    known = table[table[cfg.metric].notna()] if cfg.metric in table else table[:0]
+    if known.empty:
+        raise DataError(
+            f"No finished run below {cfg.runs} has the metric {cfg.metric}.",
+            found=f"{len(table)} finished runs",
+            do=did_you_mean(cfg.metric, [str(name) for name in table if "/" in str(name)])
+            if len(table) else "give a folder that holds run folders",
+        )  # fmt: skip
+    known = known.assign(label=configuration_labels(known))
+    write_text(out / "runs.csv", known.to_csv(index=False))
+    written = [out / "runs.csv"]
+    if known["ratio"].nunique() > 1:
+        written.append(out / "coreset.png")
+        save_figure(coreset_curve(known, cfg.metric), written[-1])
+    if known["label"].nunique() > 1 and "speed/latency_p50_ms" in known:
+        written.append(out / "pareto.png")
+        save_figure(pareto_figure(known, accuracy=cfg.metric), written[-1])
+    return written
+
+
+def runs_table(folder: Path) -> pd.DataFrame:
+    """One row a finished run below `folder`: config, metrics, `model_mb` and `run` (its path).
+
+    Folders whose files cannot be read are left out: a run may be half written or being deleted.
+    """
+    rows = [_run_row(path.parent) for path in sorted(folder.rglob("metrics.json"))]
+    return pd.DataFrame([row for row in rows if row])
+
+
+def coreset_curve(
+    table: pd.DataFrame,
+    metric: str = "test/image_auroc",
+    ratio: str = "ratio",
+    category: str = "category",
+) -> Figure:
+    """A metric against the coreset fraction: one line a category, their mean in front.
+
+    Several runs of one category and fraction (seeds) are averaged. The mean covers the categories
+    that have every fraction, so that it does not bend when one is missing.
+    """
+    grid = table.pivot_table(index=ratio, columns=category, values=metric, aggfunc="mean")
+    figure, axes = new_figure(6.2, 3.8)
+    for name in grid.columns:
+        line = grid[name].dropna()
+        axes.plot(line.index, line.to_numpy(), "-", color=NORMAL_COLOUR, alpha=0.35, lw=1.0)
+    complete = grid.dropna(axis=1)
+    if complete.shape[1]:
+        mean = complete.mean(axis=1)
+        label = f"mean of {complete.shape[1]} categories"
+        axes.plot(mean.index, mean.to_numpy(), "o-", color=INK, lw=2.2, ms=5, label=label)
+        axes.legend(frameon=False, loc="lower right")
+    _name_lines(axes, grid)
+    axes.set_xscale("log")
+    axes.set_xticks(grid.index, [f"{100 * value:g} %" for value in grid.index])
+    axes.minorticks_off()
+    axes.set(xlabel="patches kept in the memory bank", ylabel=_metric_name(metric))
+    axes.margins(x=0.14)
+    return figure
+
+
+def pareto_figure(
+    table: pd.DataFrame,
+    label: str = "label",
+    accuracy: str = "test/image_auroc",
+    latency: str = "speed/latency_p50_ms",
+    memory: str = "model_mb",
+) -> Figure:
+    """Accuracy against latency, marker area by memory; the step line joins the best of each speed.
+
+    Rows with the same label (categories, seeds) are averaged. Points are numbered by latency and
+    named in a list beside the plot, since names on the points would hide each other.
+    """
+    means = table.groupby(label, sort=True)[[accuracy, latency, memory]].mean().dropna()
+    means = means.sort_values(latency, kind="stable")
+    figure, axes = new_figure(8.8, max(4.2, 1.2 + 0.19 * len(means)))
+    front = pareto_front(means[latency].to_numpy(), means[accuracy].to_numpy())
+    best = means[front]
+    axes.step(best[latency], best[accuracy], where="post", color=DEFECT_COLOUR, lw=1.3, zorder=1)
+    colours = list(np.where(front, DEFECT_COLOUR, NORMAL_COLOUR))
+    area = marker_areas(means[memory].to_numpy())
+    axes.scatter(means[latency], means[accuracy], s=area, c=colours, alpha=0.5, lw=0, zorder=2)
+    axes.scatter(means[latency], means[accuracy], s=5, c=INK, lw=0, zorder=3)
+    for k, (x, y) in enumerate(zip(means[latency], means[accuracy], strict=True)):
+        axes.annotate(
+            str(k + 1), (x, y), xytext=(0, 4), textcoords="offset points", ha="center",
+            fontsize=8, color=INK, zorder=4,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.margins(x=0.12, y=0.12)
+    axes.set(xlabel="latency in ms per image, median (log)", ylabel=_metric_name(accuracy))
+    _name_list(axes, [str(name) for name in means.index], front, means[memory].to_numpy())
+    return figure
+
+
+def pareto_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Which points (n,) no other beats: none is at most as costly and at least as good and differs.
+
+    Equal points are all kept. O(n log n).
+    """
+    order = np.lexsort((-gain, cost))  # by cost, the best of equal cost first
+    front = np.zeros(len(cost), dtype=bool)
+    best, best_cost = -np.inf, np.nan
+    for k in order:
+        if gain[k] > best or (gain[k] == best and cost[k] == best_cost):
+            front[k], best, best_cost = True, gain[k], cost[k]
+    return front
+
+
+def marker_areas(memory: np.ndarray) -> np.ndarray:
+    """Areas in square points proportional to memory (n,), the largest fixed, small ones visible."""
+    low, high = _MARKER_AREA
+    largest = memory.max(initial=0.0)
+    return np.maximum(low, high * memory / largest) if largest > 0 else np.full(len(memory), low)
+
+
+def configuration_labels(table: pd.DataFrame) -> pd.Series:
+    """A short name of each run's configuration: model (if they differ), backbone, coreset ratio."""
+    several = table["model"].nunique() > 1
+    names = []
+    for model, backbone, ratio in zip(
+        table["model"], table["backbone"], table["ratio"], strict=True
+    ):
+        parts = [str(model)] if several else []
+        parts.append("no backbone" if pd.isna(backbone) else str(backbone).split(".")[0])
+        parts += [] if pd.isna(ratio) else [f"{100 * ratio:g} %"]
+        names.append(" ".join(parts))
+    return pd.Series(names, index=table.index, dtype=object)
+
+
+def _run_row(folder: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        config = OmegaConf.load(folder / "config.yaml")
+    except (OSError, ValueError, OmegaConfBaseException):
+        return {}
+    row = {name: OmegaConf.select(config, key) for name, key in _CONFIG.items()}
+    weights = folder / "model" / "model.safetensors"
+    row["model_mb"] = weights.stat().st_size / 1e6 if weights.is_file() else np.nan
+    return row | {"run": str(folder)} | metrics
+
+
+def _name_lines(axes: Axes, grid: pd.DataFrame) -> None:
+    """Category names at the right ends of their lines, moved apart so that none overlap."""
+    ends = [(float(line.iloc[-1]), float(line.index[-1]), str(name)) for name in grid.columns
+            if len(line := grid[name].dropna())]  # fmt: skip
+    if not ends:
+        return
+    low, high = axes.get_ylim()
+    gap = (high - low) / 26  # a line of 7.5-point text in this figure
+    heights = spread([height for height, _, _ in sorted(ends)], gap)
+    axes.set_ylim(min(low, heights[0] - gap), max(high, heights[-1] + gap))
+    for (_, x, name), height in zip(sorted(ends), heights, strict=True):
+        axes.annotate(
+            name, (x, height), xytext=(7, 0), textcoords="offset points", va="center",
+            fontsize=7.5, color=FAINT, annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights moved as little as needed so that neighbours are at least `gap` apart.
+
+    Blocks of crowded heights keep their mean (isotonic regression by pooling).
+    """
+    blocks: list[list[float]] = []  # mean and size of heights[k] - k * gap
+    for k, height in enumerate(heights):
+        blocks.append([height - k * gap, 1.0])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (a, n), (b, m) = blocks[-2], blocks.pop()
+            blocks[-1] = [(a * n + b * m) / (n + m), n + m]
+    flat = [mean for mean, size in blocks for _ in range(int(size))]
+    return [value + k * gap for k, value in enumerate(flat)]
+
+
+def _name_list(axes: Axes, names: Sequence[str], front: np.ndarray, memory: np.ndarray) -> None:
+    """Numbers, names and sizes beside the plot; those on the front are dark."""
+    step = 0.19 / axes.figure.get_figheight() * 1.2  # type: ignore[union-attr]
+    heading = "number, configuration, size of the model; dark: nothing is faster and better"
+    axes.set_title(heading, fontsize=8.5, color=FAINT, loc="right")
+    for k, name in enumerate(names):
+        axes.annotate(
+            f"{k + 1:>2}  {name}, {memory[k]:.3g} MB", (1.03, 1.0 - k * step),
+            xycoords="axes fraction", va="top", fontsize=8, color=INK if front[k] else FAINT,
+        )  # fmt: skip
+
+
+def _metric_name(metric: str) -> str:
+    words = metric.split("/")[-1].replace("_", " ")
+    return words.replace("auroc", "AUROC").replace("aupro", "AUPRO")
