@@ -76,8 +76,11 @@ def runs_table(folder: Path) -> pd.DataFrame:
     """One row a finished run below `folder`: config, metrics, `model_mb` and `run` (its path).
 
     Folders whose files cannot be read are left out: a run may be half written or being deleted.
+    So are results inside a run folder, such as evaluations on other data.
     """
-    rows = [_run_row(path.parent) for path in sorted(folder.rglob("metrics.json"))]
+    found = {path.parent for path in folder.rglob("metrics.json")}
+    runs = sorted(path for path in found if not found & set(path.parents))
+    rows = [_run_row(path) for path in runs]
     return pd.DataFrame([row for row in rows if row])
 
 

@@ -104,6 +104,7 @@ def write_run(folder, ratio, auroc, category="bottle"):
 def test_finished_runs_become_rows_and_broken_folders_are_left_out(tmp_path):
     write_run(tmp_path / "a" / "seed0", 0.01, 0.9)
     write_run(tmp_path / "b" / "seed0", 0.1, 0.95)
+    write_run(tmp_path / "b" / "seed0" / "evaluations" / "other", 0.5, 0.1)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "metrics.json").write_text("{half")
     table = selection.runs_table(tmp_path)
