@@ -35,8 +35,8 @@ class Output(NamedTuple):
     """What one pass gives."""
 
     features: Tensor  # (B, C, H/4, W/4) reconstruction
-    image: Tensor | None  # (B, 3, H, W) reconstruction, normalised units; None without block D
-    logits: Tensor | None  # (B, 2): original, cut-pasted; None without classifier
+    image: Tensor | None  # (B, 3, H, W) reconstruction, normalised units; None when not asked
+    logits: Tensor | None  # (B, 2): original, cut-pasted; None when not asked
     latent: Tensor  # (B, c, h, w)
 
 
@@ -149,10 +149,15 @@ class HaloAutoEncoder(nn.Module):
             inputs = 3 * H * W if image_decoder.enabled else channels * (H // 4) * (W // 4)
             self.classifier = nn.Linear(inputs, 2)
 
-    def forward(self, features: Tensor) -> Output:
-        """Features (B, C, H/4, W/4) -> reconstructions and class."""
+    def forward(self, features: Tensor, *, features_only: bool = False) -> Output:
+        """Features (B, C, H/4, W/4) -> reconstructions and class.
+
+        With `features_only` the image decoder and the classifier do not run (a fifth of the work).
+        """
         latent = self.encoder(self.head(features))
         rebuilt = self._to_grid(self.decoder(latent))
+        if features_only:
+            return Output(rebuilt, None, None, latent)
         image = None if self.image_decoder is None else self.image_decoder(rebuilt)
         logits = None
         if self.classifier is not None:

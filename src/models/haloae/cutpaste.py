@@ -8,6 +8,7 @@ on the CPU from the given generator, so a seed gives the same images on every de
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +18,15 @@ import torch
 from torch import Tensor
 
 from src.models.haloae.options import CutPasteOptions
+
+
+def seeded_generator(*numbers: int) -> torch.Generator:
+    """A CPU generator that depends on every number given.
+
+    Hashed, because torch keeps only 32 bits of a seed and neighbours would share streams.
+    """
+    digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4]))
 
 
 class Pieces(NamedTuple):

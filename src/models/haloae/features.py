@@ -7,6 +7,8 @@ and averaged over 4 x 4 patches. Both steps are linear and separable, so a map o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,11 +40,53 @@ class MultiScaleFeatures(nn.Module):
         self.extractor, self.alignment = extractor, alignment
         self.channels = sum(channels)
 
+    @property
+    def identity(self) -> str | None:
+        """Name and digest of the frozen weights; see `FeatureExtractor.identity`."""
+        return getattr(self.extractor, "identity", None)
+
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         """Features of normalised images, float32, without gradient."""
         maps = self.extractor(image)
         return align(maps, (image.shape[-2], image.shape[-1]), padded=self.alignment == "padded")
+
+
+class ChannelScaling(nn.Module):
+    """Brings every channel to mean 0 and spread 1 over normal images; at first it changes nothing.
+
+    ours: the published features of VGG19 are taken as they are. Those of other networks can differ
+    a hundredfold between channels; the few largest are then all that MSE sees, and the constants of
+    SSIM, made for a range of 1, mean nothing.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("spread", torch.ones(channels, 1, 1))
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Mean and standard deviation of features (B, C, h, w) over all batches and cells."""
+        total = squares = torch.zeros_like(self.mean, dtype=torch.float64)
+        count = 0
+        for features in batches:
+            wide = features.double()
+            total = total + wide.sum((0, 2, 3))[:, None, None]
+            squares = squares + wide.square().sum((0, 2, 3))[:, None, None]
+            count += features.shape[0] * features.shape[2] * features.shape[3]
+        mean = total / max(count, 1)
+        variance = (squares / max(count, 1) - mean**2).clamp(min=0)
+        spread = variance.sqrt()
+        dead = spread <= 1e-6 * (1 + mean.abs())  # a channel that says nothing stays as it is
+        self.mean.copy_(mean)
+        self.spread.copy_(torch.where(dead, torch.ones_like(spread), spread))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return (features - self.mean) / self.spread
 
 
 def align(maps: list[Tensor], size: tuple[int, int], *, padded: bool) -> Tensor:

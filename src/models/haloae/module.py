@@ -1,0 +1,337 @@
+"""HaloAE: reconstruct the features and the image of normal parts through local self-attention.
+
+Paper: Mathian et al., "HaloAE: An HaloNet based Local Transformer Auto-Encoder for Anomaly
+Detection and Localization", arXiv 2208.03486, VISAPP 2023. Original code: IARCbioinfo/HaloAE, no
+licence, so nothing of it is used; this is written from a description of its behaviour. Where we
+differ, and why:
+
+* the padding mask of the attention is the right way round (`attention.mask: inverted` restores the
+  release, whose transformer is in effect a CNN with coarse pooling);
+* the mean error map of normal images comes from training images, not from the test set, no label
+  enters a score and no AUROC is flipped;
+* the loss curriculum follows the share of training done, so that any length keeps its shape;
+* colour jitter and CutPaste run batched on the device, after resizing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from src.errors import ConfigError
+from src.models.base import AnomalyModule, Prediction
+from src.models.haloae import scoring
+from src.models.haloae.autoencoder import HaloAutoEncoder, Output
+from src.models.haloae.cutpaste import draw_jitter, jitter, seeded_generator, views
+from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
+from src.models.haloae.losses import (
+    classification_loss,
+    loss_weights,
+    reconstruction_losses,
+)
+from src.models.haloae.options import (
+    SCALINGS,
+    AttentionOptions,
+    CutPasteOptions,
+    ImageDecoderOptions,
+    SaveOptions,
+    ScheduleOptions,
+    ScoringOptions,
+    SsimOptions,
+    choose,
+    read_options,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from src.data.samples import Sample
+
+
+class HaloAE(AnomalyModule):
+    """Auto-encoder on frozen multi-scale features; see `conf/model/haloae.yaml` for every number.
+
+    Args:
+        backbone: frozen extractor of feature maps.
+        image_size: (H, W) in pixels; 4 (4 + n x block) each.
+        mean: of the image normalisation, undone and redone around the colour jitter.
+        std: likewise.
+        seed: of jitter and CutPaste.
+        feature_alignment: `clean` or `padded`, see `MultiScaleFeatures`.
+        feature_scaling: `none` as published, or `standard`, see `ChannelScaling`.
+        head: this and the next seven: see `HaloAutoEncoder`.
+        encoder: stages.
+        decoder: stages.
+        attention: geometry, mask and path.
+        reduction: s1, s2 or s4.
+        image_decoder: block D.
+        classifier: linear or none.
+        output_resize: nearest, bilinear or replicate.
+        output_activation: relu or none.
+        loss: `ssim` and `schedule`.
+        cutpaste: ranges of the pasted pieces.
+        optimizer: `lr` and `weight_decay` of Adam.
+        scoring: which error makes the map and the score.
+        log_images_every_n_epochs: show reconstructions to the loggers; None: never.
+        save: what `write_extras` keeps of each test image.
+    """
+
+    mean: Tensor
+    std: Tensor
+    normal_features: Tensor
+    normal_image: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        feature_alignment: str,
+        feature_scaling: str,
+        head: int,
+        encoder: Sequence[Sequence[int]],
+        decoder: Sequence[Sequence[int | None]],
+        attention: Mapping[str, Any],
+        reduction: str,
+        image_decoder: Mapping[str, Any],
+        classifier: str,
+        output_resize: str,
+        output_activation: str,
+        loss: Mapping[str, Any],
+        cutpaste: Mapping[str, Any],
+        optimizer: Mapping[str, float],
+        scoring: Mapping[str, Any],
+        log_images_every_n_epochs: int | None,
+        save: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.ssim = read_options(SsimOptions, loss["ssim"], "model.loss.ssim")
+        self.schedule = read_options(ScheduleOptions, loss["schedule"], "model.loss.schedule")
+        self.cutpaste = read_options(CutPasteOptions, cutpaste, "model.cutpaste")
+        self.scoring = read_options(ScoringOptions, scoring, "model.scoring")
+        self.save_options = read_options(SaveOptions, save, "model.save")
+        self.optimizer, self.seed = optimizer, seed
+        self.log_images_every_n_epochs = log_images_every_n_epochs
+        self.backbone = MultiScaleFeatures(backbone, feature_alignment)
+        choose("model.feature_scaling", feature_scaling, SCALINGS)
+        self.feature_scaling = feature_scaling
+        self.scaling = ChannelScaling(self.backbone.channels)
+        self.autoencoder = HaloAutoEncoder(
+            self.backbone.channels,
+            image_size,
+            head,
+            encoder,
+            decoder,
+            read_options(AttentionOptions, attention, "model.attention"),
+            reduction,
+            read_options(ImageDecoderOptions, image_decoder, "model.image_decoder"),
+            classifier,
+            output_resize,
+            output_activation,
+        )
+        self._check_parts()
+        H, W = image_size
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        # Mean error maps of normal training images; zero until `after_fit`.
+        self.register_buffer("normal_features", torch.zeros(H // 4, W // 4))
+        self.register_buffer("normal_image", torch.zeros(H // 2, W // 2))
+
+    # --- learning --------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam with L2-coupled weight decay at a constant rate."""
+        return torch.optim.Adam(
+            self.autoencoder.parameters(),
+            lr=self.optimizer["lr"],
+            weight_decay=self.optimizer["weight_decay"],
+        )
+
+    def on_train_start(self) -> None:
+        """Learn how long training will be, for the curriculum, and how large features are."""
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps) and self.schedule.kind == "logistic":
+            raise ConfigError(
+                "The loss curriculum needs to know how long training lasts.",
+                found="neither trainer.max_epochs nor trainer.max_steps is set",
+                do="set one of them, or model.loss.schedule.kind=constant",
+            )
+        self._steps = steps
+        if self.feature_scaling == "standard" and self.global_step == 0:
+            loader = self.trainer.datamodule.ordered_train_dataloader()  # type: ignore[attr-defined]
+            self.scaling.fit(self.backbone(b["image"].to(self.device)) for b in loader)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> what the auto-encoder rebuilds (B, C, H/4, W/4)."""
+        return self.scaling(self.backbone(image))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One weighted sum of the three losses; reads nothing but the image."""
+        generator = seeded_generator(self.seed, self.global_rank, self.current_epoch, batch_idx)
+        images = self.draw_views(batch["image"], generator)
+        losses = self.losses(images, originals=len(batch["image"]))
+        fraction = min(self.global_step / max(self._steps, 1), 1.0)
+        weights = loss_weights(fraction, self.schedule)
+        total = self.weigh(losses, weights)
+        names = ("classification", "features", "image")
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        self.log_dict({f"train/weight_{n}": w for n, w in zip(names, weights, strict=True)})
+        self.log("train/loss", total.detach(), prog_bar=True)
+        return total
+
+    def draw_views(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Normalised images (B, 3, H, W) -> jittered originals, then pasted ones, (nB, 3, H, W).
+
+        Without a classifier pasted images would teach nothing, so there are none.
+        """
+        plain = (image * self.std + self.mean).clamp(0, 1)
+        if self.autoencoder.classifier is None:
+            shown = [jitter(plain, draw_jitter(len(plain), self.cutpaste, generator))]
+        else:
+            shown = views(plain, self.cutpaste, generator)
+        return (torch.cat(shown) - self.mean) / self.std
+
+    def losses(self, images: Tensor, originals: int) -> dict[str, Tensor]:
+        """Losses of normalised views (nB, 3, H, W), of which the first `originals` are whole.
+
+        Returns:
+            `mse_features`, `dssim_features` (1 - SSIM), likewise for `image` with block D, both
+            over the originals alone; `classification` over all, with a classifier.
+        """
+        features = self.features(images)
+        out: Output = self.autoencoder(features)
+        pairs = {"features": (out.features, features), "image": (out.image, images)}
+        found: dict[str, Tensor] = {}
+        for name, (rebuilt, target) in pairs.items():
+            if rebuilt is not None:
+                squared, dissimilar = reconstruction_losses(
+                    rebuilt[:originals], target[:originals], self.ssim
+                )
+                found[f"mse_{name}"], found[f"dssim_{name}"] = squared.mean(), dissimilar.mean()
+        if out.logits is not None:
+            found["classification"] = classification_loss(out.logits, originals)
+        return found
+
+    def weigh(self, losses: Mapping[str, Tensor], weights: tuple[float, float, float]) -> Tensor:
+        """a1 classification + a2 (mse + dssim of features) + a3 (mse + dssim of the image).
+
+        A loss that the model does not have drops out; the others keep their weights.
+        """
+        a1, a2, a3 = weights
+        total = a2 * (losses["mse_features"] + losses["dssim_features"])
+        if "mse_image" in losses:
+            total = total + a3 * (losses["mse_image"] + losses["dssim_image"])
+        if "classification" in losses:
+            total = total + a1 * losses["classification"]
+        return total
+
+    def on_train_end(self) -> None:
+        """Remember where training ran; Lightning moves the model to the CPU afterwards."""
+        self._trained_on = self.device
+
+    @torch.no_grad()
+    def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Mean error maps of normal training images."""
+        home = self.device
+        self.to(getattr(self, "_trained_on", home))
+        self.eval()
+        self.normal_features, self.normal_image = self.mean_errors(
+            batch["image"] for batch in loader
+        )
+        self.to(home)
+
+    def mean_errors(self, images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean over all images of the feature and the image error map; float32."""
+        features = torch.zeros_like(self.normal_features, dtype=torch.float64)
+        image_sum = torch.zeros_like(self.normal_image, dtype=torch.float64)
+        count = 0
+        for image in images:
+            image = image.to(self.device)
+            errors = self.errors(image, self.features(image))
+            if errors[0] is not None:
+                features += errors[0].sum(0, dtype=torch.float64)
+            if errors[1] is not None:
+                image_sum += errors[1].sum(0, dtype=torch.float64)
+            count += len(image)
+        return features.div(max(count, 1)).float(), image_sum.div(max(count, 1)).float()
+
+    # --- scoring ---------------------------------------------------------------------------------
+
+    def forward(self, image: Tensor) -> Prediction:
+        """Score normalised images (B, 3, H, W); maps lie on the features' grid or twice that."""
+        return self.score(image, self.features(image))
+
+    def score(self, image: Tensor, features: Tensor) -> Prediction:
+        """Prediction from images and their features, which several checkpoints may share."""
+        from_features, from_image = self.errors(image, features)
+        if from_features is not None:
+            from_features = scoring.deviation(from_features, self.normal_features, self.scoring)
+        if from_image is not None:
+            from_image = scoring.deviation(from_image, self.normal_image, self.scoring)
+        scales = torch.stack((self.normal_features.mean(), self.normal_image.mean()))
+        maps = scoring.combine(from_features, from_image, scales, self.scoring)
+        return Prediction(scoring.image_score(maps, self.scoring), maps)
+
+    def errors(self, image: Tensor, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Squared errors (B, h, w) of features and (B, 2 h, 2 w) of the image, as the map needs."""
+        kind = self.scoring.map
+        out: Output = self.autoencoder(features, features_only=kind == "feature")
+        return (
+            None if kind == "image" else scoring.feature_error(out.features, features),
+            None if out.image is None else scoring.image_error(out.image, image),
+        )
+
+    # --- checkpoints without the frozen backbone -------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what never changes."""
+        checkpoint["state_dict"] = {
+            key: value
+            for key, value in checkpoint["state_dict"].items()
+            if not key.startswith("backbone.")
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put it back, so that loading stays strict."""
+        for key, value in self.state_dict().items():
+            if key.startswith("backbone."):
+                checkpoint["state_dict"][key] = value
+
+    def write_extras(
+        self, loader: Iterable[dict[str, Tensor]], samples: Sequence[Sample], folder: Path
+    ) -> list[Path]:
+        """Files about each image that `save` asks for: error maps, reconstructions, losses."""
+        from src.models.haloae.records import write_records
+
+        return write_records(self, loader, samples, folder)
+
+    def diagnostics(self) -> dict[str, Figure]:
+        """The loss weights over training."""
+        from src.models.haloae.figures import loss_weight_curves
+
+        return {"loss_weights": loss_weight_curves(self.schedule)}
+
+    def callbacks(self) -> list[pl.Callback]:
+        """Pictures of reconstructions for TensorBoard and W&B, when asked for."""
+        if not self.log_images_every_n_epochs:
+            return []
+        from src.models.haloae.monitoring import ReconstructionPictures
+
+        return [ReconstructionPictures(self.log_images_every_n_epochs)]
+
+    def _check_parts(self) -> None:
+        if self.scoring.map != "feature" and self.autoencoder.image_decoder is None:
+            raise ConfigError(
+                "An image error map needs the image decoder.",
+                found=f"model.scoring.map={self.scoring.map}, model.image_decoder.enabled=false",
+                do="set model.scoring.map=feature or model.image_decoder.enabled=true",
+            )

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
+
+from src.data.samples import Sample
+from src.errors import ConfigError
+from src.evaluation.ranking import auroc
+from src.models.haloae import scoring
+from src.models.haloae.cutpaste import seeded_generator
+from src.models.haloae.figures import loss_weight_curves
+from src.models.haloae.options import ScoringOptions
+from src.models.haloae.records import sheet
+
+PUBLISHED = ScoringOptions(map="feature", normalise=True, blur=True, score="mean")
+
+
+def loader(images, batch_size=4):
+    rows = [{"image": image, "index": torch.tensor(n)} for n, image in enumerate(images)]
+    return DataLoader(rows, batch_size=batch_size)
+
+
+def trainer(tmp_path: Path, **options) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        **({"enable_checkpointing": False, "max_epochs": 1} | options),
+    )
+
+
+# --- losses ------------------------------------------------------------------------------------
+
+
+def test_reconstruction_losses_look_at_the_originals_alone(make, textures):
+    model = make().eval()
+    images = textures(6)
+    changed = torch.cat((images[:2], textures(4, seed=9)))
+    before, after = model.losses(images, 2), model.losses(changed, 2)
+    for name in ("mse_features", "dssim_features", "mse_image", "dssim_image"):
+        assert torch.allclose(before[name], after[name], atol=1e-6)
+    assert before["classification"] != after["classification"]
+
+
+def test_classification_counts_pasted_images_twice(make, textures):
+    model = make().eval()
+    images = textures(6)
+    logits = model.autoencoder(model.features(images)).logits
+    labels = torch.tensor([0, 0, 1, 1, 1, 1])
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    assert torch.allclose(model.losses(images, 2)["classification"], expected)
+
+
+def test_features_only_drops_the_image_term_and_keeps_the_other_weights(make, textures):
+    model = make(image_decoder={"enabled": False}).eval()
+    losses = model.losses(textures(3), 1)
+    assert set(losses) == {"mse_features", "dssim_features", "classification"}
+    total = model.weigh(losses, (0.2, 0.5, 0.3))
+    features = losses["mse_features"] + losses["dssim_features"]
+    assert torch.allclose(total, 0.2 * losses["classification"] + 0.5 * features)
+
+
+def test_without_classifier_nothing_is_pasted(make, textures):
+    model = make(classifier="none").eval()
+    images = textures(2)
+    assert model.draw_views(images, seeded_generator(0)).shape == (2, 3, 64, 64)
+    assert "classification" not in model.losses(images, 2)
+    assert make().draw_views(images, seeded_generator(0)).shape == (6, 3, 64, 64)
+
+
+def test_views_keep_the_normalisation_of_the_batch(make, textures):
+    model = make(cutpaste={"jitter": None})
+    images = textures(2).clamp(-2, 2)
+    assert torch.allclose(model.draw_views(images, seeded_generator(0))[:2], images, atol=1e-6)
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def test_a_few_steps_lower_every_loss(make, textures, tmp_path):
+    model = make(
+        optimizer={"lr": 3e-3}, image_decoder={"activation": "none"}, output_activation="none"
+    )
+    images = textures(16)
+    views = model.draw_views(images, seeded_generator(5))
+    before = model.losses(views, 16)
+    trainer(tmp_path, max_epochs=15).fit(model, loader(images, 8))
+    after = model.eval().losses(views, 16)
+    for name in ("mse_features", "dssim_features", "mse_image"):
+        assert after[name] < 0.9 * before[name], name
+
+
+def test_every_reachable_parameter_learns(make, textures):
+    model = make(image_decoder={"activation": "none"}, output_activation="none")
+    views = model.draw_views(textures(4), seeded_generator(0))
+    model.weigh(model.losses(views, 4), (0.4, 0.3, 0.3)).backward()
+    for name, parameter in model.autoencoder.named_parameters():
+        assert parameter.grad is not None, name
+        if "rel_" in name:
+            assert not parameter.grad[:2].any(), name  # out of reach: 2 x halo rows
+            assert parameter.grad[2:].abs().sum() > 0, name
+        else:
+            assert parameter.grad.abs().sum() > 0, name
+    assert all(not p.requires_grad for p in model.backbone.parameters())
+
+
+def test_training_is_the_same_twice_and_other_with_another_seed(make, textures, tmp_path):
+    weights = []
+    for seed in (3, 3, 4):
+        model = make(seed=0)
+        model.seed = seed  # of jitter and CutPaste only
+        trainer(tmp_path).fit(model, loader(textures(8)))
+        weights.append(torch.cat([p.flatten() for p in model.autoencoder.parameters()]).detach())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_seed_beyond_32_bits_still_counts():
+    draws = {float(torch.rand(1, generator=seeded_generator(s, 0, 7))) for s in (1, 2**32 + 1, 2)}
+    assert len(draws) == 3
+
+
+def test_weights_of_the_losses_follow_the_share_of_training(make, textures, tmp_path):
+    model = make()
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append([float(trainer.callback_metrics[f"train/weight_{n}"]) for n in NAMES])
+
+    NAMES = ("classification", "features", "image")  # noqa: N806
+    trainer(tmp_path, max_epochs=5, callbacks=[Watch()]).fit(model, loader(textures(8)))
+    assert len(seen) == 10
+    assert seen[0] == pytest.approx([0.9712, 0.0277, 0.0011], abs=6e-5)
+    assert seen[4][0] == pytest.approx(0.2730, abs=2e-3)  # 0.4 of training: epoch 100 of 251
+    assert seen[-1][2] > 0.53
+    assert all(sum(row) == pytest.approx(1) for row in seen)
+
+
+def test_an_endless_training_needs_constant_weights(make, textures, tmp_path):
+    with pytest.raises(ConfigError, match=r"max_epochs"):
+        trainer(tmp_path, max_epochs=-1).fit(make(), loader(textures(4)))
+
+
+def test_checkpoints_leave_the_backbone_out_and_resume_training(make, textures, tmp_path):
+    model, data = make(), loader(textures(8))
+    path = tmp_path / "half.ckpt"
+    first = trainer(tmp_path, max_epochs=1, enable_checkpointing=True)
+    first.fit(model, data)
+    first.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert not [key for key in state if key.startswith("backbone.")]
+    resumed = make(seed=1)
+    last = trainer(tmp_path, max_epochs=2)
+    last.fit(resumed, data, ckpt_path=path)
+    assert last.global_step == 4
+    whole = make()
+    trainer(tmp_path, max_epochs=2).fit(whole, data)
+    assert whole.state_dict().keys() == resumed.state_dict().keys()
+
+
+def test_standard_scaling_is_learnt_from_normal_features_and_saved(make, textures, tmp_path):
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self):
+            return loader(textures(8))
+
+        def ordered_train_dataloader(self):
+            return loader(textures(8), 3)
+
+    model = make(feature_scaling="standard", output_activation="none")
+    trainer(tmp_path).fit(model, datamodule=Data())
+    features = model.eval().features(textures(8))
+    assert features.mean((0, 2, 3)).abs().max() < 1e-4
+    spread = features.std((0, 2, 3), correction=0)
+    assert (spread - 1).abs().max() < 1e-3
+    model.save(tmp_path / "model")
+    other = make(seed=1, feature_scaling="standard", output_activation="none")
+    other.load(tmp_path / "model")
+    assert torch.equal(other.eval()(textures(2)).score, model(textures(2)).score)
+
+
+# --- scoring -----------------------------------------------------------------------------------
+
+
+def test_binomial_blur_is_the_fixed_kernel_with_mirrored_borders():
+    maps = torch.rand(2, 7, 9, generator=seeded_generator(0), dtype=torch.float64)
+    padded = np.pad(maps.numpy(), ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    expected = np.zeros(maps.shape)
+    for dy, wy in enumerate((0.25, 0.5, 0.25)):
+        for dx, wx in enumerate((0.25, 0.5, 0.25)):
+            expected += wy * wx * padded[:, dy : dy + 7, dx : dx + 9]
+    assert np.abs(scoring.binomial_blur(maps).numpy() - expected).max() < 1e-12
+
+
+def test_scores_equal_the_steps_done_by_hand(make, textures):
+    model = make().eval()
+    normal, test = textures(8), textures(4, seed=3)
+    model.after_fit(loader(normal))
+    with torch.no_grad():
+        features = model.backbone(normal)
+        error = (model.autoencoder(features).features - features).pow(2).mean(1)
+        mean = error.double().mean(0)
+        features = model.backbone(test)
+        rebuilt = model.autoencoder(features).features
+        by_hand = (((rebuilt - features) ** 2).mean(1).double() - mean).abs()
+        by_hand = scoring.binomial_blur(by_hand)
+        out = model(test)
+    assert torch.allclose(out.anomaly_map.double(), by_hand, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(out.score.double(), by_hand.mean((1, 2)), rtol=1e-4)
+    assert out.score.dtype == out.anomaly_map.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("kind", "side"), [("feature", 16), ("image", 32), ("sum", 32)])
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_each_map_lies_on_its_grid_and_gives_its_score(make, textures, kind, side, how):
+    model = make(scoring={"map": kind, "score": how}).eval()
+    model.after_fit(loader(textures(4)))
+    with torch.no_grad():
+        out = model(textures(3, seed=2))
+    assert out.anomaly_map.shape == (3, side, side)
+    flat = out.anomaly_map.flatten(1)
+    assert torch.equal(out.score, flat.mean(1) if how == "mean" else flat.amax(1))
+
+
+def test_the_image_error_is_averaged_over_two_by_two_pixels():
+    image, rebuilt = torch.rand(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    expected = image.pow(2).mean(1).view(1, 4, 2, 4, 2).mean((2, 4))
+    assert torch.allclose(scoring.image_error(rebuilt, image), expected)
+
+
+def test_the_sum_weighs_both_errors_by_their_normal_size():
+    features, image = torch.full((1, 2, 2), 6.0), torch.full((1, 4, 4), 5.0)
+    options = ScoringOptions("sum", True, True, "mean")
+    out = scoring.combine(features, image, torch.tensor([3.0, 10.0]), options)
+    assert torch.allclose(out, torch.full((1, 4, 4), 2.5))
+
+
+def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(make, textures):
+    model = make(scoring={"map": "sum"}).eval()
+    model.after_fit(loader(textures(4)))
+    images = textures(3, seed=1)
+    with torch.no_grad():
+        together, alone = model(images), model(images[1:2])
+    assert torch.allclose(together.score[1], alone.score[0], rtol=1e-5)
+    assert torch.allclose(together.anomaly_map[1], alone.anomaly_map[0], rtol=1e-4, atol=1e-6)
+
+
+def test_test_images_never_touch_the_normal_map(make, textures, tmp_path):
+    maps = []
+    for defect in (False, True):
+        model = make()
+        trainer(tmp_path).fit(model, loader(textures(8)))
+        model.eval()
+        model.after_fit(loader(textures(8)))
+        with torch.no_grad():
+            model(textures(4, seed=5, defect=defect))
+        maps.append(model.normal_features.clone())
+    assert torch.equal(maps[0], maps[1])
+
+
+def test_an_anti_correlated_detector_is_not_flipped(make, textures):
+    model = make().eval()
+    model.after_fit(loader(textures(8)))
+    images = torch.cat((textures(6, seed=1), textures(6, seed=2, defect=True)))
+    labels = np.repeat([0, 1], 6)
+    with torch.no_grad():
+        scores = model(images).score.numpy()
+    forward = auroc(scores, labels)
+    assert forward == pytest.approx(roc_auc_score(labels, scores))
+    assert auroc(scores, 1 - labels) == pytest.approx(1 - forward)
+    assert min(forward, 1 - forward) < 0.5
+
+
+def test_a_trained_model_finds_defects_in_textures(make, textures, tmp_path):
+    torch.manual_seed(0)
+    model = make(
+        optimizer={"lr": 3e-3},
+        image_decoder={"activation": "none"},
+        output_activation="none",
+        scoring={"score": "max"},
+    )
+    normal = textures(32)
+    trainer(tmp_path, max_epochs=8).fit(model, loader(normal, 8))
+    model.eval()
+    model.after_fit(loader(normal))
+    images = torch.cat((textures(20, seed=11), textures(20, seed=12, defect=True)))
+    with torch.no_grad():
+        scores = model(images).score.numpy()
+    assert roc_auc_score(np.repeat([0, 1], 20), scores) > 0.95
+
+
+def test_saving_and_loading_keeps_every_score(make, textures, tmp_path):
+    model = make(scoring={"map": "sum"}).eval()
+    model.after_fit(loader(textures(4)))
+    model.save(tmp_path)
+    other = make(seed=5, scoring={"map": "sum"}).eval()
+    images = textures(2, seed=1)
+    with torch.no_grad():
+        assert not torch.equal(other(images).score, model(images).score)
+        other.load(tmp_path)
+        assert torch.equal(other(images).score, model(images).score)
+
+
+def test_an_image_map_without_image_decoder_is_refused(make):
+    with pytest.raises(ConfigError, match="image decoder"):
+        make(scoring={"map": "sum"}, image_decoder={"enabled": False})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attention": {"mask": "corect"}}, "'correct'"),
+        ({"scoring": {"map": "features"}}, "'feature'"),
+        ({"scoring": {"bluur": True}}, "'blur'"),
+        ({"feature_scaling": "standart"}, "'standard'"),
+        ({"loss": {"ssim": {"window": 11}}}, "no sigma, border"),
+        ({"cutpaste": {"mode": "4way"}}, "'3way'"),
+    ],
+)
+def test_misspelt_options_name_the_nearest(make, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        make(**changes)
+
+
+# --- records and figures -----------------------------------------------------------------------
+
+
+def samples(count: int) -> list[Sample]:
+    return [
+        Sample(Path(f"/data/bad/{n:03}.png"), None, 1, "scratch" if n % 2 else "good", "test")
+        for n in range(count)
+    ]
+
+
+def test_records_hold_what_was_asked_for(make, textures, tmp_path):
+    model = make(save={"maps": True, "recon_image": True, "recon_features": True, "losses": True})
+    model.after_fit(loader(textures(4)))
+    files = model.write_extras(loader(textures(3)), samples(3), tmp_path)
+    assert len(files) == 3 * 4 + 1
+    assert not list(tmp_path.rglob("*.partial*"))
+    error = np.load(tmp_path / "scratch" / "001_feature_error.npy")
+    rebuilt = np.load(tmp_path / "scratch" / "001_features.npy")
+    with torch.no_grad():
+        features = model.features(textures(3))[1].numpy()
+    assert rebuilt.dtype == np.float16
+    assert np.abs(((rebuilt - features) ** 2).mean(0) - error).max() < 1e-2
+    with (tmp_path / "losses.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [Path(row["path"]).stem for row in rows] == ["000", "001", "002"]
+    row = {key: float(value) for key, value in rows[1].items() if key not in ("path", "defect")}
+    assert row["mse_features"] == pytest.approx(error.mean(), rel=1e-4)
+    gap = row["logit_pasted"] - row["logit_original"]
+    assert row["probability_pasted"] == pytest.approx(1 / (1 + math.exp(-gap)), rel=1e-4)
+    assert row["mse_image"] != row["mse_features"]
+    terms = ("mse_features", "dssim_features", "mse_image", "dssim_image", "probability_pasted")
+    assert row["mean_of_losses"] == pytest.approx(np.mean([row[t] for t in terms]), rel=1e-4)
+
+
+def test_nothing_is_written_when_nothing_is_asked(make, textures, tmp_path):
+    model = make()
+    assert model.write_extras(loader(textures(3)), samples(3), tmp_path / "extras") == []
+    assert not (tmp_path / "extras").exists()
+
+
+def test_the_sheet_has_a_row_per_image_and_shares_its_colours(make, textures):
+    model = make()
+    model.after_fit(loader(textures(4)))
+    figure = sheet(model, textures(3), ["a", "b", "c"])
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["input", "reconstruction", "feature error", "image error", "anomaly map"]
+    assert len(figure.axes) == 15
+    tops = {axes.images[0].get_clim() for axes in figure.axes[2::5]}
+    assert len(tops) == 1
+    plain = make(image_decoder={"enabled": False})
+    assert len(sheet(plain, textures(2), ["a", "b"]).axes) == 6
+
+
+def test_the_weight_curves_are_those_of_the_schedule(make):
+    model = make()
+    axes = loss_weight_curves(model.schedule).axes[0]
+    assert [round(line.get_ydata()[0], 4) for line in axes.lines] == [0.9712, 0.0277, 0.0011]
+    assert set(model.diagnostics()) == {"loss_weights"}
