@@ -58,6 +58,7 @@ class Row:
     seeds: int = 0
     over_images: Interval = _UNKNOWN  # 95 % over test images
     interval: Interval = _UNKNOWN  # 95 % over test images and seeds
+    column: int = 0  # which of the published columns of this metric
     paper: float | None = None
     tolerance: Interval = _UNKNOWN  # where the paper's number may lie
     verdict: str = UNJUDGED
@@ -89,9 +90,10 @@ def judge_variant(table: str, variant: Variant, cells: Cells) -> list[Row]:
         columns: list[Published | None] = [p for p in variant.published if p.metric == metric]
         base = {c: _measure(table, variant.name, c, metric, cells.get(c, ())) for c in
                 variant.categories}  # fmt: skip
-        for published in columns or [None]:
-            rows += [_judge(row, published) for row in base.values() if row.seeds]
-            rows += _means(base, published)
+        for column, published in enumerate(columns or [None]):
+            found = [_judge(row, published) for row in base.values() if row.seeds]
+            found += _means(base, published)
+            rows += [replace(row, column=column) for row in found]
     return rows
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 from src.errors import ConfigError, did_you_mean
 from src.grid.jobs import Identify, Job, unique
 from src.grid.papers import Paper, Variant
@@ -111,28 +113,40 @@ def quoted(value: str) -> str:
 
 
 @contextmanager
-def data_finder() -> Iterator[HasData]:
-    """A function that tells whether the images of a category are on this machine."""
-    import hydra
+def data_finder(*, download: bool) -> Iterator[HasData]:
+    """A function that tells whether a run can have the images of a category.
 
-    from src.errors import DataError
+    `download` True: missing sets that can be fetched count as there.
+    """
     from src.grid.composing import run_composer
 
     known: dict[tuple[str, str], bool] = {}
+    composed: dict[tuple[str, ...], DictConfig] = {}
     with run_composer() as compose:
 
         def has_data(overrides: Sequence[str], category: str) -> bool:
-            data = compose([*overrides, f"data.category={quoted(category)}"]).data
-            if data.get("prepare") is not None:
-                return True  # it can be made or fetched
+            key = tuple(overrides)
+            if key not in composed:
+                composed[key] = compose(overrides).data
+            data = composed[key]
+            OmegaConf.update(data, "category", category)
+            if data.get("prepare") is not None and (download or data.get("download") is None):
+                return True  # fetched, or drawn, on first use
             place = str(Path(data.root).expanduser().absolute()), category
             if place not in known:
-                try:
-                    known[place] = bool(
-                        hydra.utils.instantiate(data.index)(Path(place[0]), category)
-                    )
-                except DataError:
-                    known[place] = False
+                known[place] = _listed(data.index, *place)
             return known[place]
 
         yield has_data
+
+
+def _listed(index: DictConfig, root: str, category: str) -> bool:
+    """Whether the data set's own lister finds the category."""
+    import hydra
+
+    from src.errors import DataError
+
+    try:
+        return bool(hydra.utils.instantiate(index)(Path(root), category))
+    except DataError:
+        return False

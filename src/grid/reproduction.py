@@ -60,7 +60,7 @@ def make_plan(cfg: DictConfig) -> Plan:
         seeds=tuple(int(seed) for seed in _listed(cfg.seeds)) or None,
         overrides=(*_listed(cfg.overrides), *runs),
     )
-    with config_identity() as identify, data_finder() as has_data:
+    with config_identity() as identify, data_finder(download=cfg.download) as has_data:
         plan = plan_jobs(papers, choice, identify, has_data)
     if not plan.jobs:
         raise DataError(

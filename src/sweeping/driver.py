@@ -17,7 +17,7 @@ from src.sweeping.command import command_line
 from src.sweeping.definition import SweepDefinition
 from src.sweeping.results import final_metrics, metric_history, run_folder
 from src.sweeping.samplers import Sampler, trials_to_stop
-from src.sweeping.trials import FAILED, FINISHED, STOPPED, Trial, TrialFile
+from src.sweeping.trials import FAILED, FINISHED, STOPPED, Trial, TrialFile, best_trial
 
 POLL_S = 0.1
 WATCH_S = 2.0  # ours: how often running trials are read, for early termination
@@ -88,7 +88,7 @@ class Driver:
             for trial in trials:
                 if trial.open and (claim := self.board.take(str(trial.number))):
                     return trial, claim
-            if self.plan.count is not None and len(trials) >= self.plan.count:
+            if self._complete(trials):
                 return None
             fresh = self.plan.sampler.next(trials, len(trials))
             if fresh is None:
@@ -98,6 +98,17 @@ class Driver:
                 return None
             trials.append(fresh)
             return fresh, claim
+
+    def _complete(self, trials: Sequence[Trial]) -> bool:
+        """Enough trials, or one that reached the file's `metric.target`."""
+        definition, count = self.plan.definition, self.plan.count
+        if count is not None and len(trials) >= count:
+            return True
+        target = (definition.config.get("metric") or {}).get("target")
+        best = best_trial(list(trials), maximise=definition.maximise)
+        if target is None or best is None or best.metric is None:
+            return False
+        return best.metric >= target if definition.maximise else best.metric <= target
 
     def _start(self, trial: Trial, claim: Claim) -> None:
         self.heartbeat.hold(claim)

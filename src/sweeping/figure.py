@@ -10,7 +10,7 @@ import numpy as np
 
 from src.sweeping.definition import SweepDefinition
 from src.sweeping.samplers import hyper_parameters
-from src.sweeping.summary import searched
+from src.sweeping.summary import searched, short_names
 from src.sweeping.trials import FINISHED, Trial
 
 MIN_TRIALS = 2  # of a picture
@@ -25,8 +25,8 @@ def draw_trials(definition: SweepDefinition, trials: Sequence[Trial], path: Path
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 + 1.6 * len(names), 5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[3, 1])
+    figure = Figure(figsize=(5 + 1.6 * len(names), 5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2 + len(names), 2])
     positions = parameter_positions(definition, done, names)
     metric = np.array([trial.metric for trial in done], dtype=float)
     _draw_lines(left, definition, done, positions, metric, names)
@@ -117,7 +117,8 @@ def _draw_lines(
             linewidth=3.0 if is_best else 1.2,
         )  # fmt: skip
     label = definition.metric or "metric"
-    axes.set_xticks(range(points.shape[1]), [*names, label], rotation=20, ha="right")
+    heads = [*short_names(names), label]
+    axes.set_xticks(range(points.shape[1]), heads, rotation=20, ha="right")
     axes.set_yticks([])
     axes.set_xlim(-0.1, points.shape[1] - 0.6)
     for x, name in enumerate(names):
@@ -142,6 +143,7 @@ def _draw_importance(axes: Any, shares: np.ndarray | None, names: Sequence[str])
         axes.set_axis_off()
         return
     order = np.argsort(shares)
-    axes.barh([names[i] for i in order], shares[order], color="0.4")
+    heads = short_names(names)
+    axes.barh([heads[i] for i in order], shares[order], color="0.4")
     axes.set_xlim(0, 1)
-    axes.set_xlabel("share of rank variance explained")
+    axes.set_xlabel("share of rank\nvariance explained")

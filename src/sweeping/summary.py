@@ -11,12 +11,24 @@ from src.grid.display import duration
 from src.sweeping.definition import SweepDefinition
 from src.sweeping.trials import Trial, best_trial
 
+LOG_WIDTH = 160  # columns of a table that goes to a file
 SHOWN = 10  # trials on the screen; the files hold all
 
 
 def searched(definition: SweepDefinition) -> list[str]:
     """Names of the parameters that vary."""
     return [name for name, spec in definition.parameters.items() if _varies(spec)]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The shortest ends of dotted names that still differ, for headings."""
+    parts = [name.split(".") for name in names]
+    longest = max((len(part) for part in parts), default=0)
+    for depth in range(1, longest + 1):
+        short = [".".join(part[-depth:]) for part in parts]
+        if len(set(short)) == len(names) and not {"name", "value", "type"} & set(short):
+            return short
+    return list(names)
 
 
 def write_tables(
@@ -58,15 +70,18 @@ def print_summary(definition: SweepDefinition, trials: Sequence[Trial]) -> None:
     from rich.table import Table
 
     names = searched(definition)
-    table = Table("trial", "state", *names, definition.metric or "metric", "time", box=None)
+    heads = short_names(names)
+    table = Table("trial", "state", *heads, definition.metric or "metric", "time", box=None)
     for trial in ranking(definition, trials)[:SHOWN]:
         table.add_row(
             str(trial.number), trial.state, *(_cell(trial.values[name]) for name in names),
             _cell(trial.metric), duration(trial.seconds),
         )  # fmt: skip
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
     console.print(table)
-    console.print(_headline(definition, trials), markup=False)
+    console.print(_headline(definition, trials), markup=False, soft_wrap=True)
 
 
 def _headline(definition: SweepDefinition, trials: Sequence[Trial]) -> str:

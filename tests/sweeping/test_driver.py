@@ -94,6 +94,13 @@ def test_the_cap_of_the_file_is_its_count(make, tmp_path):
     assert len(memory(tmp_path)) == 2
 
 
+def test_a_sweep_ends_when_the_target_of_its_file_is_reached(make, tmp_path):
+    metric = {"name": "score", "goal": "maximize", "target": 0.5}
+    parameters = {"x": {"values": [0.3, 0.3001, 0.3002, 0.3003]}, "y": {"value": 0.7}}
+    run_sweep(settings(make("grid", parameters, metric=metric), tmp_path, slots=1))
+    assert len(memory(tmp_path)) == 1
+
+
 def test_a_wrong_metric_name_stops_after_the_first_trial_with_advice(make, tmp_path):
     path = make(metric={"name": "test/image_auroq", "goal": "maximize"})
     with pytest.raises(ConfigError, match="test/image_auroc"):

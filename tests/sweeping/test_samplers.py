@@ -12,6 +12,7 @@ from src.errors import ConfigError
 from src.sweeping.definition import import_engine, load_definition
 from src.sweeping.figure import importance, parameter_positions
 from src.sweeping.samplers import build_sampler, trials_to_stop, wandb_run
+from src.sweeping.summary import short_names
 from src.sweeping.trials import FAILED, FINISHED, RUNNING, STOPPED, Trial
 
 
@@ -202,3 +203,10 @@ def test_axis_positions_follow_the_distribution(sweep):
     trials = [Trial(0, {"lr": 1e-4, "c": "u"}), Trial(1, {"lr": 1e-2, "c": "v"})]
     found = parameter_positions(definition, trials, ["lr", "c"])
     np.testing.assert_allclose(found, [[0.0, 0.0], [0.5, 0.5]], atol=1e-9)
+
+
+def test_headings_are_the_shortest_ends_that_tell_parameters_apart():
+    assert short_names(["model.lr", "data.batch_size"]) == ["lr", "batch_size"]
+    names = ["model.optimizer.name", "model.scheduler.name", "model.lr"]
+    assert short_names(names) == ["optimizer.name", "scheduler.name", "model.lr"]
+    assert short_names([]) == []
