@@ -1,0 +1,72 @@
+"""A tiny finished run that several rooms test with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+
+#: Overrides that make any run tiny: 8 drawn gears of 64 px, a few seconds on one core.
+TINY = (
+    "experiment=demo",
+    "data.synthetic.size=64",
+    "data.synthetic.train=8",
+    "data.synthetic.test_normal=4",
+    "data.synthetic.test_defective=6",
+    "transform.resize=64",
+    "transform.crop=null",
+    "model.target_dim=64",
+    "evaluation.size=64",
+    "evaluation.bootstrap=50",
+    "evaluation.latency_images=2",
+    "report.max_images=4",
+    "hardware.num_workers=0",
+)
+
+
+@pytest.fixture(scope="session")
+def drawn_data(tmp_path_factory):
+    """A DATA_DIR for drawn parts."""
+    return tmp_path_factory.mktemp("drawn")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, drawn_data) -> Path:
+    """Folder of a finished PatchCore run; tests must not change it."""
+    from hydra import compose, initialize_config_dir
+
+    from src.command_line import CONF
+    from src.experiment import run_experiment
+
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATA_DIR", str(drawn_data))
+        patch.delenv("WEIGHTS_DIR", raising=False)
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            cfg = compose("run", overrides=[*TINY, f"runs_dir={runs}"])
+        return run_experiment(cfg).run.directory
+
+
+@pytest.fixture
+def drawn_images(finished_run, drawn_data) -> list[Path]:
+    """The test images of the finished run: 4 good ones, 6 defective ones."""
+    return sorted(drawn_data.rglob("test/*/*.png"))
+
+
+def compose_app(name: str, *overrides: str):
+    """The config of an entry point as the command line would make it."""
+    from hydra import compose, initialize_config_dir
+
+    from src.command_line import CONF
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose(name, overrides=list(overrides))
+
+
+@pytest.fixture
+def app_config():
+    """Compose the config of an entry point: app_config("predict", "run=...")."""
+    return compose_app

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from src.deployment import exporting
+from src.deployment.exporting import export_run
+from src.deployment.parity import Outputs, ParityError, check_parity
+from src.detector import Detector
+from src.errors import ConfigError
+
+
+@pytest.fixture
+def export(app_config, finished_run, tmp_path, monkeypatch, drawn_data):
+    monkeypatch.setenv("DATA_DIR", str(drawn_data))
+
+    def call(*overrides):
+        return export_run(
+            app_config(
+                "export",
+                f"run={finished_run}",
+                f"out={tmp_path / 'detector'}",
+                "parity.images=6",
+                "parity.repeats=2",
+                *overrides,
+            )  # fmt: skip
+        )
+
+    return call
+
+
+def test_the_onnx_file_alone_decides_like_the_detector(
+    export, tmp_path, finished_run, drawn_images
+):
+    parity = export()
+    assert parity.flips == 0
+    session = onnxruntime.InferenceSession(tmp_path / "detector.onnx")
+    images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in drawn_images])
+    detector = Detector.load(finished_run, "cpu")
+    expected = detector.detect(list(images))
+    for size in (1, 3, len(images)):
+        score, alarm, anomaly_map, mask = session.run(None, {"image": images[:size]})
+        for row in range(size):
+            assert score[row] == pytest.approx(expected[row].score, rel=1e-4)
+            assert bool(alarm[row]) == expected[row].alarm
+            assert np.allclose(anomaly_map[row], expected[row].anomaly_map, rtol=1e-3)
+            assert (mask[row] != expected[row].mask).mean() < 1e-3
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["goodparts.threshold"]) == detector.threshold.to_json()
+
+
+def test_the_torch_file_passes_the_same_gate(export, tmp_path):
+    assert export("format=torch").flips == 0
+    assert (tmp_path / "detector.pt2").stat().st_size > 0
+
+
+def test_another_camera_size_goes_through_the_same_resize(export):
+    assert export("camera_size=[100,100]", "parity.tolerance=0.05").flips == 0
+
+
+def test_nothing_is_written_when_the_exported_model_differs(export, tmp_path, monkeypatch):
+    original = exporting.FixedInput.forward
+
+    def brighter(self, image):
+        return original(self, image) + 0.5
+
+    monkeypatch.setattr(exporting.FixedInput, "forward", brighter)
+    with pytest.raises(ParityError, match="nothing was written"):
+        export()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_flipped_label_is_enough_to_refuse():
+    truth = Outputs(np.array([0.0, 1.0]), np.array([False, True]), np.zeros((2, 3, 3)))
+    images = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+
+    def original(batch):
+        return truth if len(batch) == 2 else Outputs(*(part[: len(batch)] for part in truth))
+
+    def flipped(batch):
+        found = original(batch)
+        return found._replace(alarm=~found.alarm)
+
+    with pytest.raises(ParityError, match="2 of 2 decisions flip"):
+        check_parity(images, original, flipped, threshold=0.5, tolerance=1, repeats=1)
+
+
+def test_unknown_formats_and_nfa_runs_are_explained(export, app_config, finished_run, tmp_path):
+    with pytest.raises(ConfigError, match="'onnx'"):
+        export("format=onxn")
+    copy = tmp_path / "nfa_run"
+    shutil.copytree(finished_run, copy)
+    threshold = json.loads((copy / "model" / "threshold.json").read_text())
+    (copy / "model" / "threshold.json").write_text(json.dumps(threshold | {"rule": "nfa"}))
+    with pytest.raises(ConfigError, match="threshold=conformal"):
+        export_run(app_config("export", f"run={copy}"))
