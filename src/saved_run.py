@@ -36,7 +36,7 @@ RESULTS_VERSION = 1
 _NOT_IDENTITY = (
     "runs_dir", "force", "debug", "replay", "logger", "report", "hydra",
     "hardware.num_workers", "hardware.threads", "data.download", "data.archives",
-    "data.cache", "evaluation.memory_gb", "evaluation.latency_images",
+    "data.prepare", "data.cache", "evaluation.memory_gb", "evaluation.latency_images",
 )  # fmt: skip
 
 
