@@ -84,14 +84,14 @@ class TrainingCurves(pl.Callback):
                 f"{trainer.global_step} or before; lower model.optimizer.lr.",
                 stacklevel=2,
             )
-        values = board_values(model)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        values |= held_out_values(model, data.calibration_dataloader())
+        values = held_out_values(model, data.calibration_dataloader())
         if self.oracle:
             values |= self._oracle_values(model, data)
         model.curve_values = {k: v for k, v in values.items() if math.isfinite(v)}
+        logged = {k: v for k, v in board_values(model).items() if math.isfinite(v)}
         for logger in trainer.loggers:
-            logger.log_metrics(model.curve_values, step=trainer.global_step)
+            logger.log_metrics(logged | model.curve_values, step=trainer.global_step)
         trainer.callback_metrics.update(
             {key: torch.tensor(value) for key, value in model.curve_values.items()}
         )
