@@ -1,0 +1,127 @@
+"""Download the authors' published models and convert them, one file at a time.
+
+Each file is 1.8 GB, most of it two frozen CaiTs and Adam's state; 49 MB remain. Google Drive
+answers with a web page when a file's daily quota is used up; then, as for any failure, the error
+says how to place the file by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+
+from src.data.download import Mirror, fetch
+from src.errors import ConfigError, DownloadError, SavedModelError, did_you_mean
+from src.models.uflow.published import read_published
+
+METRICS = ("auc", "pro", "miou")
+SOURCES = ("drive", "release")
+TIMEOUT_S = 30.0
+
+
+def fetch_published(cfg: DictConfig) -> list[Path]:
+    """Converted files of every category and metric of `cfg` (conf/fetch_models.yaml).
+
+    Files that are there already are left alone unless `overwrite`.
+
+    Raises:
+        ConfigError: unknown model, category, metric or source. DownloadError: with advice.
+        SavedModelError: what came is not a checkpoint of U-Flow.
+    """
+    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    published = options["published"]
+    categories = options["categories"] or sorted(published["files"])
+    _check("model", [options["model"]], ["uflow"])
+    _check("categories", categories, published["files"])
+    _check("metrics", options["metrics"], METRICS)
+    _check("source", [options["source"]], SOURCES)
+    wanted = [(metric, category) for category in categories for metric in options["metrics"]]
+    made = [_one(options, metric, category) for metric, category in wanted]
+    print(
+        f"Evaluate one with: python -m src.run model=uflow data.category={categories[0]} "
+        f"trainer.max_epochs=0 model.weights={made[0]}"
+    )
+    return made
+
+
+def _one(options: dict[str, Any], metric: str, category: str) -> Path:
+    """The converted file of one category and metric."""
+    folder = Path(options["folder"]) / metric
+    target, original = folder / f"{category}.safetensors", folder / f"{category}.ckpt"
+    if target.is_file() and not options["overwrite"]:
+        print(f"{target} is there (overwrite=true fetches it again)")
+        return target
+    by_hand = original.is_file() and not options["overwrite"]
+    if not by_hand:
+        original.unlink(missing_ok=True)
+        _download(options, metric, category, original)
+    try:
+        tensors = read_published(original)
+    except SavedModelError:
+        if not by_hand:
+            original.unlink()
+        raise
+    partial = target.with_name(target.name + ".partial")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, partial)
+    partial.replace(target)
+    if not options["keep_original"] and not by_hand:
+        original.unlink()
+    print(f"{target} ({target.stat().st_size / 1e6:.0f} MB)")
+    return target
+
+
+def _download(options: dict[str, Any], metric: str, category: str, target: Path) -> None:
+    published = options["published"]
+    if options["source"] == "release":
+        url = _release_asset(published, metric, category)
+        other = f"source=drive, or {published['release_page']} in a browser"
+    else:
+        url = published["drive"].format(id=published["files"][category][metric])
+        other = f"source=release, or {published['drive_folder']} in a browser"
+    advice = (
+        "a web page instead of the file means that Google Drive's daily quota for it is used up: "
+        f"wait up to 24 hours, or try {other}; save the file as {target} and run this again"
+    )
+    checksum = published["checksums"].get(f"{metric}/{category}")
+    fetch([Mirror(url, checksum)], target, advice=advice)
+
+
+def _release_asset(published: dict[str, Any], metric: str, category: str) -> str:
+    """Address of the release's file whose name has both words."""
+    request = urllib.request.Request(
+        published["release"], headers={"Accept": "application/vnd.github+json"}
+    )
+    by_hand = f"get it from {published['release_page']} in a browser, or use source=drive"
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            assets = json.load(answer)["assets"]
+        named = {str(a["name"]): str(a["browser_download_url"]) for a in assets}
+    except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError) as error:
+        raise DownloadError(
+            "The list of released models could not be read.",
+            found=f"{type(error).__name__}: {error}",
+            do=by_hand,
+        ) from error
+    fitting = [name for name in named if metric in name.lower() and category in name.lower()]
+    if len(fitting) != 1:
+        raise DownloadError(
+            f"The release has no single file for {metric} of {category}.",
+            found=", ".join(fitting or sorted(named)) or "no files",
+            do=by_hand,
+        )
+    return named[fitting[0]]
+
+
+def _check(key: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+    for value in values:
+        if value not in allowed:
+            raise ConfigError(
+                f"{key} has no {value!r}.", found=f"{key}={value}", do=did_you_mean(value, allowed)
+            )
