@@ -5,6 +5,7 @@ Only Hydra is imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -99,11 +100,38 @@ def _explain(error: BaseException, config_name: str) -> None:
     root = _root(error)
     if isinstance(root, GoodpartsError):
         _say(f"Error: {root}")
+    elif (advice := _machine_trouble(error)) is not None:
+        _say(f"Error: {advice}")
     elif isinstance(error, HydraException | OmegaConfBaseException):
         _say(f"Error: {explain_overrides(sys.argv[1:], config_name) or _first_lines(error)}")
     else:
         traceback.print_exception(error)
         _say("This is a bug or a broken machine, not your configuration: please report it.")
+
+
+def _machine_trouble(error: BaseException) -> str | None:
+    """Advice for a full disk, a folder without permission, or too little memory."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full.\n  found: {text}\n"
+            "  do:    free some space, or set RUNS_DIR to another disk; run the same command again"
+        )
+    if isinstance(error, OSError) and error.errno in (
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
+    ):  # fmt: skip
+        return (
+            f"A file or folder cannot be written.\n  found: {text}\n"
+            "  do:    check its permissions, or set RUNS_DIR to a folder of your own"
+        )
+    out_of_memory = isinstance(error, MemoryError) or "OutOfMemory" in text
+    if out_of_memory or "allocate memory" in text:
+        return (
+            f"There is not enough memory.\n  found: {text.splitlines()[0]}\n"
+            "  do:    lower data.batch_size, set model.memory_budget_gb for PatchCore, use a "
+            "smaller transform.crop, or hardware.precision=bf16-mixed on a GPU"
+        )
+    return None
 
 
 def _first_lines(error: BaseException) -> str:

@@ -74,7 +74,8 @@ def fit(run: SavedRun, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyD
         return
     began = time.perf_counter()
     with interruptible(trainer):
-        trainer.fit(model, datamodule=data, ckpt_path=last_checkpoint(run.directory))
+        start = last_checkpoint(run.directory)
+        trainer.fit(model, datamodule=data, ckpt_path=start, weights_only=True)
     model.eval()
     model.after_fit(data.ordered_train_dataloader())
     seconds = time.perf_counter() - began

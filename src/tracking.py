@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from src.errors import ConfigError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 KNOWN = ("csv", "tensorboard", "wandb")
 
@@ -61,8 +64,25 @@ def close_wandb(loggers: list[Logger], *, failed: bool) -> None:
 
 
 def _wandb(cfg: DictConfig, directory: Path) -> WandbLogger:
+    """A W&B logger; without a key, or when the server is out of reach, an offline one."""
+    import wandb
+
+    mode = cfg.logger.wandb.mode or ("online" if _has_key() else "offline")
+    logger = _wandb_logger(cfg, directory, mode)
+    try:
+        _ = logger.experiment  # connects now, so that trouble shows before hours of training
+    except wandb.errors.Error as error:
+        if mode != "online":
+            raise
+        log.warning("W&B cannot be reached (%s); logging offline, `wandb sync` later", error)
+        logger = _wandb_logger(cfg, directory, "offline")
+    return logger
+
+
+def _wandb_logger(cfg: DictConfig, directory: Path, mode: str) -> WandbLogger:
+    import wandb
+
     options = cfg.logger.wandb
-    mode = options.mode or ("online" if _has_key() else "offline")
     return WandbLogger(
         project=options.project,
         entity=options.entity,
@@ -72,6 +92,7 @@ def _wandb(cfg: DictConfig, directory: Path) -> WandbLogger:
         save_dir=directory,
         mode=mode,
         log_model=False,
+        settings=wandb.Settings(init_timeout=30),
     )
 
 

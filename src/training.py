@@ -20,6 +20,8 @@ from torch import Tensor
 from src.errors import ConfigError, GoodpartsError
 from src.models.base import AnomalyModule, Prediction
 
+log = logging.getLogger(__name__)
+
 Consumer = Callable[[dict[str, Tensor], Prediction], None]
 
 
@@ -75,9 +77,20 @@ def _quieten() -> None:
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint of an interrupted run, if any."""
+    """The newest checkpoint of an interrupted run that can be read, if any.
+
+    A damaged one is set aside as `.broken`; no code in a checkpoint is ever run.
+    """
     found = list((directory / "checkpoints").glob("last*.ckpt"))
-    return max(found, key=lambda path: path.stat().st_mtime) if found else None
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a damaged zip, a truncated tensor, a foreign pickle
+            log.warning("%s cannot be used (%s); starting without it", path, type(error).__name__)
+            path.replace(path.with_suffix(".broken"))
+            continue
+        return path
+    return None
 
 
 def score_images(

@@ -28,7 +28,7 @@ def export(app_config, finished_run, tmp_path, monkeypatch, drawn_data):
                 "parity.images=6",
                 "parity.repeats=2",
                 *overrides,
-            )  # fmt: skip
+            )
         )
 
     return call
