@@ -1,0 +1,112 @@
+"""DAGAN, the baseline of the CRN paper: a U-Net generator judged by an autoencoder.
+
+Method: Tang et al., "Anomaly detection neural network with dual auto-encoders GAN and its
+industrial inspection applications", Sensors 20(12):3336, 2020. This follows the variant in the
+official CRN code (Snagnar/CompetitiveReconstructionNetworks, MIT), whose released version does not
+run, so there are no numbers to check it against. Ours: one optimizer and one backward for both
+networks, which is the same because neither loss reaches the other network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.errors import ConfigError
+from src.models.base import AnomalyModule, Prediction
+from src.models.crn.schedule import build_optimizer
+from src.models.crn.unit import CompetitiveUnit, count_levels
+
+
+class DAGAN(AnomalyModule):
+    """Generator G and discriminator D, both autoencoders of images (B, 3, H, W) in [-1, 1].
+
+    L_G = w_adv MSE(G(x), sg D(G(x))) + w_con MSE(x, G(x));
+    L_D = w_dis (MSE(D(x), x) - MSE(D(sg G(x)), sg G(x))).
+
+    Args:
+        backbone: None; the networks learn from pixels (`backbone=none`).
+        image_size: (H, W) in pixels; the generator halves it down to one pixel.
+        base_channels: channels of the outermost level of both.
+        weights: contextual w_con, adversarial w_adv, discriminator w_dis.
+        optimizer: name, lr, momentum; see `schedule.py`.
+        seed: of initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module | None,
+        image_size: tuple[int, int],
+        base_channels: int,
+        weights: Mapping[str, float],
+        optimizer: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if backbone is not None:
+            raise ConfigError(
+                "DAGAN learns from pixels and has no use for a backbone.",
+                found=f"backbone {getattr(backbone, 'identity', type(backbone).__name__)}",
+                do="set backbone=none",
+            )
+        self.backbone = None
+        self.weights, self.optimizer = dict(weights), dict(optimizer)
+        levels = count_levels(image_size, int(math.log2(min(image_size))))
+        with torch.random.fork_rng(devices=[]):  # torch's own initialisation, as the official code
+            torch.manual_seed(seed)
+            self.generator = CompetitiveUnit(levels, base_channels, "batch", "transposed", False)
+            self.discriminator = judge(base_channels)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimizer over both networks."""
+        return build_optimizer(self.optimizer, self.parameters())
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Both losses of one minibatch."""
+        generator, discriminator = self.losses(batch["image"])
+        self.log("train/generator", generator)
+        self.log("train/discriminator", discriminator)
+        return generator + discriminator
+
+    def losses(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(L_G, L_D) of images (B, 3, H, W); each has gradients for its own network only."""
+        made = self.generator(image)
+        fixed = made.detach()
+        judged = self.discriminator(fixed)
+        generator = self.weights["adversarial"] * F.mse_loss(made, judged.detach())
+        generator = generator + self.weights["contextual"] * F.mse_loss(made, image)
+        real = F.mse_loss(self.discriminator(image), image)
+        return generator, self.weights["discriminator"] * (real - F.mse_loss(judged, fixed))
+
+    def forward(self, image: Tensor) -> Prediction:
+        """Scores (B,) and maps (B, H, W): mean of |x - G(x)| and |x - D(x)|."""
+        made = (image - self.generator(image)).abs()
+        judged = (image - self.discriminator(image)).abs()
+        anomaly_map = ((made + judged) / 2).mean(dim=1).float()
+        return Prediction(score=anomaly_map.mean(dim=(1, 2)), anomaly_map=anomaly_map)
+
+
+def judge(base_channels: int) -> nn.Sequential:
+    """The discriminator: two halvings and back; 1 315 587 parameters with 64 channels."""
+    c = base_channels
+    return nn.Sequential(
+        nn.Conv2d(3, c, 3, padding=1),
+        nn.Conv2d(c, 2 * c, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.01),
+        nn.BatchNorm2d(2 * c),
+        nn.Conv2d(2 * c, 4 * c, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.01),
+        nn.BatchNorm2d(4 * c),
+        nn.ConvTranspose2d(4 * c, 2 * c, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(2 * c, c, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(c, 3, 3, padding=1),
+        nn.Tanh(),
+    )
