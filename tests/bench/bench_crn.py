@@ -1,7 +1,7 @@
 """What a CRN step costs, against the authors' scheme restated in `tests/reference_crn.py`.
 
-    python -m tests.bench.bench_crn            # 64 px, batch 8, full-width units
-    python -m tests.bench.bench_crn --side 32 --batch 4
+    PYTHONPATH=. python tests/bench/bench_crn.py      # 64 px, batch 8, full-width units
+    PYTHONPATH=. python tests/bench/bench_crn.py --side 32 --batch 4
 
 Authors: 8 forwards, 4 backwards, one Adam per unit, anomaly detection, contiguous memory. Ours: the
 module's own training step and optimizer as `conf/model/crn.yaml` sets them. The two alternate, so
