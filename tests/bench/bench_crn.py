@@ -39,7 +39,9 @@ def authors_step(side: int, image: Tensor) -> Callable[[int], None]:
     return step
 
 
-def our_step(side: int, image: Tensor, channels_last: bool) -> Callable[[int], None]:
+def our_step(
+    side: int, image: Tensor, *, channels_last: bool, bfloat16: bool = False
+) -> Callable[[int], None]:
     """A function that takes step i as `CRN.training_step` and one optimizer do."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     levels = count_levels((side, side), 8)
@@ -53,7 +55,8 @@ def our_step(side: int, image: Tensor, channels_last: bool) -> Callable[[int], N
 
     def step(i: int) -> None:
         pair = PAIRS[i % 3]
-        result = pair_loss([units[k] for k in pair], image, WEIGHTS)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            result = pair_loss([units[k] for k in pair], image, WEIGHTS)
         board.record(pair, result)
         optimizer.zero_grad()
         result.total.backward()
@@ -87,6 +90,7 @@ def main() -> None:
         "authors": authors_step(options.side, image),
         "ours": our_step(options.side, image, channels_last=True),
         "ours, contiguous": our_step(options.side, image, channels_last=False),
+        "ours, bfloat16": our_step(options.side, image, channels_last=True, bfloat16=True),
     }
     seconds = measure(steps, options.rounds)
     base = statistics.median(seconds["authors"])

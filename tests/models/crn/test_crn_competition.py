@@ -143,6 +143,18 @@ def test_one_optimizer_and_four_forwards_equal_the_authors_scheme(units, image, 
                 torch.testing.assert_close(value, other[key], rtol=1e-7, atol=1e-10)
 
 
+def test_a_step_costs_four_forwards_where_the_authors_take_eight(units, image):
+    calls = []
+    for unit in units[:2]:
+        unit.register_forward_hook(lambda *_args: calls.append(1))
+    pair_loss(units[:2], image, WEIGHTS)
+    assert len(calls) == 4
+    calls.clear()
+    slow = SlowCompetition(units, tuple(WEIGHTS), partial(torch.optim.SGD, lr=0.0))
+    slow.step(image, 0, 1)
+    assert len(calls) == 8
+
+
 def test_running_statistics_equal_the_closed_form_of_the_authors_four_updates(units, image):
     a, b = units[:2]
     seen = {0: [], 1: []}
