@@ -70,3 +70,9 @@ def compose_app(name: str, *overrides: str):
 def app_config():
     """Compose the config of an entry point: app_config("predict", "run=...")."""
     return compose_app
+
+
+@pytest.fixture
+def tiny() -> tuple[str, ...]:
+    """Overrides that make any run tiny."""
+    return TINY

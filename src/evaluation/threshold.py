@@ -248,7 +248,9 @@ class CalibrationScores:
 
 def build_rule(cfg: DictConfig) -> Rule:
     """The rule of the config group `threshold`."""
-    return cast(Rule, hydra.utils.instantiate(cfg))
+    options = {str(key): value for key, value in cfg.items()}
+    rule = hydra.utils.get_class(options.pop("_target_"))
+    return cast(Rule, rule(**options))
 
 
 def log_nfa_of(prediction: Prediction) -> Tensor:

@@ -1,0 +1,150 @@
+"""Faults of data sets: the message names the place and the remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.errors import GoodpartsError
+from src.experiment import run_experiment
+
+SIZE = ("transform.resize=32", "transform.crop=null", "model.target_dim=32", "evaluation.size=32",
+        "evaluation.bootstrap=20", "evaluation.latency_images=2", "report.enabled=false",
+        "backbone=efficientnet_lite0", "hardware=cpu", "hardware.num_workers=0")  # fmt: skip
+
+
+def picture(path, seed=0, size=40):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(90, 160, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six good parts, two bad ones, one mask each."""
+    for i in range(6):
+        picture(tmp_path / "photos" / "good" / f"{i}.png", i)
+    for i in range(2):
+        picture(tmp_path / "photos" / "bad" / f"{i}.png", 100 + i)
+        mask = np.zeros((40, 40), dtype=np.uint8)
+        mask[10:20, 10:20] = 255
+        (tmp_path / "photos" / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "photos" / "masks" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def run(app_config, folder, tmp_path):
+    def call(*overrides, data=True):
+        where = ["data=folder", f"data.root={folder}", "data.normal_dir=good"] if data else []
+        cfg = app_config("run", *SIZE, *where, f"runs_dir={tmp_path / 'runs'}", *overrides)
+        return run_experiment(cfg)
+
+    return call
+
+
+BAD, MASKS = "data.abnormal_dir=bad", "data.mask_dir=masks"
+
+
+def test_only_good_parts_give_a_detector(run):
+    result = run()
+    assert (result.run.directory / "model" / "threshold.json").is_file()
+    assert result.metrics["test/false_alarm_rate"] >= 0
+    assert "test/pixel_auroc" not in result.metrics
+
+
+def test_missing_masks_leave_pixel_metrics_out_but_not_the_run(run):
+    metrics = run(BAD).metrics
+    assert "test/image_auroc" in metrics
+    assert "test/pixel_auroc" not in metrics
+
+
+def test_masks_give_pixel_metrics(run):
+    assert 0 <= run(BAD, MASKS).metrics["test/pixel_auroc"] <= 1
+
+
+def test_surplus_masks_do_not_disturb(run, folder):
+    Image.new("L", (40, 40)).save(folder / "masks" / "nobody.png")
+    assert "test/pixel_auroc" in run(BAD, MASKS).metrics
+
+
+def test_an_empty_mask_is_not_counted_as_a_marked_defect(run, folder):
+    Image.new("L", (40, 40)).save(folder / "masks" / "0.png")
+    assert np.isfinite(run(BAD, MASKS).metrics["test/pixel_auroc"])
+
+
+FAULTS = {
+    "folder of good parts missing": (lambda f: ["data.normal_dir=goood"], "goood"),
+    "root missing": (lambda f: [f"data.root={f / 'nowhere'}"], "nowhere"),
+    "folder of defects missing": (lambda f: ["data.abnormal_dir=baad"], "baad"),
+    "folder of masks missing": (lambda f: [BAD, "data.mask_dir=maskz"], "maskz"),
+    "crop larger than image": (lambda f: ["transform.crop=64"], "crop"),
+    "limit below one image": (lambda f: ["data.limit_train=0"], "limit_train"),
+    "batch of nothing": (lambda f: ["data.batch_size=0"], "batch_size"),
+    "unknown cache": (lambda f: ["data.cache=disc"], "cache"),
+    "alpha above one": (lambda f: ["threshold.alpha=7"], "alpha"),
+    "unknown coreset method": (lambda f: ["model.coreset.method=greedi"], "greedy"),
+    "unknown distance": (lambda f: ["model.distance=cosin"], "cosine"),
+    "graph index": (lambda f: ["model.search.backend=hnsw"], "refused"),
+    "a threshold another method needs": (lambda f: ["threshold=nfa"], "uflow"),
+    "an oracle without defects": (lambda f: ["threshold=f1_oracle"], "conformal"),
+    "too many good parts held out": (lambda f: ["calibration.fraction=1.0"], "fraction"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_setting_is_explained(run, folder, fault):
+    overrides, hint = FAULTS[fault]
+    with pytest.raises(GoodpartsError) as caught:
+        run(*overrides(folder))
+    assert hint in str(caught.value)
+    assert not list(folder.parent.rglob("*.partial"))
+
+
+def test_an_empty_training_folder_is_explained(run, folder):
+    for path in (folder / "good").iterdir():
+        path.unlink()
+    with pytest.raises(GoodpartsError, match="good"):
+        run()
+
+
+def test_one_single_image_is_explained_or_works(run, folder):
+    for path in sorted((folder / "good").iterdir())[1:]:
+        path.unlink()
+    try:
+        result = run(BAD)
+    except GoodpartsError as error:
+        assert "1" in error.found or "one" in error.found
+    else:
+        assert result.run.finished
+
+
+def test_a_broken_training_image_is_named(run, folder):
+    (folder / "good" / "3.png").write_bytes(b"")
+    with pytest.raises(GoodpartsError, match=r"3\.png"):
+        run("data.test_fraction=0.01")
+
+
+def test_a_broken_image_in_a_worker_process_is_named(run, folder):
+    (folder / "good" / "3.png").write_bytes(b"")
+    with pytest.raises(GoodpartsError, match=r"3\.png"):
+        run("data.test_fraction=0.01", "hardware.num_workers=1", "data.cache=none")
+
+
+def test_a_mask_of_another_size_still_follows_its_image(run, folder):
+    Image.fromarray(np.full((80, 80), 255, dtype=np.uint8)).save(folder / "masks" / "0.png")
+    assert run(BAD, MASKS).run.finished
+
+
+def test_wrong_category_exits_with_two(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "src.run", "data.category=bottel", "backbone=efficientnet_lite0",
+         f"runs_dir={tmp_path}"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "bottle" in done.stderr
