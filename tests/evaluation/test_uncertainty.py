@@ -105,7 +105,7 @@ def test_every_resample_keeps_the_number_of_images_of_each_class():
 def test_resampled_metrics_equal_the_metrics_of_the_repeated_images():
     rng = np.random.default_rng(1)
     labels = np.arange(15) % 3 > 0
-    scores = np.round(rng.normal(size=15) + labels, 1)  # ties
+    scores = np.round(rng.normal(size=15) + labels / 2)  # ties within and between the classes
     weights = uncertainty.stratified_weights(labels, 20, rng)
     ours = uncertainty.image_metrics(scores, labels, weights)
     for row, drawn in enumerate(weights):

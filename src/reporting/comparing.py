@@ -1,0 +1,194 @@
+"""Two run folders compared: a table, a CSV file, and the pictures on which they disagree."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from src.data.build import build_datamodule
+from src.data.images import read_sample
+from src.data.samples import Sample
+from src.deployment.pictures import run_scale
+from src.detector import Detector
+from src.errors import GoodpartsError, SavedModelError
+from src.evaluation.comparison import (
+    LOWER_IS_BETTER,
+    Matched,
+    MetricPair,
+    ScoreRow,
+    compare_images,
+    compare_pixels,
+    match,
+)
+from src.evaluation.localisation import aupro_key
+from src.evaluation.pixel_statistics import read_pixel_statistics
+from src.reporting.figures import contact_sheet, overlay, save_png
+from src.reporting.records import Picture, outcome
+from src.saved_run import SavedRun
+
+SIGNIFICANT = 0.05
+
+
+def compare_runs(cfg: DictConfig) -> list[MetricPair]:
+    """Compare `cfg.run_a` and `cfg.run_b`; print the table and write everything to `cfg.out`."""
+    first, second = (SavedRun(Path(path).expanduser()) for path in (cfg.run_a, cfg.run_b))
+    matched = match(read_scores(first), read_scores(second))
+    rows = compare_images(matched, cfg.resamples, cfg.seed)
+    pixels = [read_pixel_statistics(run.directory) for run in (first, second)]
+    if pixels[0] is not None and pixels[1] is not None:
+        limits = {aupro_key(limit): limit for limit in second.config().evaluation.aupro_limits}
+        rows += compare_pixels(pixels[0], pixels[1], limits, cfg.resamples, cfg.seed)
+    out = SavedRun(_folder(cfg, first, second))
+    out.write_rows("comparison.csv", [_flat(row) for row in rows])
+    out.write_rows("disagreements.csv", [_both(a, b) for a, b in matched.disagreements])
+    print_comparison(first, second, matched, rows)
+    if cfg.pictures and matched.disagreements:
+        _draw(cfg, first, second, matched, out.directory / "disagreements.png")
+    print(f"Written to {out.directory}")
+    return rows
+
+
+def read_scores(run: SavedRun) -> list[ScoreRow]:
+    """The rows of scores.csv of a finished run."""
+    path = run.directory / "scores.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [
+                ScoreRow(
+                    row["path"], int(row["label"]), row["defect"], float(row["score"]),
+                    bool(int(row["decision"])),
+                )
+                for row in csv.DictReader(stream)
+            ]  # fmt: skip
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise SavedModelError(
+            f"{run.directory} has no usable scores.csv.",
+            found=f"{type(error).__name__}: {error}",
+            do="give the path of a finished run, as `python -m src.run` prints it",
+        ) from error
+
+
+def print_comparison(
+    first: SavedRun, second: SavedRun, matched: Matched, rows: list[MetricPair]
+) -> None:
+    """The table of metrics on the console, significant differences in bold."""
+    console = Console()
+    console.print(f"A  {first.directory}\nB  {second.directory}", highlight=False)
+    console.print(
+        f"{len(matched.first)} common images"
+        + (f", {matched.only_first} only in A" if matched.only_first else "")
+        + (f", {matched.only_second} only in B" if matched.only_second else "")
+        + f"; decisions differ on {len(matched.disagreements)}",
+        highlight=False,
+    )
+    table = Table("metric", "A", "B", "B - A", "95 % interval", "p", box=None)
+    for row in rows:
+        apart = row.difference
+        table.add_row(
+            row.metric.removeprefix("test/"), f"{row.first:.4f}", f"{row.second:.4f}",
+            f"{apart.value:+.4f}", f"{apart.low:+.4f} .. {apart.high:+.4f}",
+            f"{apart.p_value:.4f}", style="bold" if apart.p_value < SIGNIFICANT else "",
+        )  # fmt: skip
+    console.print(table)
+
+
+def verdict(row: MetricPair) -> str:
+    """Which run is better beyond chance: "a", "b", or "" when it cannot be told."""
+    if not row.difference.p_value < SIGNIFICANT:
+        return ""
+    return "b" if (row.difference.value > 0) != (row.metric in LOWER_IS_BETTER) else "a"
+
+
+def _flat(row: MetricPair) -> dict[str, object]:
+    apart = row.difference
+    return {
+        "metric": row.metric,
+        "a": row.first,
+        "b": row.second,
+        "difference": apart.value,
+        "low": apart.low,
+        "high": apart.high,
+        "p_value": apart.p_value,
+        "better": verdict(row),
+    }
+
+
+def _both(a: ScoreRow, b: ScoreRow) -> dict[str, object]:
+    return {
+        "path": a.path,
+        "label": a.label,
+        "defect": a.defect,
+        "score_a": a.score,
+        "decision_a": int(a.decision),
+        "score_b": b.score,
+        "decision_b": int(b.decision),
+    }
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def _draw(
+    cfg: DictConfig, first: SavedRun, second: SavedRun, matched: Matched, target: Path
+) -> None:
+    """Overlays of both runs side by side; without the images or models, a line that says so."""
+    pairs = matched.disagreements[: cfg.pictures]
+    try:
+        samples = _samples(first, [a.path for a, _ in pairs])
+        left = _overlays(first, samples, cfg.device)
+        right = _overlays(second, samples, cfg.device)
+    except GoodpartsError as error:
+        print(f"No pictures: {error}")
+        return
+    tiles, captions = [], []
+    for (a, b), tile_a, tile_b in zip(pairs, left, right, strict=True):
+        tiles += [tile_a, tile_b]
+        captions += [f"A {_caption(a)}", f"B {_caption(b)}"]
+    save_png(contact_sheet(tiles, captions, columns=4, tile_px=280), target)
+
+
+def _caption(row: ScoreRow) -> str:
+    return f"{outcome(row.label, row.decision)} {row.score:.4g}: {row.path}"
+
+
+def _samples(run: SavedRun, paths: list[str]) -> list[Sample]:
+    """The samples of the run's data set with these paths below its root."""
+    data = build_datamodule(run.config())
+    data.prepare_data()
+    data.setup()
+    known = {sample.image_path: sample for sample in data.test_samples}
+    wanted = [data.root / path for path in paths]  # an absolute path stays itself
+    missing = [path for path in wanted if path not in known]
+    if missing:
+        raise SavedModelError(
+            "The images of the run have moved.",
+            found=f"{len(missing)} are missing, first: {missing[0]}",
+            do="put them back, or compare with pictures=0",
+        )
+    return [known[path] for path in wanted]
+
+
+def _overlays(run: SavedRun, samples: list[Sample], device: str) -> list:
+    """Heat and outlines of one run over each image, (H, W, 3) uint8, in the run's colours."""
+    detector = Detector.load(run.directory, device)
+    scale = run_scale(run)
+    drawn = []
+    for sample in samples:
+        image = read_sample(sample)
+        found = detector.detect([image])[0]
+        mask = None if sample.mask_path is None else detector.transform.mask(sample.mask_path)
+        display = detector.transform.display(image)
+        picture = Picture(display, found.anomaly_map, mask, found.mask, found.log_nfa)
+        drawn.append(overlay(picture, scale))
+    return drawn
+
+
+def _folder(cfg: DictConfig, first: SavedRun, second: SavedRun) -> Path:
+    if cfg.out:
+        return Path(cfg.out).expanduser()
+    names = (f"{run.directory.parent.name}-{run.directory.name}" for run in (first, second))
+    return second.directory / "comparisons" / "-vs-".join(names)
