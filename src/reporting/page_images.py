@@ -1,7 +1,8 @@
 """The pictures inside report.html, as data URIs in separate layers.
 
-A photo, the heat and the outlines stay separate so that the reader can fade and toggle them. A
-384-pixel picture with all layers takes 15 to 30 kB.
+A photo, the heat and the outlines stay separate so that the reader can fade and toggle them. Heat
+is smooth and travels at half resolution; the outline, where pixels matter, does not. A 384-pixel
+picture with all layers takes about 20 kB and 10 ms of one core, a patch match the same again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from src.reporting.colour_scale import ColourScale, resize_map, resize_mask
 from src.reporting.records import Box, PatchMatch, Picture
 
 _CROP_PX, _CONTEXT = 160, 5.0  # side of a patch crop; its width in patches
+_VIEW_PX = 176  # side of the whole picture beside a crop
+_COARSE_PX = 192  # heat is not made smaller than this
 _NFA_SPAN = 20.0  # log10 NFA below which all is hottest: one false alarm in 10^20 images
 
 
@@ -65,11 +68,11 @@ def encode_layers(picture: Picture, scale: ColourScale, max_side: int) -> Layers
     truth, found = figures.truth(picture), figures.segmentation(picture, scale)
     nfa = None
     if picture.log_nfa is not None:
-        nfa = webp(_nfa_scale().colours(resize_map(-picture.log_nfa, size[1], size[0])))
+        nfa = _heat(-picture.log_nfa, size, _nfa_scale())
     return Layers(
         *size,
         photo=webp(_shrink(picture.display, size)),
-        heat=webp(scale.colours(resize_map(picture.anomaly_map, size[1], size[0]))),
+        heat=_heat(picture.anomaly_map, size, scale),
         truth=_line(truth, size, figures.TRUTH),
         prediction=_line(found, size, figures.PREDICTION),
         nfa=nfa,
@@ -100,8 +103,14 @@ def _nfa_scale() -> ColourScale:
     return ColourScale(low=-4.0, threshold=0.0, high=_NFA_SPAN)
 
 
+def _heat(values: np.ndarray, size: tuple[int, int], scale: ColourScale) -> str:
+    factor = max(0.5, min(1.0, _COARSE_PX / max(size)))
+    width, height = (max(1, round(side * factor)) for side in size)
+    return webp(scale.colours(resize_map(values, height, width)))
+
+
 def _shrink(display: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(display).resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(display).resize(size, Image.Resampling.HAMMING))
 
 
 def _line(
@@ -137,9 +146,9 @@ def _crop(display: np.ndarray, box: Box) -> str:
 
 def _view(display: np.ndarray, box: Box, max_side: int) -> str:
     """The whole picture with the box, small."""
-    side = min(220, max_side)
-    image = figures.fit_within(display, side)
-    factor = side / max(display.shape[:2])
+    factor = min(_VIEW_PX, max_side) / max(display.shape[:2])
+    size = (max(1, round(factor * display.shape[1])), max(1, round(factor * display.shape[0])))
+    image = Image.fromarray(_shrink(display, size))
     middle = (factor * (box.left + box.right) / 2, factor * (box.top + box.bottom) / 2)
     half = max(9.0, factor * (box.bottom - box.top) / 2)  # a smaller box could not be seen
     figures.draw_box(image, [middle[k % 2] + half * (-1 if k < 2 else 1) for k in range(4)])
