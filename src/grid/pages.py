@@ -49,20 +49,24 @@ class Page:
     long: Table  # all rows in one, for machines
 
 
-def paper_page(paper: Paper, plan: Plan, rows: Sequence[Row]) -> Page:
-    """The page of `paper` from the judged rows of a whole reproduction."""
+def paper_page(paper: Paper, plan: Plan, rows: Sequence[Row], changes: Sequence[str]) -> Page:
+    """The page of `paper` from the judged rows of a whole reproduction.
+
+    `changes` are overrides of the recipes, which the page must not hide.
+    """
     own = [row for row in rows if row.table == paper.name]
     cells = [cell for cell in plan.cells if cell.paper.name == paper.name]
     unfinished = sum(not job.is_finished() for cell in cells for job in cell.jobs)
     absent = sorted({category for cell in cells for category in cell.absent})
     verdict = verdict_line(own, unfinished, absent)
+    changed = [f"Not the paper's recipe: run with {' '.join(changes)}."] if changes else []
     grouped: dict[tuple[str, str, int], list[Row]] = {}
     for row in own:
         grouped.setdefault((row.variant, row.metric, row.column), []).append(row)
     titles = {variant.name: variant.title for variant in paper.variants}
     return Page(
         title=paper.title,
-        notes=(f"Source: {paper.source}.", verdict),
+        notes=(f"Source: {paper.source}.", *changed, verdict),
         sections=tuple(
             _section(f"{titles[variant]}: {metric.removeprefix('test/')}", members)
             for (variant, metric, _), members in grouped.items()

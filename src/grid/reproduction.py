@@ -44,7 +44,7 @@ def reproduce(cfg: DictConfig) -> int:
         return INTERRUPTED
     rows = judge(plan, workplace(cfg))
     for paper in {cell.paper.name: cell.paper for cell in plan.cells}.values():
-        page = paper_page(paper, plan, rows)
+        page = paper_page(paper, plan, rows, _listed(cfg.overrides))
         for path in write_page(page, Path(cfg.tables_dir), paper.name):
             print(path)
     return conclude(plan, rows, outcome)

@@ -117,6 +117,16 @@ def test_a_dry_run_lists_commands_and_writes_nothing(settings, tmp_path, capsys)
     assert not (tmp_path / "tables").exists()
 
 
+def test_a_table_of_changed_recipes_says_so(settings, tmp_path):
+    cfg = settings(variants=["crn"], overrides=["trainer.max_steps=7"])
+    finish_all(cfg)
+    reproduce(cfg)
+    assert (
+        "Not the paper's recipe: run with trainer.max"
+        in (tmp_path / "tables" / "smoke.tex").read_text()
+    )
+
+
 def test_only_unfinished_jobs_are_started(settings, monkeypatch, capsys):
     cfg = settings(variants=["patchcore"])
     first, second = make_plan(cfg).jobs
