@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -99,3 +102,21 @@ def test_unknown_formats_and_nfa_runs_are_explained(export, app_config, finished
     (copy / "model" / "threshold.json").write_text(json.dumps(threshold | {"rule": "nfa"}))
     with pytest.raises(ConfigError, match="threshold=conformal"):
         export_run(app_config("export", f"run={copy}"))
+
+
+def test_the_stand_alone_example_needs_only_onnxruntime_and_numpy(export, tmp_path, drawn_images):
+    export()
+    for number, path in enumerate(drawn_images[:2]):
+        np.save(tmp_path / f"{number}.npy", np.asarray(Image.open(path).convert("RGB")))
+    example = Path(__file__).resolve().parents[2] / "examples" / "detect.py"
+    imports = [line for line in example.read_text().splitlines() if line.startswith("import")]
+    assert imports == ["import sys", "import numpy as np", "import onnxruntime"]
+    done = subprocess.run(
+        [sys.executable, example, "detector.onnx", "0.npy", "1.npy"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("score") == 2
