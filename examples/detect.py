@@ -1,4 +1,4 @@
-"""Run an exported detector with onnxruntime and numpy only: python detect.py detector.onnx a.npy ..."""
+"""Run an exported detector with onnxruntime and numpy only: detect.py detector.onnx a.npy ..."""
 
 import sys
 
