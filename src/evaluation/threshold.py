@@ -13,6 +13,7 @@ Every threshold is a float32 value: torch and exported models compare in float32
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import math
 from dataclasses import dataclass
@@ -247,10 +248,14 @@ class CalibrationScores:
 
 
 def build_rule(cfg: DictConfig) -> Rule:
-    """The rule of the config group `threshold`."""
-    options = {str(key): value for key, value in cfg.items()}
-    rule = hydra.utils.get_class(options.pop("_target_"))
-    return cast(Rule, rule(**options))
+    """The rule of the config group `threshold`.
+
+    Options of another rule are passed over: an experiment that sets `threshold.alpha` must not
+    forbid `threshold=quantile` on the command line. Hydra has refused misspelt keys by then.
+    """
+    rule = hydra.utils.get_class(cfg["_target_"])
+    known = inspect.signature(rule).parameters
+    return cast(Rule, rule(**{str(key): cfg[key] for key in cfg if key in known}))
 
 
 def log_nfa_of(prediction: Prediction) -> Tensor:

@@ -210,6 +210,13 @@ def test_every_config_of_the_group_builds_its_rule(name, kind, request):
     assert rule.wants_log_nfa == (name == "nfa")
 
 
+def test_an_experiment_that_sets_alpha_does_not_forbid_other_rules():
+    for name, options in (("Quantile", {"q": 0.9}), ("F1Oracle", {}), ("Nfa", {})):
+        target = {"_target_": f"src.evaluation.threshold.{name}"}
+        rule = build_rule(OmegaConf.create(target | options | {"alpha": 0.05}))
+        assert type(rule).__name__ == name
+
+
 def test_calibration_takes_each_image_once_and_its_highest_map_value():
     collected = CalibrationScores()
     maps = torch.arange(12.0).reshape(3, 2, 2)

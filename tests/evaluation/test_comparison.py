@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from src.command_line import CONF
+from src.errors import DataError, SavedModelError
+from src.evaluation import comparison, overlap, ranking
+from src.evaluation.comparison import ScoreRow
+from src.evaluation.pixel_statistics import (
+    FILE_NAME,
+    PixelStatistics,
+    read_pixel_statistics,
+    write_pixel_statistics,
+)
+from src.evaluation.pixels import PixelStore
+from src.experiment import run_experiment
+from src.reporting.comparing import compare_runs, verdict
+from tests import reference
+
+TINY = (
+    "experiment=demo", "data.synthetic.size=64", "data.synthetic.train=8",
+    "data.synthetic.test_normal=4", "data.synthetic.test_defective=6", "transform.resize=64",
+    "transform.crop=null", "model.target_dim=64", "evaluation.size=64", "evaluation.bootstrap=50",
+    "evaluation.latency_images=2", "report.enabled=false", "hardware.num_workers=0",
+)  # fmt: skip
+
+
+def rows(scores, labels, threshold=0.5, prefix="test"):
+    return [
+        ScoreRow(f"{prefix}/{i:03d}.png", int(y), "hole" if y else "good", float(s), s > threshold)
+        for i, (s, y) in enumerate(zip(scores, labels, strict=True))
+    ]
+
+
+def draw(seed, shift, images=60):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % 3 > 0
+    return rng.normal(size=images) * 0.5 + shift * labels, labels
+
+
+def test_images_are_matched_by_path_whatever_their_order():
+    scores, labels = draw(0, 0.8)
+    first, second = rows(scores, labels), rows(scores + 1, labels)
+    matched = comparison.match(first[5:], second[::-1][:-2])
+    assert matched.paths == sorted(matched.paths)
+    assert [row.path for row in matched.second] == matched.paths
+    assert (matched.only_first, matched.only_second) == (0, 3)
+    for a, b in zip(matched.first, matched.second, strict=True):
+        assert b.score == pytest.approx(a.score + 1)
+
+
+def test_runs_on_other_images_or_with_other_labels_cannot_be_compared():
+    scores, labels = draw(0, 0.8)
+    with pytest.raises(DataError, match="no image in common"):
+        comparison.match(rows(scores, labels), rows(scores, labels, prefix="other"))
+    with pytest.raises(DataError, match="60 images, first: test/000"):
+        comparison.match(rows(scores, labels), rows(scores, ~labels))
+
+
+def test_observed_values_are_the_metrics_of_the_common_images():
+    a, labels = draw(1, 0.8)
+    b, _ = draw(2, 1.2)
+    found = comparison.compare_images(comparison.match(rows(a, labels), rows(b, labels)), 200, 0)
+    by_name = {row.metric: row for row in found}
+    truth = labels.tolist()
+    assert by_name["test/image_auroc"].first == pytest.approx(reference.auroc(a.tolist(), truth))
+    assert by_name["test/image_auroc"].second == pytest.approx(reference.auroc(b.tolist(), truth))
+    assert by_name["test/image_ap"].second == pytest.approx(
+        reference.average_precision(b.tolist(), truth)
+    )
+    counted = ranking.confusion_at(a, labels, 0.5)
+    assert by_name["test/recall"].first == pytest.approx(counted.recall)
+    assert by_name["test/f1"].first == pytest.approx(counted.f1)
+    assert by_name["test/false_alarm_rate"].first == pytest.approx(counted.false_alarm_rate)
+    for row in found:
+        assert row.difference.value == pytest.approx(row.second - row.first)
+        assert row.difference.low <= row.difference.value <= row.difference.high
+
+
+def test_a_better_run_is_found_better_and_a_run_equals_itself():
+    scores, labels = draw(3, 0.8, images=120)
+    better = scores + 0.6 * labels
+    matched = comparison.match(rows(scores, labels), rows(better, labels))
+    auroc = comparison.compare_images(matched, 500, 0)[0]
+    assert auroc.difference.low > 0
+    assert verdict(auroc) == "b"
+    same = comparison.match(rows(scores, labels), rows(scores, labels))
+    for row in comparison.compare_images(same, 200, 0):
+        assert row.difference == (0, 0, 0, 1)
+        assert verdict(row) == ""
+
+
+def test_fewer_false_alarms_are_better():
+    scores, labels = draw(4, 1.0, images=200)
+    calm = np.where(labels, scores, scores - 0.5)
+    matched = comparison.match(rows(scores, labels), rows(calm, labels))
+    by_name = {row.metric: row for row in comparison.compare_images(matched, 500, 0)}
+    assert by_name["test/false_alarm_rate"].difference.value < 0
+    assert verdict(by_name["test/false_alarm_rate"]) == "b"
+
+
+def test_images_without_a_label_and_a_missing_class_do_not_break_a_comparison():
+    scores, labels = draw(5, 1.0, images=9)
+    unknown = [row._replace(label=-1) for row in rows(scores, labels)]
+    mixed = unknown[:3] + rows(scores, labels)[3:]
+    assert comparison.compare_images(comparison.match(mixed, mixed), 20, 0)
+    normal = [row for row in rows(scores, labels) if row.label == 0]
+    found = comparison.compare_images(comparison.match(normal, normal), 20, 0)
+    by_name = {row.metric: row for row in found}
+    assert math.isnan(by_name["test/image_auroc"].difference.p_value)
+    assert math.isnan(by_name["test/recall"].first)
+    assert verdict(by_name["test/image_auroc"]) == ""
+
+
+def statistics(shift, seed=0, images=16, order=None):
+    rng = np.random.default_rng(seed)
+    store, maps, masks = PixelStore(1), [], []
+    for index in range(images):
+        mask = np.zeros((32, 32), dtype=bool)
+        if index % 4:
+            r, c = rng.integers(0, 22, size=2)
+            mask[r : r + 8, c : c + 6] = True
+        maps.append((rng.normal(size=mask.shape) + shift * mask).astype(np.float32))
+        masks.append(mask)
+    order = order if order is not None else range(images)
+    for position, index in enumerate(order):
+        store.add(position, maps[index], masks[index])
+    paths = [f"test/{index:03d}.png" for index in order]
+    return PixelStatistics(paths, store.histograms(1024)), np.array(maps), np.array(masks)
+
+
+def test_pixel_metrics_of_two_runs_are_compared_image_by_image():
+    first, maps, masks = statistics(1.0)
+    second, better_maps, _ = statistics(1.6, order=[*range(15, -1, -1)])
+    limits = {"test/aupro": 0.3}
+    found = comparison.compare_pixels(first, second, limits, 300, 0)
+    by_name = {row.metric: row for row in found}
+    for row, both in ((by_name["test/aupro"], (maps, better_maps)),):
+        for value, drawn in zip((row.first, row.second), both, strict=True):
+            store = PixelStore(1)
+            for index in range(16):
+                store.add(index, drawn[index], masks[index])
+            exact = overlap.area_under_overlap(store.rank().regions, 0.3)
+            assert value == pytest.approx(exact, abs=2e-3)
+    assert by_name["test/pixel_auroc"].difference.low > 0
+    assert by_name["test/aupro"].difference.p_value < 0.05
+    part = PixelStatistics(first.paths[:9], first.of(first.paths[:9]))
+    assert len(comparison.compare_pixels(part, second, limits, 10, 0)) == 3
+    strangers = first._replace(paths=[f"other/{path}" for path in first.paths])
+    assert comparison.compare_pixels(strangers, second, limits, 10, 0) == []
+
+
+def test_pixel_statistics_survive_the_file(tmp_path):
+    saved, _, _ = statistics(1.0)
+    assert read_pixel_statistics(tmp_path) is None
+    write_pixel_statistics(tmp_path, saved.histograms, saved.paths)
+    read = read_pixel_statistics(tmp_path)
+    assert read.paths == saved.paths
+    for a, b in zip(read.histograms, saved.histograms, strict=True):
+        np.testing.assert_array_equal(a, b)
+    (tmp_path / FILE_NAME).write_bytes(b"PK broken")
+    with pytest.raises(SavedModelError, match="damaged"):
+        read_pixel_statistics(tmp_path)
+
+
+# --- whole runs ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """Two tiny finished runs of one model that differ in the threshold rule."""
+    folder = tmp_path_factory.mktemp("runs")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("DATA_DIR", str(folder / "data"))
+    patch.setenv("RUNS_DIR", str(folder / "runs"))
+    found = []
+    for overrides in (("threshold.alpha=0.3",), ("threshold=f1_oracle",)):
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            cfg = compose("run", overrides=[*TINY, *overrides])
+        found.append(run_experiment(cfg).run.directory)
+    yield found
+    patch.undo()
+
+
+def compare(first, second, *overrides):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("compare", overrides=["resamples=100", *overrides])
+    cfg.run_a, cfg.run_b = str(first), str(second)
+    return compare_runs(cfg)
+
+
+def test_two_finished_runs_give_a_table_and_pictures_of_the_images_they_disagree_on(
+    two_runs, tmp_path, capsys
+):
+    found = compare(*two_runs, f"out={tmp_path}", "device=cpu")
+    printed = capsys.readouterr().out
+    assert {"test/image_auroc", "test/aupro", "test/aupro_05"} <= {row.metric for row in found}
+    with (tmp_path / "comparison.csv").open() as stream:
+        table = {row["metric"]: row for row in csv.DictReader(stream)}
+    # One model, two thresholds: scores agree, decisions do not.
+    assert float(table["test/image_auroc"]["difference"]) == 0
+    assert float(table["test/f1"]["difference"]) > 0
+    with (tmp_path / "disagreements.csv").open() as stream:
+        apart = list(csv.DictReader(stream))
+    assert apart
+    assert all(row["decision_a"] != row["decision_b"] for row in apart)
+    assert f"decisions differ on {len(apart)}" in printed
+    sheet = Image.open(tmp_path / "disagreements.png")
+    assert sheet.width > 4 * 280
+    assert np.asarray(sheet).std() > 10
+
+
+def test_comparing_needs_no_model_when_no_pictures_are_wanted(two_runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("src.reporting.comparing.Detector", None)
+    compare(*two_runs, f"out={tmp_path}", "pictures=0")
+    assert not (tmp_path / "disagreements.png").exists()
+    assert (tmp_path / "comparison.csv").exists()
+
+
+def test_a_folder_that_is_no_run_is_a_clear_mistake(two_runs, tmp_path):
+    with pytest.raises(SavedModelError, match=r"no usable scores\.csv"):
+        compare(two_runs[0], tmp_path, "pictures=0")
