@@ -125,6 +125,10 @@ class ImageTransform:
             pixels = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
         return pixels.permute(1, 2, 0).numpy()
 
+    def check(self, original: tuple[int, int]) -> None:
+        """Raise DataError when an image of this size (H, W) does not fit."""
+        self._window(self._resized(original))
+
     # --- backward: anomaly map to the original image -----------------------------------------
 
     def to_original(

@@ -1,0 +1,40 @@
+"""The data doctor as one call: list the samples of a configuration, examine, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from rich.console import Console
+
+from src.data.doctor import examine
+from src.data.doctor_sheet import draw_report, print_report, write_json
+from src.data.transforms import ImageTransform
+
+
+def check_data_set(cfg: DictConfig) -> int:
+    """Examine `cfg.data`; print, write findings.json and check.png to `cfg.out`.
+
+    Returns:
+        0 nothing worse than a note, 1 warnings, 2 errors.
+
+    Raises:
+        DataError: the data set is not there at all.
+    """
+    data, root = cfg.data, Path(cfg.data.root).expanduser().absolute()
+    category = str(data.get("category") or root.name)
+    if data.get("prepare") is not None:
+        hydra.utils.instantiate(data.prepare)(root, category)
+    samples = hydra.utils.instantiate(data.index)(root, category)
+    transform = ImageTransform.from_config(cfg.transform) if cfg.get("transform") else None
+    published = (data.get("counts") or {}).get(category)
+    report = examine(samples, transform=transform, published=published)
+    console = Console()
+    print_report(report, console, f"{data.name}/{category} in {root}")
+    out = Path(cfg.out).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(report, out / "findings.json")
+    draw_report(report, out / "check.png")
+    console.print(f"Every file name: {out / 'findings.json'}; picture: {out / 'check.png'}")
+    return report.exit_code
