@@ -25,7 +25,7 @@ from src.models.base import AnomalyModule
 from src.reporting import curves as draw
 from src.reporting.colour_scale import ColourScale
 from src.reporting.explaining import explain
-from src.reporting.figures import contact_sheet, overlay, triptych
+from src.reporting.figures import contact_sheet, overlay, save_png, triptych
 from src.reporting.records import (
     Curve,
     DefectRecall,
@@ -137,11 +137,11 @@ def write_figures(
             continue
         caption = f"{results[index].outcome}: {results[index].path} ({results[index].score:.4g})"
         name = results[index].path.replace("/", "_").rsplit(".", 1)[0]
-        triptych(picture, scale, caption).save(_made(folder / "images" / f"{name}.png"))
+        save_png(triptych(picture, scale, caption), folder / "images" / f"{name}.png")
         tiles.append(overlay(picture, scale))
         captions.append(caption)
     if tiles:
-        contact_sheet(tiles, captions).save(_made(folder / "contact_sheet.png"))
+        save_png(contact_sheet(tiles, captions), folder / "contact_sheet.png")
         names.append("contact_sheet")
     return {name: folder / f"{name}.png" for name in names}
 
@@ -299,8 +299,3 @@ def _short_names(paths: list[Path]) -> list[str]:
     if all(path.parent == shared for path in paths):
         shared = shared.parent  # one folder only: keep its name
     return [path.relative_to(shared).as_posix() for path in paths]
-
-
-def _made(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
