@@ -1,4 +1,4 @@
-"""The tables of the papers, run and judged: `python -m src.reproduce papers=smoke`."""
+"""The tables of the papers, run and judged: `python -m src.reproduce paper=smoke`."""
 
 from __future__ import annotations
 

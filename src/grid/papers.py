@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import DictConfig, OmegaConf
 
 from src.errors import ConfigError, did_you_mean
 
@@ -64,37 +61,27 @@ _PUBLISHED_KEYS = ("metric", "source", "unit", "decimals", "values", "judged", "
 _UNITS = {"percent": 0.01, "fraction": 1.0}
 
 
-def load_papers(folder: Path, names: Sequence[str]) -> list[Paper]:
-    """The files `names` of `folder`; ConfigError names what is wrong and where."""
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"No paper {name!r}.", found=f"in {folder}", do=did_you_mean(name, known)
-            )
-    return [_load(folder / f"{name}.yaml") for name in names]
+def load_papers(node: DictConfig) -> list[Paper]:
+    """The papers of a composed config, `paper.<name>`; ConfigError says what is wrong and where."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return [_load(f"paper {name}", name, spec) for name, spec in plain.items()]
 
 
-def _load(path: Path) -> Paper:
-    try:
-        node = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"{path} is not readable.", found=str(error), do="repair it") from error
-    plain = cast(dict[str, Any], node)
-    _only(path, "the file", plain, _PAPER_KEYS)
-    _need(path, "the file", plain, ("title", "source", "overrides", "categories", "variants"))
+def _load(file: str, name: str, plain: dict[str, Any]) -> Paper:
+    _only(file, "the file", plain, _PAPER_KEYS)
+    _need(file, "the file", plain, ("title", "source", "overrides", "categories", "variants"))
     variants = tuple(
-        _variant(path, name, spec or {}, plain) for name, spec in plain["variants"].items()
+        _variant(file, name, spec or {}, plain) for name, spec in plain["variants"].items()
     )
     seeds = tuple(int(seed) for seed in plain.get("seeds", [0]))
-    return Paper(path.stem, plain["title"], plain["source"], seeds, variants)
+    return Paper(name, plain["title"], plain["source"], seeds, variants)
 
 
-def _variant(path: Path, name: str, spec: dict[str, Any], paper: dict[str, Any]) -> Variant:
+def _variant(file: str, name: str, spec: dict[str, Any], paper: dict[str, Any]) -> Variant:
     where = f"variant {name}"
-    _only(path, where, spec, _VARIANT_KEYS)
+    _only(file, where, spec, _VARIANT_KEYS)
     categories = tuple(str(c) for c in spec.get("categories", paper["categories"]))
-    published = tuple(_published(path, where, p, categories) for p in spec.get("published", []))
+    published = tuple(_published(file, where, p, categories) for p in spec.get("published", []))
     listed = [*spec.get("metrics", paper.get("metrics", [])), *(p.metric for p in published)]
     return Variant(
         name=name,
@@ -106,28 +93,26 @@ def _variant(path: Path, name: str, spec: dict[str, Any], paper: dict[str, Any])
     )
 
 
-def _published(
-    path: Path, where: str, spec: dict[str, Any], categories: Sequence[str]
-) -> Published:
+def _published(file: str, where: str, spec: dict[str, Any], categories: Sequence[str]) -> Published:
     where = f"{where}, published {spec.get('metric')}"
-    _only(path, where, spec, _PUBLISHED_KEYS)
-    _need(path, where, spec, ("metric", "source", "unit", "decimals", "values"))
+    _only(file, where, spec, _PUBLISHED_KEYS)
+    _need(file, where, spec, ("metric", "source", "unit", "decimals", "values"))
     if spec["unit"] not in _UNITS:
         raise ConfigError(
-            f"{path}, {where}: unknown unit.", found=str(spec["unit"]), do="percent or fraction"
+            f"{file}, {where}: unknown unit.", found=str(spec["unit"]), do="percent or fraction"
         )
     rows = [*categories, *GROUPS, MEAN]
     for row in spec["values"]:
         if row not in rows:
             raise ConfigError(
-                f"{path}, {where}: no such category.", found=row, do=did_you_mean(row, rows)
+                f"{file}, {where}: no such category.", found=row, do=did_you_mean(row, rows)
             )
     scale = _UNITS[spec["unit"]]
     values = {row: float(value) * scale for row, value in spec["values"].items()}
     outside = [row for row, value in values.items() if not 0 <= value <= 1]
     if outside:
         raise ConfigError(
-            f"{path}, {where}: values outside 0..1.", found=", ".join(outside), do="check the unit"
+            f"{file}, {where}: values outside 0..1.", found=", ".join(outside), do="check the unit"
         )
     return Published(
         metric=spec["metric"],
@@ -139,17 +124,17 @@ def _published(
     )
 
 
-def _only(path: Path, where: str, spec: Mapping[str, Any], known: Sequence[str]) -> None:
+def _only(file: str, where: str, spec: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in spec:
         if key not in known:
             raise ConfigError(
-                f"{path}, {where}: unknown key.", found=key, do=did_you_mean(key, known)
+                f"{file}, {where}: unknown key.", found=key, do=did_you_mean(key, known)
             )
 
 
-def _need(path: Path, where: str, spec: Mapping[str, Any], needed: Sequence[str]) -> None:
+def _need(file: str, where: str, spec: Mapping[str, Any], needed: Sequence[str]) -> None:
     missing = [key for key in needed if key not in spec]
     if missing:
         raise ConfigError(
-            f"{path}, {where} is incomplete.", found=f"no {', '.join(missing)}", do="add it"
+            f"{file}, {where} is incomplete.", found=f"no {', '.join(missing)}", do="add it"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from src.command_line import CONF, INTERRUPTED
+from src.command_line import INTERRUPTED
 from src.errors import DataError
 from src.grid.collecting import cells
 from src.grid.display import LiveTable
@@ -52,7 +52,7 @@ def reproduce(cfg: DictConfig) -> int:
 
 def make_plan(cfg: DictConfig) -> Plan:
     """The jobs that `cfg` selects."""
-    papers = load_papers(CONF / "paper", _listed(cfg.papers))
+    papers = load_papers(cfg.paper)
     runs = (f"runs_dir={quoted(str(cfg.runs_dir))}",)
     choice = Choice(
         variants=_listed(cfg.variants) or None,
@@ -66,7 +66,7 @@ def make_plan(cfg: DictConfig) -> Plan:
         raise DataError(
             "There is nothing to run.",
             found=f"no data for {', '.join(plan.absent) or 'any category'}",
-            do="set DATA_DIR (in .env) to the folder that holds mvtec/, or use papers=smoke",
+            do="set DATA_DIR (in .env) to the folder that holds mvtec/, or use paper=smoke",
         )
     return plan
 

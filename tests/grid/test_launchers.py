@@ -35,7 +35,7 @@ def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
         "DATA_DIR": str(tmp_path / "data"),
         "RAY_AUTH_MODE": "disabled",  # a local cluster; no token file in the home folder
     }
-    command = [sys.executable, "-m", "src.reproduce", "papers=smoke", "variants=[patchcore,crn]"]
+    command = [sys.executable, "-m", "src.reproduce", "paper=smoke", "variants=[patchcore,crn]"]
     return subprocess.Popen(
         [*command, f"tables_dir={tmp_path / 'tables'}", *words],
         cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

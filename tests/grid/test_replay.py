@@ -18,8 +18,8 @@ from src.saved_run import SavedRun
 
 
 def compose(*words: str):
-    [paper] = load_papers(CONF / "paper", ["smoke"])
-    small = paper.variants[0].overrides  # PatchCore
+    smoke = OmegaConf.create({"smoke": OmegaConf.load(CONF / "paper" / "smoke.yaml")})
+    small = load_papers(smoke)[0].variants[0].overrides  # PatchCore
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return hydra.compose("run", overrides=[*small, *words])
 

@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -23,12 +24,14 @@ from src.grid.reproduction import make_plan, reproduce, workplace
 def settings(tmp_path, monkeypatch):
     """The config of `src.reproduce` on an empty folder, without any process started."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
-    whole = OmegaConf.to_container(OmegaConf.load(CONF / "reproduce.yaml"), resolve=False)
-    plain = {key: value for key, value in whole.items() if key not in ("defaults", "hydra")}
     places = {"runs_dir": str(tmp_path / "runs"), "tables_dir": str(tmp_path / "tables")}
 
-    def build(**changes):
-        return OmegaConf.create({**plain, **places, "papers": "smoke", **changes})
+    def build(paper="smoke", **changes):
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            cfg = hydra.compose("reproduce", overrides=[f"paper={paper}"])
+        for key, value in {**places, **changes}.items():
+            OmegaConf.update(cfg, key, value)
+        return cfg
 
     return build
 
@@ -91,7 +94,7 @@ def test_categories_without_data_are_named_in_the_table(settings, tmp_path):
         (root / part).mkdir(parents=True)
         suffix = "_mask.png" if "ground" in part else ".png"
         (root / part / f"000{suffix}").write_bytes(b"not opened by the planner")
-    cfg = settings(papers="patchcore", variants=["wrn50_1"], seeds=[0])
+    cfg = settings(paper="patchcore", variants=["wrn50_1"], seeds=[0])
     plan = make_plan(cfg)
     assert [job.category for job in plan.jobs] == ["bottle"]
     assert len(plan.absent) == 14
@@ -104,8 +107,8 @@ def test_categories_without_data_are_named_in_the_table(settings, tmp_path):
 
 def test_without_any_data_the_advice_is_to_set_data_dir(settings):
     with pytest.raises(DataError, match="DATA_DIR"):
-        make_plan(settings(papers="crn"))
-    fetched = make_plan(settings(papers="crn", variants=["honest"], seeds=[0], download=True))
+        make_plan(settings(paper="crn"))
+    fetched = make_plan(settings(paper="crn", variants=["honest"], seeds=[0], download=True))
     assert len(fetched.jobs) == 15
 
 
