@@ -36,5 +36,6 @@ def check_data_set(cfg: DictConfig) -> int:
     out.mkdir(parents=True, exist_ok=True)
     write_json(report, out / "findings.json")
     draw_report(report, out / "check.png")
-    console.print(f"Every file name: {out / 'findings.json'}; picture: {out / 'check.png'}")
+    console.print(f"Every file name: {out / 'findings.json'}", soft_wrap=True, highlight=False)
+    console.print(f"Picture: {out / 'check.png'}", soft_wrap=True, highlight=False)
     return report.exit_code

@@ -26,7 +26,8 @@ _SHOWN = 12  # pictures on the contact sheet
 
 def print_report(report: Report, console: Console, title: str) -> None:
     """Counts and findings as tables."""
-    counts = Table(title=title, title_justify="left")
+    console.print(title, style="bold", soft_wrap=True, highlight=False)
+    counts = Table()
     for name in ("split", "defect", "images", "with mask"):
         counts.add_column(name, justify="right" if name in ("images", "with mask") else "left")
     for (split, defect), number in report.counts().items():

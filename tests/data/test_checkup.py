@@ -15,7 +15,8 @@ def composed(*overrides):
         return compose("check", list(overrides))
 
 
-def test_a_folder_is_checked_from_the_config_alone(tmp_path, image, capsys):
+def test_a_folder_is_checked_from_the_config_alone(tmp_path, image, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     for i in range(30):
         image(tmp_path / "photos/good" / f"{i}.png", seed=i)
     (tmp_path / "photos/good/7.png").write_bytes(b"")
@@ -44,3 +45,10 @@ def test_looking_at_an_absent_data_set_never_downloads_it(tmp_path, monkeypatch)
     for name in ("mvtec", "visa", "btad"):
         with pytest.raises(DataError, match="was not found"):
             check_data_set(composed(f"data={name}", f"data.root={tmp_path / name}"))
+
+
+def test_the_help_names_every_data_set():
+    text = (CONF / "check.yaml").read_text()
+    line = next(line for line in text.splitlines() if line.strip().startswith("data=:"))
+    named = line.split(":")[1].replace(" ", "").split(",")
+    assert named == sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
