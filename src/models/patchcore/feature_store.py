@@ -36,7 +36,7 @@ class FeatureStore:
         dropped, so the result equals that of a single process. The store is empty afterwards.
         """
         grids, index = self._take()
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if process_count() > 1:
             grids, index = gather_rows(grids), gather_rows(index.to(grids.device)).cpu()
         order = first_of_each(index)
         if not torch.equal(order, torch.arange(len(index))):
@@ -49,6 +49,11 @@ class FeatureStore:
         grids, index = self._grids[: self.filled], self._index[: self.filled]
         self._grids, self.filled = None, 0
         return grids, index
+
+
+def process_count() -> int:
+    """Processes that fit together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def first_of_each(index: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ def patch_origins(index: Tensor, h: int, w: int) -> Tensor:
 
 def all_processes(rows: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (n, D) and sources (n, 3) of all processes, every source once."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if process_count() == 1:
         return rows, origin
     rows, origin = gather_rows(rows), gather_rows(origin.to(rows.device)).cpu()
     _, source = torch.unique(origin, dim=0, return_inverse=True)

@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.patchcore.coreset import Progress
-from src.models.patchcore.feature_store import FeatureStore, all_processes, patch_origins
+from src.models.patchcore.feature_store import (
+    FeatureStore,
+    all_processes,
+    patch_origins,
+    process_count,
+)
 from src.models.patchcore.held_out import match_other_images, replace_infinite
 from src.models.patchcore.memory_bank import Match, MemoryBank
 from src.models.patchcore.patches import PatchEmbedder
@@ -98,7 +103,8 @@ class PatchMemory(nn.Module):
         plan = Plan.make(self._images, (h, w), D, self.coreset, self.options.memory_budget_gb)
         log.info("PatchCore plan: %s", plan.describe())
         if plan.streams:
-            self._stream = StreamingCoreset(plan, self.coreset, self.options.seed)
+            own = plan._replace(patches=self._here * h * w)  # what this process will see
+            self._stream = StreamingCoreset(own, self.coreset, self.options.seed)
         else:
             self._store = FeatureStore(self._here)
 
@@ -109,10 +115,7 @@ class PatchMemory(nn.Module):
             when their patches are gone.
         """
         if self._stream is not None:
-            rows, origin = all_processes(*self._stream.candidates())
-            rows, origin, self.radius = self._stream.finish(rows, origin, progress)
-            order = source_order(origin)
-            self.bank.fill(rows[order.to(rows.device)], origin[order].to(rows.device))
+            self._close_stream(self._stream, progress)
             self._stream = None
             return None
         if self._store is None:
@@ -120,6 +123,22 @@ class PatchMemory(nn.Module):
         grids, index = self._store.collect()
         self._store = None
         return self._build(grids, index, progress)
+
+    def _close_stream(self, stream: StreamingCoreset, progress: Progress | None) -> None:
+        """Fill the bank from the rows that all processes kept, reduced once more if several did."""
+        rows, origin = stream.finish()
+        self.radius = torch.tensor([stream.cover_radius])
+        if process_count() > 1:
+            rows, origin = all_processes(rows, origin)
+            size = min(stream.plan.kept, len(rows))
+            options = self.coreset._replace(ratio=min(1.0, (size + 0.5) / len(rows)))
+            chosen = select(rows, options, self.options.seed, progress)
+            rows, origin = rows[chosen.rows.to(rows.device)], origin[chosen.rows]
+            # Triangle inequality: a row, its process's kept row, the row kept of that.
+            self.radius = gather_rows(self.radius.to(rows.device)).max()[None].cpu()
+            self.radius += chosen.radius[-1] if len(chosen.radius) else 0.0
+        order = source_order(origin)
+        self.bank.fill(rows[order.to(rows.device)], origin[order].to(rows.device))
 
     def _build(self, grids: Tensor, index: Tensor, progress: Progress | None) -> Scored:
         n, h, w, D = grids.shape
@@ -200,6 +219,23 @@ class PatchMemory(nn.Module):
         return neighbourhood_weight(
             self.scorer.reweight, length(match.distance[at, 0]), length(gap), D
         )
+
+    # --- saving -------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Bank rows with centre and sources, and the radius curve of their selection."""
+        return {
+            "bank.rows": self.bank.rows,
+            "bank.centre": self.bank.centre,
+            "bank.origin": self.bank.origin,
+            "radius": self.radius,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Inverse of `tensors`."""
+        rows, centre, origin = (tensors[f"bank.{key}"] for key in ("rows", "centre", "origin"))
+        self.bank.restore(rows.to(device), centre.to(device), origin.to(device))
+        self.radius = tensors["radius"]
 
 
 def source_order(origin: Tensor) -> Tensor:

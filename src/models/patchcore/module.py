@@ -16,11 +16,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.backbones.features import FeatureExtractor
+from src.errors import SavedModelError
 from src.models.base import AnomalyModule, NormalScores, Prediction
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
@@ -101,10 +103,7 @@ class PatchCore(AnomalyModule):
 
     def on_train_epoch_start(self) -> None:
         """Make room for the training images."""
-        loader: Any = self.trainer.train_dataloader
-        batches = int(self.trainer.num_training_batches)
-        here = min(batches * loader.batch_size, len(loader.dataset))
-        self.memory.begin(min(here * self.trainer.world_size, len(loader.dataset)), here)
+        self.memory.begin(*expect_images(self.trainer))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Remember the patches of a batch of normal images."""
@@ -172,12 +171,7 @@ class PatchCore(AnomalyModule):
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """Bank rows with centre and sources, the radius curve, and the held-out scores."""
-        bank = self.memory.bank
-        return {
-            "bank.rows": bank.rows,
-            "bank.centre": bank.centre,
-            "bank.origin": bank.origin,
-            "radius": self.memory.radius,
+        return self.memory.tensors() | {
             "held_out.image": self.held_out.image,
             "held_out.map_max": self.held_out.map_max,
         }
@@ -185,10 +179,16 @@ class PatchCore(AnomalyModule):
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Take over a saved bank."""
         check_names(self, tensors)
-        place = {key: value.to(self.device) for key, value in tensors.items()}
-        self.memory.bank.restore(place["bank.rows"], place["bank.centre"], place["bank.origin"])
-        self.memory.radius = tensors["radius"]
+        self.memory.restore(tensors, self.device)
         self.held_out = NormalScores(tensors["held_out.image"], tensors["held_out.map_max"])
+
+
+def expect_images(trainer: pl.Trainer) -> tuple[int, int]:
+    """Training images of one epoch in all, and most of them in this process."""
+    loader: Any = trainer.train_dataloader
+    count = len(loader.dataset)
+    here = min(int(trainer.num_training_batches) * loader.batch_size, count)
+    return min(here * trainer.world_size, count), here
 
 
 def check_names(model: AnomalyModule, tensors: dict[str, Tensor]) -> None:
@@ -197,8 +197,6 @@ def check_names(model: AnomalyModule, tensors: dict[str, Tensor]) -> None:
     Raises:
         SavedModelError: names are missing or unknown.
     """
-    from src.errors import SavedModelError
-
     wrong = sorted(set(model.trained_tensors()) ^ set(tensors))
     if wrong:
         raise SavedModelError(

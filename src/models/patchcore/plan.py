@@ -46,9 +46,14 @@ class Plan(NamedTuple):
         return _FLOAT * (self.dim + projected) + ROW_STATE
 
     @property
+    def bank_row_bytes(self) -> int:
+        """Bytes of one row of the finished bank in float32, with norm and source."""
+        return _FLOAT * self.dim + 16
+
+    @property
     def bank_bytes(self) -> int:
         """Bytes of the finished bank in float32."""
-        return self.kept * (_FLOAT * self.dim + 16)
+        return self.kept * self.bank_row_bytes
 
     @property
     def peak_bytes(self) -> int:
@@ -57,7 +62,7 @@ class Plan(NamedTuple):
 
     @property
     def streams(self) -> bool:
-        """Whether the budget forces a coreset in two rounds."""
+        """Whether the budget forces a streaming coreset."""
         return self.budget is not None and self.peak_bytes > self.budget
 
     @property

@@ -1,8 +1,12 @@
-"""A coreset under a memory budget: patches stream by, only candidates stay.
+"""A coreset under a memory budget: patches stream by, only the bank and one part stay.
 
-Two rounds (composable coresets): every part of the stream contributes candidates, twice as many in
-all as the bank will hold, and the exact greedy selection runs on their union. Ours: a part starts
-from its distances to the candidates kept so far, so it adds only what earlier parts lack.
+Ours: one round with carry-over. The stream is cut into parts. In each, the exact greedy selection
+starts from the distances to the rows kept so far and adds what they cover worst; after a share f of
+the stream, M sqrt(f) of the M rows are taken, since novelty falls as images repeat. The worst
+covered rows of a part, up to M, move on to the next one, so a pick that came too late is not lost.
+Measured on bottle features against greedy selection over all rows at once (1 %, 8 and 32 parts):
+cover radius 0.98 to 1.00 of it at the same cost; composable coresets (each part alone, then a
+second round on twice as many candidates) reach 1.2 and 1.5.
 """
 
 from __future__ import annotations
@@ -11,24 +15,24 @@ import torch
 from torch import Tensor
 
 from src.errors import ConfigError
-from src.models.patchcore.coreset import Progress, greedy_coreset, random_coreset, random_projection
+from src.models.patchcore.coreset import greedy_coreset, random_coreset, random_projection
 from src.models.patchcore.memory_bank import smallest
 from src.models.patchcore.plan import WORKSPACE, Plan
 from src.models.patchcore.products import product, squared_norms
 from src.models.patchcore.selection import CoresetOptions
 
-_OVERSAMPLE = 2.0  # spec of two-round k-center: candidates per bank row
-_SMALLEST_OVERSAMPLE = 1.25
-_SMALLEST_PART = 4096  # rows; below, candidates would be picked almost at random
+_SMALLEST_PART = 4096  # rows; below, most of the time goes into overhead
+_MOST_CARRIED = 0.5  # of a part; the rest is new
 
 
 class StreamingCoreset:
-    """Collects patch vectors (n, D) with sources (n, 3); peak memory stays under a budget.
+    """Collects patch vectors (n, D) with sources (n, 3); memory stays under the plan's budget.
 
     Args:
         plan: sizes and budget of the fit.
-        options: the `model.coreset` group.
-        seed: of projection and starts.
+        options: the `model.coreset` group; a ratio of None keeps as many rows as fit the budget
+            and as `stop_radius` asks for.
+        seed: of projection, starts and random picks.
 
     Raises:
         ConfigError: the budget cannot hold the bank and one part.
@@ -36,89 +40,100 @@ class StreamingCoreset:
 
     def __init__(self, plan: Plan, options: CoresetOptions, seed: int) -> None:
         self.plan, self.options, self.seed = plan, options, seed
-        self.capacity, part = _divide(plan)
-        self.part_rows = min(part, plan.patches)
-        self._part: Tensor | None = None
-        self._part_origin = torch.empty(self.part_rows, 3, dtype=torch.int32)
-        self._filled = self._seen = self._kept = 0
-        self._rows: Tensor | None = None
+        self.capacity, self.part_rows = divide_budget(plan, bounded=options.ratio is not None)
+        self.cover_radius = 0.0  # no row seen so far is farther from a kept one, once `finish`ed
+        self._seen = self._kept = self._filled = 0
+        self._rows = self._points = self._part = torch.empty(0)
         self._origin = torch.empty(self.capacity, 3, dtype=torch.int32)
+        self._part_origin = torch.empty(self.part_rows, 3, dtype=torch.int32)
+        self._wanted = (
+            random_coreset(plan.patches, plan.kept, seed) if options.method == "random" else None
+        )
 
     def add(self, features: Tensor, origin: Tensor) -> None:
         """Take patch vectors (n, D) and their sources (n, 3)."""
-        if self._part is None:
-            self._part = features.new_empty(self.part_rows, features.shape[1])
+        if not len(self._rows):
             self._rows = features.new_empty(self.capacity, features.shape[1])
+            self._points = features.new_empty(
+                self.capacity if self._projects else 0, self.plan.selection_dim
+            )
+        if self._wanted is not None:
+            self._keep_wanted(features, origin, self._wanted)
+            return
+        if not len(self._part):
+            self._part = features.new_empty(self.part_rows, features.shape[1])
         begin = 0
         while begin < len(features):
             count = min(self.part_rows - self._filled, len(features) - begin)
             place = slice(self._filled, self._filled + count)
             self._part[place] = features[begin : begin + count]
             self._part_origin[place] = origin[begin : begin + count]
-            self._filled += count
-            begin += count
+            begin, self._filled, self._seen = begin + count, place.stop, self._seen + count
             if self._filled == self.part_rows:
-                self._reduce()
+                self._reduce(carry=True)
 
-    def candidates(self) -> tuple[Tensor, Tensor]:
-        """Candidates of the whole stream so far (n, D) and their sources (n, 3)."""
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Kept rows (M, D) and their sources (M, 3)."""
         if self._filled:
-            self._reduce()
-        if self._rows is None:
-            raise RuntimeError("no features were added to the streaming coreset")
-        self._part = None
+            self._reduce(carry=False)
+        self._part = torch.empty(0)
         return self._rows[: self._kept], self._origin[: self._kept]
 
-    def _reduce(self) -> None:
-        """Keep candidates of the current part: what the candidates so far cover worst."""
-        if self._part is None or self._rows is None:
-            return
-        part = self._part[: self._filled]
-        self._seen += self._filled
-        share = min(1.0, self._seen / self.plan.patches)
-        quota = min(self._filled, round(self.capacity * share) - self._kept)
-        if quota > 0:
-            chosen = self._choose(part, quota).sort().values
-            place = slice(self._kept, self._kept + len(chosen))
-            self._rows[place] = part[chosen.to(part.device)]
-            self._origin[place] = self._part_origin[: self._filled][chosen]
-            self._kept += len(chosen)
-        self._filled = 0
+    @property
+    def _projects(self) -> bool:
+        return self.plan.selection_dim != self.plan.dim
 
-    def _choose(self, part: Tensor, quota: int) -> Tensor:
-        if self.options.method == "random":
-            return random_coreset(len(part), quota, self.seed + self._seen)
-        dim = self.options.projected_dim(part.shape[1])
-        points = part if dim == part.shape[1] else random_projection(part, dim, self.seed)
-        gap = None
-        if self._kept and self._rows is not None:
-            kept = self._rows[: self._kept]
-            kept = kept if dim == part.shape[1] else random_projection(kept, dim, self.seed)
-            gap = gap_to(points, kept)
-        return greedy_coreset(
+    def _keep_wanted(self, features: Tensor, origin: Tensor, wanted: Tensor) -> None:
+        """Random rows are drawn beforehand: the same ones as without a budget."""
+        inside = (wanted >= self._seen) & (wanted < self._seen + len(features))
+        self._append(features, origin, wanted[inside] - self._seen)
+        self._seen += len(features)
+
+    def _reduce(self, *, carry: bool) -> None:
+        """Add to the kept rows what they cover worst in the current part."""
+        part, origin = self._part[: self._filled], self._part_origin[: self._filled]
+        points = self._project(part)
+        gap = gap_to(points, self._kept_points()) if self._kept else None
+        quota = min(self._quota(last=not carry), self._filled)
+        found = greedy_coreset(
             points, quota, start=self.options.start, seed=self.seed, block=self.options.block,
             known_gap=gap, stop_radius=self.options.stop_radius, track=False,
-        ).rows  # fmt: skip
+        )  # fmt: skip
+        self._append(part, origin, found.rows, points)
+        ordered = found.distance.sort(descending=True)
+        room = min(self.plan.kept, int(_MOST_CARRIED * self.part_rows)) if carry else 0
+        dropped = ordered.values[room : room + 1]
+        self.cover_radius = max([self.cover_radius, *dropped.tolist()])
+        stay = ordered.indices[:room]
+        self._filled = len(stay)
+        part[: len(stay)] = part[stay]
+        origin[: len(stay)] = origin[stay.cpu()]
 
-    def finish(
-        self, candidates: Tensor, origin: Tensor, progress: Progress | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Second round: bank rows (M, D), sources (M, 3) and cover radii (M,) of the union."""
-        size = min(self.plan.kept, len(candidates))
-        if self.options.method == "random":
-            rows = random_coreset(len(candidates), size, self.seed)
-            radius = torch.empty(0)
-        else:
-            dim = self.options.projected_dim(candidates.shape[1])
-            points = candidates
-            if dim != candidates.shape[1]:
-                points = random_projection(candidates, dim, self.seed)
-            found = greedy_coreset(
-                points, size, start=self.options.start, seed=self.seed, block=self.options.block,
-                stop_radius=self.options.stop_radius, track=False, progress=progress,
-            )  # fmt: skip
-            rows, radius = found.rows.sort().values, found.radius
-        return candidates[rows.to(candidates.device)], origin[rows], radius
+    def _quota(self, *, last: bool) -> int:
+        """Rows to add now: M sqrt(share of the stream seen) in all."""
+        if last or self.options.ratio is None:
+            return self.capacity - self._kept
+        share = min(1.0, self._seen / self.plan.patches)
+        return max(1, int(self.capacity * share**0.5) - self._kept)
+
+    def _append(
+        self, part: Tensor, origin: Tensor, chosen: Tensor, points: Tensor | None = None
+    ) -> None:
+        chosen = chosen[: self.capacity - self._kept]
+        place = slice(self._kept, self._kept + len(chosen))
+        self._rows[place] = part[chosen.to(part.device)]
+        self._origin[place] = origin[chosen.cpu()]
+        if self._projects and points is not None:
+            self._points[place] = points[chosen.to(points.device)]
+        self._kept = place.stop
+
+    def _project(self, rows: Tensor) -> Tensor:
+        if not self._projects:
+            return rows
+        return random_projection(rows, self.plan.selection_dim, self.seed)
+
+    def _kept_points(self) -> Tensor:
+        return (self._points if self._projects else self._rows)[: self._kept]
 
 
 def gap_to(points: Tensor, kept: Tensor) -> Tensor:
@@ -134,23 +149,25 @@ def gap_to(points: Tensor, kept: Tensor) -> Tensor:
     return gap.clamp_min_(0.0)
 
 
-def _divide(plan: Plan) -> tuple[int, int]:
-    """Candidates and rows per part that fit the budget."""
-    budget = (plan.budget or 0) - WORKSPACE - 2 * plan.bank_bytes
-    factor = _OVERSAMPLE
-    while factor >= _SMALLEST_OVERSAMPLE:
-        capacity = min(plan.patches, int(factor * plan.kept) + 1)
-        part = int(budget / plan.row_bytes) - capacity
-        if part >= min(_SMALLEST_PART, plan.patches):
-            return capacity, part
-        factor -= 0.25
-    least = (
-        WORKSPACE
-        + 2 * plan.bank_bytes
-        + (_SMALLEST_OVERSAMPLE * plan.kept + _SMALLEST_PART) * plan.row_bytes
-    )
+def divide_budget(plan: Plan, *, bounded: bool) -> tuple[int, int]:
+    """Rows to keep and rows per part that fit the plan's budget.
+
+    `bounded=False`: the bank has no planned size and gets half of the room.
+
+    Raises:
+        ConfigError: says how much would do.
+    """
+    room = (plan.budget or 0) - WORKSPACE
+    bank_row = 2 * plan.bank_row_bytes + plan.row_bytes  # kept, copied once into the bank
+    part_row = plan.row_bytes + plan.row_bytes // 2  # filled, and gathered when carried on
+    kept = plan.kept if bounded else min(plan.patches, max(0, room) // (2 * bank_row))
+    part = min(plan.patches, int((room - kept * bank_row) / part_row))
+    least = min(_SMALLEST_PART, plan.patches)
+    if kept and part >= least:
+        return kept, part
+    need = WORKSPACE + max(kept, 1) * bank_row + least * part_row
     raise ConfigError(
-        "The memory budget cannot hold the bank and its candidates.",
-        found=f"model.memory_budget_gb={(plan.budget or 0) / 1e9:g} for {plan.kept:,} bank rows",
-        do=f"allow {least / 1e9:.2f} GB, or lower model.coreset.ratio or model.target_dim",
+        "The memory budget cannot hold the bank and one part of the patches.",
+        found=f"model.memory_budget_gb={(plan.budget or 0) / 1e9:g} for {kept:,} bank rows",
+        do=f"allow {need / 1e9:.3g} GB, or lower model.coreset.ratio or model.target_dim",
     )

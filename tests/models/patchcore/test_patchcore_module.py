@@ -1,0 +1,260 @@
+"""PatchCore as a whole, on a small stand-in backbone: fit, score, hold out, save, stream."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from src.errors import ConfigError, SavedModelError
+from src.models.patchcore.module import PatchCore
+from tests.reference_patchcore import nearest
+
+SIZE = (32, 48)
+OPTIONS = {
+    "image_size": SIZE,
+    "embedding": "concat",
+    "patch_size": 3,
+    "patch_stride": 1,
+    "pretrain_dim": 16,
+    "target_dim": 16,
+    "coreset": {
+        "method": "greedy",
+        "ratio": 0.2,
+        "start": "official",
+        "projection_dim": None,
+        "stop_radius": None,
+        "block": 64,
+    },
+    "neighbors": 1,
+    "distance": "euclidean",
+    "search": {"backend": "flat", "cells": None, "nprobe": 4, "dtype": "float32"},
+    "reweight": "none",
+    "reweight_neighbors": 4,
+    "squared": False,
+    "sigma": 2.0,
+    "memory_budget_gb": None,
+    "seed": 0,
+}
+
+
+class TwoMaps(torch.nn.Module):
+    """Fixed random filters at strides 4 and 8, as frozen features."""
+
+    channels = (6, 10)
+    identity = "two-maps"
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.fine = torch.randn(6, 3, 4, 4, generator=generator)
+        self.coarse = torch.randn(10, 6, 2, 2, generator=generator)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        fine = torch.nn.functional.conv2d(image, self.fine, stride=4).relu()
+        return [fine, torch.nn.functional.conv2d(fine, self.coarse, stride=2).relu()]
+
+
+class Noise(Dataset):
+    """Seeded images whose numbers in the data set are not their positions."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(count, 3, *SIZE, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, at: int) -> dict[str, torch.Tensor]:
+        return {"image": self.images[at], "index": torch.tensor(100 + at)}
+
+
+def build(**options) -> PatchCore:
+    coreset = OPTIONS["coreset"] | options.pop("coreset", {})
+    return PatchCore(TwoMaps(), **(OPTIONS | {"coreset": coreset} | options))
+
+
+def fitted(count: int = 9, batch_size: int = 4, **options) -> PatchCore:
+    model = build(**options)
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    loader = DataLoader(Noise(count), batch_size)
+    trainer.fit(model, loader)
+    model.eval()
+    model.after_fit(loader)
+    return model
+
+
+def all_patches(model: PatchCore, count: int = 9) -> torch.Tensor:
+    grids = model.memory.patches(model.backbone(Noise(count).images))
+    return grids.flatten(1, 2)  # (n, P, D)
+
+
+@pytest.fixture(scope="module")
+def plain() -> PatchCore:
+    return fitted()
+
+
+def test_bank_holds_the_asked_share_with_the_source_of_every_row(plain):
+    bank = plain.memory.bank
+    patches = all_patches(plain)  # (9, 96, 16)
+    assert len(bank) == int(0.2 * 9 * 96)
+    image, row, column = bank.origin.long().unbind(1)
+    source = patches[image - 100, row * 12 + column]
+    torch.testing.assert_close(bank.vectors(torch.arange(len(bank))), source)
+
+
+def test_score_is_the_largest_distance_to_the_bank_and_the_map_has_image_size(plain):
+    images = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(5))
+    found = plain(images)
+    patches = plain.memory.patches(plain.backbone(images)).flatten(1, 2)
+    bank = plain.memory.bank.vectors(torch.arange(len(plain.memory.bank)))
+    gaps = nearest(patches.flatten(0, 1), bank, 1)[0].sqrt().view(3, -1)
+    torch.testing.assert_close(found.score, gaps.amax(1).float())
+    assert found.anomaly_map.shape == (3, *SIZE)
+    assert (found.anomaly_map.amax((1, 2)) <= found.score).all()
+
+
+def test_an_image_scores_the_same_alone_and_in_any_batch(plain):
+    images = torch.randn(5, 3, *SIZE)
+    together = plain(images)
+    for i in range(5):
+        alone = plain(images[i : i + 1])
+        torch.testing.assert_close(alone.score[0], together.score[i], rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(
+            alone.anomaly_map[0], together.anomaly_map[i], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_training_images_score_zero_when_every_patch_is_kept():
+    model = fitted(coreset={"method": "none"})
+    assert plain_max(model) < 1e-3
+
+
+def plain_max(model: PatchCore) -> float:
+    return model(Noise(9).images).score.max().item()
+
+
+@pytest.mark.parametrize("projection_dim", [None, 8])
+@pytest.mark.parametrize("neighbors", [1, 3])
+def test_held_out_scores_are_those_of_a_bank_without_the_image(projection_dim, neighbors):
+    model = fitted(coreset={"projection_dim": projection_dim}, neighbors=neighbors)
+    bank = model.memory.bank
+    rows = bank.vectors(torch.arange(len(bank)))
+    expected = []
+    for i, patches in enumerate(all_patches(model)):
+        others = bank.origin[:, 0] != 100 + i
+        gaps = nearest(patches, rows[others], neighbors)[0].sqrt().mean(1)
+        expected.append(gaps.max().float())
+    held_out = model.held_out_scores()
+    assert held_out is not None
+    torch.testing.assert_close(held_out.image, torch.stack(expected))
+    assert (held_out.map_max <= held_out.image).all()
+    assert (held_out.image >= model(Noise(9).images).score - 1e-4).all()
+
+
+def test_a_single_training_image_still_gives_finite_scores():
+    model = fitted(count=1)
+    held_out = model.held_out_scores()
+    assert held_out is not None
+    assert torch.isfinite(held_out.image).all()
+    assert torch.isfinite(model(torch.randn(1, 3, *SIZE)).score).all()
+
+
+def test_saved_model_predicts_the_same_after_loading(plain, tmp_path):
+    plain.save(tmp_path)
+    other = build()
+    other.load(tmp_path)
+    images = torch.randn(2, 3, *SIZE)
+    assert torch.equal(plain(images).anomaly_map, other(images).anomaly_map)
+    assert torch.equal(plain.held_out_scores().image, other.held_out_scores().image)
+    assert not any(key.startswith("backbone") for key in plain.trained_tensors())
+
+
+def test_tensors_of_another_model_are_refused(plain):
+    with pytest.raises(SavedModelError, match="names differ"):
+        build().restore_tensors({"bank.rows": torch.ones(1)}, {})
+
+
+def test_same_seed_same_bank_and_batch_size_does_not_matter(plain):
+    again = fitted(batch_size=9)
+    assert torch.equal(again.memory.bank.origin, plain.memory.bank.origin)
+
+
+def test_nearest_patches_names_the_source_of_a_kept_training_patch(plain):
+    match = plain.nearest_patches(Noise(9).images[3])
+    bank = plain.memory.bank
+    own = (bank.origin[:, 0] == 103).nonzero()[:, 0]
+    for index in own.tolist():
+        row, column = bank.origin[index, 1:].tolist()
+        assert match.row[row, column] == index
+        assert match.image[row, column] == 103
+        assert match.place[row, column].tolist() == [row, column]
+        assert match.distance[row, column].item() < 1e-3
+
+
+def test_reweighted_scores_are_lower_and_held_out_ones_follow():
+    none, paper = fitted(), fitted(reweight="paper")
+    images = torch.randn(3, 3, *SIZE)
+    assert (paper(images).score < none(images).score).all()
+    assert (paper.held_out_scores().image < none.held_out_scores().image).all()
+
+
+def test_squared_scores_are_squares_and_cosine_stays_between_zero_and_two():
+    images = torch.randn(3, 3, *SIZE)
+    plain, squared, cosine = fitted(), fitted(squared=True), fitted(distance="cosine")
+    torch.testing.assert_close(squared(images).score, plain(images).score ** 2)
+    assert 0.0 <= cosine(images).score.min() <= cosine(images).score.max() <= 2.0
+    norms = cosine.memory.bank.vectors(torch.arange(5)).norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(5))
+
+
+def test_plan_is_told_before_the_fit(caplog):
+    with caplog.at_level(logging.INFO):
+        fitted()
+    assert "9 images x 96 patches = 864 vectors of 16 values" in caplog.text
+    assert "bank 172 rows" in caplog.text
+
+
+def test_streaming_gives_a_bank_of_the_same_size_and_held_out_scores(monkeypatch):
+    monkeypatch.setattr("src.models.patchcore.streaming._SMALLEST_PART", 64)
+    monkeypatch.setattr("src.models.patchcore.plan.WORKSPACE", 0)
+    monkeypatch.setattr("src.models.patchcore.streaming.WORKSPACE", 0)
+    held = fitted(count=30)
+    streamed = fitted(count=30, memory_budget_gb=0.00023)
+    assert len(streamed.memory.bank) == len(held.memory.bank)
+    patches = all_patches(held, 30).flatten(0, 1)
+    radius = [
+        nearest(patches, model.memory.bank.vectors(torch.arange(len(model.memory.bank))), 1)[0]
+        .sqrt()
+        .max()
+        for model in (held, streamed)
+    ]
+    assert radius[1] <= radius[0] * 1.15
+    assert len(streamed.held_out_scores().image) == 30
+    assert (streamed.memory.bank.origin[1:, 0] >= streamed.memory.bank.origin[:-1, 0]).all()
+
+
+def test_a_budget_too_small_for_the_bank_is_refused_with_the_size_it_needs():
+    with pytest.raises(ConfigError, match=r"allow 0\.0"):
+        fitted(memory_budget_gb=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ratios": 0.1}, "Did you mean 'ratio'"),
+        ({"method": "greedi"}, "Did you mean 'greedy'"),
+        ({"ratio": 1.5}, "above 0 and at most 1"),
+        ({"ratio": None}, "has no size"),
+        ({"block": 0}, "are counts"),
+    ],
+)
+def test_wrong_coreset_settings_are_explained(change, message):
+    with pytest.raises(ConfigError, match=message):
+        build(coreset=change)
