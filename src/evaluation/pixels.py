@@ -20,7 +20,7 @@ from src.evaluation.ranking import Counts, Floats, Ranking, around, finite
 
 Scores = NDArray[np.float32]
 
-#: Normal pixels sorted together: 64 MiB of float32, the peak beyond the budget.
+#: Normal pixels sorted together: 64 MiB of float32; ranking needs two of these beyond the budget.
 RUN_LENGTH = 2**24
 
 
@@ -234,10 +234,10 @@ class PixelStore:
             waiting.append(self._normal(image))
             pixels += image.normals
             if pixels >= RUN_LENGTH:
-                yield np.sort(np.concatenate(waiting))
+                yield _sorted(waiting)
                 waiting, pixels = [], 0
         if waiting:
-            yield np.sort(np.concatenate(waiting))
+            yield _sorted(waiting)
 
     # --- several processes --------------------------------------------------------------------
 
@@ -255,6 +255,12 @@ class PixelStore:
                 normal = image.normal
                 assert not isinstance(normal, int)
                 self._keep(index, image.defect, image.region_size, image.regions, normal)
+
+
+def _sorted(parts: list[Scores]) -> Scores:
+    run = np.concatenate(parts)
+    run.sort()
+    return run
 
 
 def first_above(threshold: float) -> np.float32:

@@ -154,8 +154,9 @@ class Quantile:
     def fit(self, normal: NormalScores | None) -> Threshold:
         """The threshold of scores (n,), n >= 1; without any: ConfigError."""
         image, map_max = calibration_scores(normal)
-        order = math.ceil(Fraction(str(self.q)) * image.size)
-        return _order_statistic(self.name, image, map_max, order, 1 - self.q)
+        share = Fraction(str(self.q))
+        order = math.ceil(share * image.size)
+        return _order_statistic(self.name, image, map_max, order, float(1 - share))
 
 
 class Nfa:

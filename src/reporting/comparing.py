@@ -152,7 +152,8 @@ def _draw(
 
 
 def _caption(row: ScoreRow) -> str:
-    return f"{outcome(row.label, row.decision)} {row.score:.4g}: {row.path}"
+    name = "/".join(Path(row.path).parts[-2:])
+    return f"{outcome(row.label, row.decision)} {row.score:.4g}: {name}"
 
 
 def _samples(run: SavedRun, paths: list[str]) -> list[Sample]:
