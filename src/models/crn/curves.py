@@ -85,9 +85,10 @@ class TrainingCurves(pl.Callback):
                 stacklevel=2,
             )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        values = held_out_values(model, data.calibration_dataloader())
-        if self.oracle:
-            values |= self._oracle_values(model, data)
+        with trainer.precision_plugin.forward_context():  # as the finished model will predict
+            values = held_out_values(model, data.calibration_dataloader())
+            if self.oracle:
+                values |= self._oracle_values(model, data)
         model.curve_values = {k: v for k, v in values.items() if math.isfinite(v)}
         logged = {k: v for k, v in board_values(model).items() if math.isfinite(v)}
         for logger in trainer.loggers:

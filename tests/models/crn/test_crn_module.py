@@ -9,6 +9,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from src.errors import ConfigError, SavedModelError
+from tests.reference_crn import naive_auroc
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytorch_lightning.utilities.warnings.PossibleUserWarning"
@@ -131,9 +132,12 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(crn, toy, fit, tmp_p
 
 
 def test_bfloat16_trains_and_keeps_losses_in_float32(crn, toy, fit):
-    model = crn()
-    fit(model, toy(), 3, precision="bf16-mixed")
+    model, data = crn(), toy()
+    trainer = fit(model, data, 3, precision="bf16-mixed")
     assert model.board.loss.dtype == torch.float32
+    predictions = trainer.predict(model, data.test_dataloader())
+    scores, labels = torch.cat([p.score for p in predictions]), torch.arange(12) >= 6
+    assert model.learning_metrics()["auroc/last"] == naive_auroc(scores, labels)  # same precision
     assert torch.isfinite(model.board.reconstruction).any()
     with torch.autocast("cpu", torch.bfloat16):
         assert model(images(2)).score.dtype == torch.float32
@@ -195,7 +199,6 @@ def test_swapping_test_labels_changes_curves_but_not_the_honest_model(crn, toy, 
 
 def test_the_paper_rule_keeps_the_weights_of_its_highest_value(crn, toy, fit):
     from src.models.crn.curves import test_scores
-    from tests.reference_crn import naive_auroc
 
     model = crn("model.check_every=1", "model.optimizer.lr=3e-3")
     data = toy("paper")
