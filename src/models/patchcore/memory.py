@@ -14,6 +14,7 @@ from src.models.patchcore.coreset import Progress
 from src.models.patchcore.feature_store import (
     FeatureStore,
     all_processes,
+    gather_rows,
     patch_origins,
     process_count,
 )
