@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import threading
-import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,13 +217,3 @@ def _is_alive(pid: int, ticks: str | None) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def wait_until_free(board: ClaimBoard, key: str, *, timeout_s: float, poll_s: float) -> bool:
-    """Wait until nobody holds `key`; False when `timeout_s` passed."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if not board.is_held(key):
-            return True
-        time.sleep(poll_s)
-    return False
