@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from src.models.uflow.latents import BINS, REACH
 
 TRUTH, FOUND = "#ffffff", "#00e5ff"
 NORMAL_CURVE, LATENTS = "#1c2026", "#8fb8de"
+NFA_COLOURS = LinearSegmentedColormap.from_list(
+    "log_nfa", ["#4a1500", "#b8540a", "#f6b45c", "#ffffff", "#dfe3e8", "#c2c8d0"]
+)
 MOST_CERTAIN = 300.0  # colour scale of log10 NFA: from -300 (and below) over 0 to what there is
 
 
@@ -111,13 +115,13 @@ def _truth_panel(axis: Axes, image: np.ndarray, mask: np.ndarray | None) -> None
 
 
 def _nfa_panel(figure: Figure, axis: Axes, log_nfa: np.ndarray) -> None:
-    """Diverging colours around 0, where detection begins; both sides have their own scale."""
-    from matplotlib.colors import TwoSlopeNorm
-
+    """White where detection begins, grey above, orange to brown the more certain it is."""
     low = -float(np.clip(-log_nfa.min(), 1.0, MOST_CERTAIN))
-    norm = TwoSlopeNorm(0.0, vmin=low, vmax=max(1.0, float(log_nfa.max())))
-    shown = axis.imshow(log_nfa, cmap="PuOr", norm=norm)
+    high = max(1.0, float(log_nfa.max()))
+    norm = TwoSlopeNorm(0.0, vmin=low, vmax=high)
+    shown = axis.imshow(log_nfa, cmap=NFA_COLOURS, norm=norm)
     bar = figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02)
+    bar.set_ticks([low, 0.0, high], labels=[f"{low:.0f}", "0", f"{high:.0f}"])
     bar.ax.tick_params(labelsize=7)
 
 
