@@ -393,3 +393,19 @@ def test_energy_that_wanders_is_reported_unless_calibrated():
     collected.update([torch.randn(4, 60, 20, 20) * gain])
     assert "calibrate=true" in warnings_of(collected.result(), calibrated=False)[0]
     assert not warnings_of(collected.result(), calibrated=True)
+
+
+def test_a_fitted_model_exports_with_any_batch_size(toy_model):
+    class Exportable(ToyBackbone):
+        def forward(self, image):  # without the counter
+            return [self.norm(self.fine(image)), torch.relu(self.coarse(image))]
+
+    model = toy_model(Exportable()).eval()
+    image = batch_of(2)["image"]
+    with torch.no_grad():
+        batch = torch.export.Dim("batch", min=1, max=64)
+        program = torch.export.export(model, (image,), dynamic_shapes=({0: batch},))
+        for found, expected in zip(program.module()(image), model(image), strict=True):
+            if expected is not None:
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        assert program.module()(batch_of(5)["image"]).score.shape == (5,)
