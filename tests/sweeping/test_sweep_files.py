@@ -63,7 +63,8 @@ def test_every_parameter_exists_in_the_config_and_every_value_fits(path):
             if OmegaConf.is_dict(found):  # a group such as backbone: its file was found
                 assert (ROOT / "conf" / name / f"{value}.yaml").is_file()
             else:
-                assert found == value, f"{name}={value} became {found!r}"
+                wanted = yaml.safe_load(value) if isinstance(value, str) else value  # "[2,3]"
+                assert found == wanted, f"{name}={value} became {found!r}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
