@@ -193,12 +193,13 @@ class UFlow(AnomalyModule):
 
         Where no image was held out, the statistics are those of the training images.
         """
+        self.keep_best.restore(self)
         best = self.keep_best.best.items()
         self.selected = {name: {"value": kept.value, "epoch": kept.epoch} for name, kept in best}
-        data = getattr(self._trainer, "datamodule", None)
-        held_out = list(data.calibration_dataloader()) if data is not None else []
+        data: Any = getattr(self._trainer, "datamodule", None)
+        held_out = data is not None and len(data.calibration_samples) > 0
         statistics, lowest = latent_statistics.LatentStatistics(), []
-        for batch in held_out or loader:
+        for batch in data.calibration_dataloader() if held_out else loader:
             latents = self.latents(self._cached_maps(batch))[0]
             statistics.update(latents)
             if held_out and self.nfa.calibrate:

@@ -66,9 +66,14 @@ class KeepBest(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the module the best epoch's weights."""
+        if not trainer.interrupted:
+            self.restore(pl_module)
+
+    def restore(self, module: pl.LightningModule) -> None:
+        """Load the best weights by the first monitor, if there are any."""
         first = self.best.get(next(iter(self.monitors)))
-        if first is not None and not trainer.interrupted:
-            pl_module.load_state_dict(first.weights, strict=False)
+        if first is not None:
+            module.load_state_dict(first.weights, strict=False)
 
     def _consider(
         self,

@@ -183,6 +183,20 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert whole.keep_best.best["val/nll"].value == second.keep_best.best["val/nll"].value
 
 
+def test_a_run_killed_after_its_last_epoch_still_gets_the_best_weights(
+    toy_model, toy_data, tmp_path
+):
+    keep = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+    first, data = toy_model(optimizer={"lr": 0.3}), toy_data()  # diverges: an early epoch is best
+    trainer(tmp_path, max_epochs=4, callbacks=[keep]).fit(first, datamodule=data)
+    assert first.keep_best.best["val/nll"].epoch < 3
+    second, data = toy_model(optimizer={"lr": 0.3}), toy_data()
+    trainer(tmp_path, max_epochs=4).fit(second, datamodule=data, ckpt_path=tmp_path / "last.ckpt")
+    second.eval()
+    second.after_fit(data.ordered_train_dataloader())
+    assert same(weights(first), weights(second))
+
+
 def test_checkpoints_leave_the_backbone_out(toy_model, toy_data, tmp_path):
     keep = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)
     model = toy_model()
@@ -264,6 +278,7 @@ def test_a_saved_model_predicts_the_same(toy_model, toy_data, tmp_path):
 def test_no_held_out_normal_is_detected_after_calibration(toy_model, toy_data, tmp_path):
     model, data = toy_model(), toy_data()
     trainer(tmp_path, max_epochs=1).fit(model, datamodule=data)
+    model.keep_best.best.clear()  # or the good weights would come back
     with torch.no_grad():
         for parameter in model.flow.parameters():
             if parameter.shape[0] == 1:
@@ -280,6 +295,7 @@ def test_no_held_out_normal_is_detected_after_calibration(toy_model, toy_data, t
 def test_under_dispersed_latents_are_reported(toy_model, toy_data, tmp_path, caplog):
     model, data = toy_model(), toy_data()
     trainer(tmp_path, max_epochs=1).fit(model, datamodule=data)
+    model.keep_best.best.clear()
     with torch.no_grad():
         for step in model.flow.stages[0]:
             step.global_scale -= 1.0
