@@ -114,11 +114,14 @@ def natural_key(path: Path | str) -> tuple[tuple[int, int | str], ...]:
 
 
 def list_images(directory: Path, *, recursive: bool = False) -> list[Path]:
-    """Images in a folder in natural order; an absent folder has none."""
+    """Images in a folder in natural order; an absent folder has none, hidden ones are skipped."""
     if not directory.is_dir():
         return []
     found = directory.rglob("*") if recursive else directory.iterdir()
-    return sorted((p for p in found if is_image_name(p) and p.is_file()), key=natural_key)
+    images = [p for p in found if is_image_name(p) and p.is_file()]
+    depth = len(directory.parts)
+    visible = (p for p in images if not any(n.startswith(".") for n in p.parts[depth:]))
+    return sorted(visible, key=natural_key)
 
 
 # --- decoding -------------------------------------------------------------------------------

@@ -195,6 +195,11 @@ def test_listing_skips_hidden_and_foreign_files(tmp_path):
     (tmp_path / "sub.png").mkdir()
     assert [p.name for p in list_images(tmp_path)] == ["2.png", "10.PNG"]
     assert list_images(tmp_path / "absent") == []
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / "sub.png" / "3.png").touch()
+    (tmp_path / ".trash" / "4.png").touch()
+    names = [p.name for p in list_images(tmp_path, recursive=True)]
+    assert names == ["2.png", "10.PNG", "3.png"]
 
 
 def test_a_phone_jpeg_with_several_pictures_gives_the_first(tmp_path):
