@@ -14,7 +14,7 @@ _FLOAT = 4  # bytes
 #: Besides the vector: squared norm, distance, sort key, source (3 x int32), nearest kept row.
 ROW_STATE = 32
 #: Tiles of the products, the block of candidates, and the same again for temporaries.
-WORKSPACE = 32 << 20
+WORKSPACE = 48 << 20
 
 
 class Plan(NamedTuple):

@@ -11,6 +11,9 @@ second round on twice as many candidates) reach 1.2 and 1.5.
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 from torch import Tensor
 
@@ -43,7 +46,9 @@ class StreamingCoreset:
         self.capacity, self.part_rows = divide_budget(plan, bounded=options.ratio is not None)
         self.cover_radius = 0.0  # no row seen so far is farther from a kept one, once `finish`ed
         self._seen = self._kept = self._filled = 0
-        self._rows = self._points = self._part = torch.empty(0)
+        self._rows = self._part = torch.empty(0)
+        # What the selection looks at: the rows themselves, or their projections.
+        self._points = self._part_points = torch.empty(0)
         self._origin = torch.empty(self.capacity, 3, dtype=torch.int32)
         self._part_origin = torch.empty(self.part_rows, 3, dtype=torch.int32)
         self._wanted = (
@@ -53,30 +58,38 @@ class StreamingCoreset:
     def add(self, features: Tensor, origin: Tensor) -> None:
         """Take patch vectors (n, D) and their sources (n, 3)."""
         if not len(self._rows):
-            self._rows = features.new_empty(self.capacity, features.shape[1])
-            self._points = features.new_empty(
-                self.capacity if self._projects else 0, self.plan.selection_dim
-            )
+            self._open(features)
         if self._wanted is not None:
             self._keep_wanted(features, origin, self._wanted)
             return
-        if not len(self._part):
-            self._part = features.new_empty(self.part_rows, features.shape[1])
         begin = 0
         while begin < len(features):
             count = min(self.part_rows - self._filled, len(features) - begin)
             place = slice(self._filled, self._filled + count)
             self._part[place] = features[begin : begin + count]
             self._part_origin[place] = origin[begin : begin + count]
+            if self._projects:
+                self._part_points[place] = self._project(features[begin : begin + count])
             begin, self._filled, self._seen = begin + count, place.stop, self._seen + count
             if self._filled == self.part_rows:
                 self._reduce(carry=True)
+
+    def _open(self, features: Tensor) -> None:
+        """Allocate everything once: buffers that come and go leave holes in the heap."""
+        D, d = features.shape[1], self.plan.selection_dim
+        self._rows = features.new_empty(self.capacity, D)
+        self._points = features.new_empty(self.capacity, d) if self._projects else self._rows
+        if self._wanted is None:
+            self._part = features.new_empty(self.part_rows, D)
+            self._part_points = self._part
+            if self._projects:
+                self._part_points = features.new_empty(self.part_rows, d)
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """Kept rows (M, D) and their sources (M, 3)."""
         if self._filled:
             self._reduce(carry=False)
-        self._part = torch.empty(0)
+        self._part = self._part_points = torch.empty(0)
         return self._rows[: self._kept], self._origin[: self._kept]
 
     @property
@@ -91,23 +104,29 @@ class StreamingCoreset:
 
     def _reduce(self, *, carry: bool) -> None:
         """Add to the kept rows what they cover worst in the current part."""
-        part, origin = self._part[: self._filled], self._part_origin[: self._filled]
-        points = self._project(part)
-        gap = gap_to(points, self._kept_points()) if self._kept else None
+        return_free_memory()
+        points = self._part_points[: self._filled]
+        gap = gap_to(points, self._points[: self._kept]) if self._kept else None
         quota = min(self._quota(last=not carry), self._filled)
         found = greedy_coreset(
             points, quota, start=self.options.start, seed=self.seed, block=self.options.block,
             known_gap=gap, stop_radius=self.options.stop_radius, track=False,
         )  # fmt: skip
-        self._append(part, origin, found.rows, points)
+        self._append(self._part, self._part_origin, found.rows)
+        if self._projects:
+            chosen = found.rows.to(points.device)
+            self._points[self._kept - len(chosen) : self._kept] = points[chosen]
         ordered = found.distance.sort(descending=True)
         room = min(self.plan.kept, int(_MOST_CARRIED * self.part_rows)) if carry else 0
-        dropped = ordered.values[room : room + 1]
-        self.cover_radius = max([self.cover_radius, *dropped.tolist()])
-        stay = ordered.indices[:room]
+        self.cover_radius = max([self.cover_radius, *ordered.values[room : room + 1].tolist()])
+        self._carry(ordered.indices[:room])
+
+    def _carry(self, stay: Tensor) -> None:
+        """Move the rows `stay` to the front of the part."""
         self._filled = len(stay)
-        part[: len(stay)] = part[stay]
-        origin[: len(stay)] = origin[stay.cpu()]
+        self._part_origin[: len(stay)] = self._part_origin[stay.cpu()]
+        for buffer in (self._part, self._part_points)[: 1 + self._projects]:
+            buffer[: len(stay)] = buffer[stay]
 
     def _quota(self, *, last: bool) -> int:
         """Rows to add now: M sqrt(share of the stream seen) in all."""
@@ -116,24 +135,27 @@ class StreamingCoreset:
         share = min(1.0, self._seen / self.plan.patches)
         return max(1, int(self.capacity * share**0.5) - self._kept)
 
-    def _append(
-        self, part: Tensor, origin: Tensor, chosen: Tensor, points: Tensor | None = None
-    ) -> None:
-        chosen = chosen[: self.capacity - self._kept]
+    def _append(self, rows: Tensor, origin: Tensor, chosen: Tensor) -> None:
+        """Keep the rows `chosen` and their sources."""
         place = slice(self._kept, self._kept + len(chosen))
-        self._rows[place] = part[chosen.to(part.device)]
+        self._rows[place] = rows[chosen.to(rows.device)]
         self._origin[place] = origin[chosen.cpu()]
-        if self._projects and points is not None:
-            self._points[place] = points[chosen.to(points.device)]
         self._kept = place.stop
 
     def _project(self, rows: Tensor) -> Tensor:
-        if not self._projects:
-            return rows
         return random_projection(rows, self.plan.selection_dim, self.seed)
 
-    def _kept_points(self) -> Tensor:
-        return (self._points if self._projects else self._rows)[: self._kept]
+
+def return_free_memory() -> None:
+    """Hand freed heap pages back to the system.
+
+    glibc keeps them, and feature maps of passing batches leave holes worth tens of megabytes that
+    a budget would have to pay for. Other C libraries have no such call and need none.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def gap_to(points: Tensor, kept: Tensor) -> Tensor:
@@ -159,7 +181,7 @@ def divide_budget(plan: Plan, *, bounded: bool) -> tuple[int, int]:
     """
     room = (plan.budget or 0) - WORKSPACE
     bank_row = 2 * plan.bank_row_bytes + plan.row_bytes  # kept, copied once into the bank
-    part_row = plan.row_bytes + plan.row_bytes // 2  # filled, and gathered when carried on
+    part_row = plan.row_bytes + plan.row_bytes // 2  # filled; at most half of it carried on
     kept = plan.kept if bounded else min(plan.patches, max(0, room) // (2 * bank_row))
     part = min(plan.patches, int((room - kept * bank_row) / part_row))
     least = min(_SMALLEST_PART, plan.patches)
