@@ -52,7 +52,7 @@ def ours(features: Tensor, size: int) -> Tensor:
 def official(features: Tensor, size: int) -> Tensor:
     """Approximate greedy sampler: norms of all rows again for every pick, running minimum."""
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 - what the official code draws from
+    np.random.seed(0)
 
     def gaps(rows: Tensor, centres: Tensor) -> Tensor:
         a = rows.unsqueeze(1).bmm(rows.unsqueeze(2)).reshape(-1, 1)
@@ -62,7 +62,7 @@ def official(features: Tensor, size: int) -> Tensor:
     layer = torch.nn.Linear(features.shape[1], OFFICIAL_DIM, bias=False)
     with torch.no_grad():
         points = layer(features)
-        starts = np.random.choice(len(points), 10, replace=False).tolist()  # noqa: NPY002
+        starts = np.random.choice(len(points), 10, replace=False).tolist()
         nearest = gaps(points, points[starts]).mean(1, keepdim=True)
         picks = []
         for _ in range(size):
