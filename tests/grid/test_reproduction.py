@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from src.command_line import CONF
 from src.errors import ConfigError, DataError
 from src.grid import reproduction
-from src.grid.collecting import borrowed_intervals, resampled_intervals
+from src.grid.collecting import borrowed_intervals, resampled_intervals, stored_intervals
 from src.grid.ledger import Attempt
 from src.grid.pages import COLUMNS
 from src.grid.reproduction import make_plan, reproduce, workplace
@@ -229,6 +229,14 @@ def test_scores_without_iou_give_no_interval_of_miou(tmp_path):
     found = resampled_intervals(tmp_path / "scores.csv", {"test/miou": 0.5})
     assert "test/miou" not in found
     assert resampled_intervals(Path("nowhere.csv"), {}) == {}
+
+
+def test_a_metric_outside_its_interval_gets_one_of_the_same_width_around_itself():
+    limits = {"test/aupro_ci_low": 0.90, "test/aupro_ci_high": 0.94}
+    inside = stored_intervals({"test/aupro": 0.91, **limits})["test/aupro"]
+    assert inside == (0.90, 0.94)
+    outside = stored_intervals({"test/aupro": 0.97, **limits})["test/aupro"]
+    assert outside == pytest.approx((0.95, 0.99))
 
 
 def test_relatives_borrow_distances():
