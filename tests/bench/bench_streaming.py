@@ -129,9 +129,10 @@ def main() -> None:
     hold, stream = found["hold"], found["stream"]
     for facts in (hold, stream):
         facts["peak_mb"] -= found["draw"]["peak_mb"]
+    budget_mb = BUDGET_GB * 1e9 / 2**20
     print(
-        f"streaming: peak {stream['peak_mb']:.0f} MB of a budget of "
-        f"{BUDGET_GB * 1e3 / 1.048576:.0f} MB ({hold['peak_mb']:.0f} MB held at once), cover radius "
+        f"streaming: peak {stream['peak_mb']:.0f} MB of a budget of {budget_mb:.0f} MB "
+        f"({hold['peak_mb']:.0f} MB held at once), cover radius "
         f"{100 * (stream['radius'] / hold['radius'] - 1):+.1f} %, image AUROC "
         f"{stream['image_auroc'] - hold['image_auroc']:+.2f} points"
     )
