@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import pytorch_lightning as pl
 import torch
 
 from src.data.dataset import CACHE_LIMIT_BYTES, CheckedLoader, ImageDataset, as_is, cache_bytes
+from src.data.images import image_size
 from src.data.samples import DEFECTIVE, Sample
 from src.data.shuffling import EpochShuffle
 from src.data.splits import hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 Index = Callable[[Path, str], list[Sample]]  # root, category -> samples
 Prepare = Callable[[Path, str], None]  # root, category: download or generate what is missing
@@ -120,6 +124,19 @@ class AnomalyDataModule(pl.LightningDataModule):
             indices = range(start, end)
             self._sets[split] = ImageDataset(self.samples, indices, self.transform, cached=cached)
             start = end
+        if self.name == "folder":
+            self._warn_of_crop()
+
+    def _warn_of_crop(self) -> None:
+        """Data sets have papers that crop; a user's own images should not lose borders unseen."""
+        height, width = image_size(self.train_samples[0].image_path)
+        share = self.transform.seen_share((height, width))
+        if share < 0.99:
+            log.warning(
+                "The centre crop sees %.0f %% of an image of %d x %d pixels; defects outside are "
+                "missed. transform.resize=[%d,%d] transform.crop=null sees all of it.",
+                100 * share, width, height, *self.image_size,
+            )  # fmt: skip
 
     # --- loaders -----------------------------------------------------------------------------
 

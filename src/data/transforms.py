@@ -152,6 +152,12 @@ class ImageTransform:
         outside = (rows.abs() > 1)[:, None] | (columns.abs() > 1)[None, :]
         return out.masked_fill(outside, float(values.min()) if fill is None else fill)
 
+    def seen_share(self, original: tuple[int, int]) -> float:
+        """Share of an original image (H, W) that the network sees, 0..1; less than 1: cropped."""
+        resized = self._resized(original)
+        _, _, height, width = self._window(resized)
+        return height * width / (resized[0] * resized[1])
+
     # --- geometry ----------------------------------------------------------------------------
 
     def _output_size(self) -> tuple[int, int]:

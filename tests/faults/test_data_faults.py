@@ -148,3 +148,10 @@ def test_wrong_category_exits_with_two(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "bottle" in done.stderr
+
+
+def test_a_crop_of_own_images_is_announced(run, folder, caplog):
+    run()
+    assert "centre crop" not in caplog.text
+    run("transform.resize=40", "transform.crop=32")
+    assert "64 % of an image of 40 x 40 pixels" in caplog.text
