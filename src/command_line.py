@@ -61,6 +61,9 @@ def app(config_name: str) -> Callable[[Main], Callable[[], None]]:
                     raise failed[0]
             except KeyboardInterrupt:
                 _say("Interrupted. Run the same command again to continue.")
+                # Python kills itself with SIGINT at exit when an interrupt passed through an eval
+                # of a string (a namedtuple being made, say), even if it was caught: this clears it.
+                exec("")
                 sys.exit(INTERRUPTED)
             except Exception as error:
                 if verbose:
