@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from src.grid.claims import ClaimBoard
+from src.grid.display import LiveTable
 from src.grid.engine import Grid, Workplace
 from src.grid.slots import Slot
 
@@ -57,6 +58,17 @@ def test_a_mistake_of_the_user_is_not_retried(make_job, work, diary):
     outcome = work([make_job("misspelt", fails=9, code=2)])
     assert diary("start") == ["misspelt"]
     assert outcome.failed[0][1].exit_code == 2
+
+
+def test_a_real_run_with_a_wrong_config_is_not_retried(tmp_path, make_job, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as this program itself sets it
+    job = make_job("wrong")
+    place = Workplace(tmp_path / "grid", (sys.executable, "-m", "src.run"), 30.0, retries=1)
+    with LiveTable([job], 1, place.ledger) as watcher:
+        outcome = Grid([job], place, [Slot("s0", {})], watcher).run()
+    [(failed, attempt)] = outcome.failed
+    assert attempt.exit_code == 2  # no key named 'name'
+    assert len(place.ledger.attempts(failed.key)) == 1
 
 
 def test_a_failed_job_gets_a_new_chance_in_the_next_call(make_job, work):
