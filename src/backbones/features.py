@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from src.backbones import weights as weight_sources
+from src.backbones.fusion import fuse
 from src.errors import ConfigError, did_you_mean
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,12 +69,13 @@ class FeatureExtractor(nn.Module):
         self.network = _cut(model, self.layers, name)
         self._padding = padding_mode
         self.source = self._fill(weights, model)
+        self.weights_sha256 = weight_sources.digest(self.network)
+        self.network = fuse(self.network)
         self.network.requires_grad_(False)
         if channels_last:
             for weight in self.network.parameters():
                 if weight.ndim == 4:
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-        self.weights_sha256 = weight_sources.digest(self.network)
         self.eval()
         self.channels, self.reductions = self._measure(image_size)
 

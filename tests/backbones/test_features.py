@@ -48,7 +48,8 @@ def test_maps_equal_hooks_on_the_whole_network():
     with torch.no_grad():
         whole(image)
     for ours, theirs in zip(extractor(image), seen.values(), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)
+        scale = theirs.abs().max().item()  # BatchNorm is folded into the convolutions
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
 
 
 def test_network_is_cut_behind_the_last_layer():
