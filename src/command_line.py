@@ -41,6 +41,9 @@ def app(config_name: str) -> Callable[[Main], Callable[[], None]]:
         @functools.wraps(function)
         def program() -> None:
             load_dotenv(Path.cwd() / ".env")
+            # ours: threads that wait sleep instead of spinning. On a machine that does other work
+            # too, `make demo` took 31 s instead of 193 s (2 cores, load 5).
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             verbose = bool(os.environ.get("HYDRA_FULL_ERROR")) or "debug=true" in sys.argv
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of hydra's printer
             codes: list[int] = []
