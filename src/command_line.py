@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.allocator import keep_freed_memory
 from src.errors import GoodpartsError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
