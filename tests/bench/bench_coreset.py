@@ -26,7 +26,7 @@ from src.models.patchcore.products import product
 from src.models.patchcore.streaming import gap_to
 
 OFFICIAL_DIM = 128
-BLOCK = 512
+BLOCK = 1024
 PEER_PICKS = 40
 
 

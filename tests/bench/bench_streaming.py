@@ -28,7 +28,7 @@ from src.models.patchcore.selection import CoresetOptions, select
 from src.models.patchcore.streaming import StreamingCoreset, gap_to
 
 GRID, DIM, IMAGES, BATCH = (28, 28), 256, 560, 8
-OPTIONS = CoresetOptions("greedy", 0.01, "official", None, None, 512)
+OPTIONS = CoresetOptions("greedy", 0.01, "official", None, None, 1024)
 BUDGET_GB = 0.128  # a quarter of what all patches need
 
 

@@ -120,10 +120,8 @@ class _Search:
         random = np.random.RandomState(seed)
         if start == "official":
             rows = random.choice(N, min(_OFFICIAL_STARTS, N), replace=False)
-            mean = torch.zeros_like(self.gap)
-            for row in rows.tolist():
-                mean += self.distances.to_row(row).sqrt_()
-            self.gap.copy_(mean.div_(len(rows)).square_())
+            starts = torch.from_numpy(rows).to(self.gap.device)
+            self.gap.copy_(self.distances.to_rows(starts).sqrt_().mean(1).square_())
             return
         if start not in STARTS:
             raise ConfigError(
@@ -133,7 +131,8 @@ class _Search:
             row = self.distances.most_remote()
         else:
             row = int(random.randint(N)) if first_row is None else first_row
-        self.gap.copy_(self.distances.to_row(row))
+        place = torch.tensor([row], device=self.gap.device)
+        self.gap.copy_(self.distances.to_rows(place)[:, 0])
         if self.nearest is not None:
             self.nearest.zero_()
         self.gap[row] = -1.0

@@ -74,7 +74,7 @@ class CoresetOptions(NamedTuple):
             raise ConfigError(
                 "model.coreset.block and projection_dim are counts.",
                 found=f"block={self.block}, projection_dim={self.projection_dim}",
-                do="use block=512; projection_dim=128 as the official code, or null for none",
+                do="use block=1024; projection_dim=128 as the official code, or null for none",
             )
         return self
 
@@ -85,8 +85,14 @@ class CoresetOptions(NamedTuple):
         return max(1, int(rows * self.ratio))
 
     def projected_dim(self, dim: int) -> int:
-        """Values per row during selection; a projection to the same size is none (official)."""
-        return dim if self.projection_dim is None else self.projection_dim
+        """Values per row during selection.
+
+        Official: no projection to the same size. Ours: nor to more than half of it, where drawing
+        and multiplying costs more than it saves and the neighbours found are worth keeping.
+        """
+        if self.projection_dim is None or 2 * self.projection_dim > dim:
+            return dim
+        return self.projection_dim
 
 
 class Selection(NamedTuple):
