@@ -60,7 +60,7 @@ class ImageDecoderOptions:
     first_channels: int
     layers: int  # halvings after the first layer
     tail: int  # 1 or 2 layers that triple as upsampling
-    activation: str  # one of ACTIVATIONS, after the last layer
+    activation: str  # one of ACTIVATIONS, after each tail layer
 
     def __post_init__(self) -> None:
         choose("model.image_decoder.activation", self.activation, ACTIVATIONS)
