@@ -123,11 +123,9 @@ def tree_log_probability(energy: NDArray, channels: int, how: NfaSettings) -> Fl
     energy (h, w): mean over channels of z^2, >= 0, 1 on average if the image is normal.
     With `tests: per_size` the figures of the region's size are counted in, at most 0 in all.
     """
-    values = np.asarray(energy, dtype=np.float64)
-    if how.tail == "bound" and how.lower_tail == "clamp":
-        # Below the mean the bound is 1 for every region: one flat ground, half the work.
-        values = np.maximum(values, 1.0)
-    tree = region_tree(values)
+    # Below the mean the clamped bound is 1 for every region: one flat ground, half the work.
+    flat = how.tail == "bound" and how.lower_tail == "clamp"
+    tree = region_tree(np.asarray(energy, dtype=np.float64), 1.0 if flat else -math.inf)
     log_p = tree.area * log10_tail(tree.level, channels, how)
     if how.tests == "per_size":
         log_p = np.minimum(log_p + log10_figures(tree.area, how.counts), 0.0)
