@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from src.backbones.features import FeatureExtractor
 from src.errors import ConfigError, did_you_mean
@@ -26,6 +27,9 @@ NORMALISATIONS = ("held_out", "test_set")
 
 # Ours: the unit is the distance from the median to this quantile of held-out scores.
 _IMAGE_QUANTILE, _PATCH_QUANTILE = 0.95, 0.99
+
+
+_RANGE_BATCH = 8  # images a step while the range is found
 
 
 class Backbones(nn.ModuleList):
@@ -172,7 +176,9 @@ class PatchCoreEnsemble(AnomalyModule):
         if self.normalisation != "test_set":
             return
         loaders: Any = self.trainer.predict_dataloaders
-        loader = loaders[0] if isinstance(loaders, list) else loaders
+        given = loaders[0] if isinstance(loaders, list) else loaders
+        # Lightning's own iteration is already under way and cannot be entered twice.
+        loader = DataLoader(given.dataset, _RANGE_BATCH, collate_fn=given.collate_fn)
         low = torch.full(self.scale.shape[:2], torch.inf, device=self.device)
         high = -low
         for batch in loader:

@@ -105,6 +105,20 @@ class MemoryBank(nn.Module):
         return self._rescore(queries, row)
 
     @torch.no_grad()
+    def score_error(self, queries: Tensor) -> float:
+        """How much too high approximate search makes image scores, on average; 0 when exact.
+
+        queries (B, P, D): the patches of B images. Returns the mean over images of the relative
+        error of the largest distance.
+        """
+        flat = queries.flatten(0, 1)
+        found = self.search(flat, 1).distance.sqrt().view(len(queries), -1).amax(1)
+        centred = flat - self.centre
+        exact = self._rescore(centred, self._candidates(centred, 1, self.norms)).distance
+        best = exact.sqrt().view(len(queries), -1).amax(1)
+        return float(((found - best) / best.clamp_min(1e-12)).mean())
+
+    @torch.no_grad()
     def search_without_image(self, queries: Tensor, k: int, image: int) -> Match:
         """The k nearest rows that do not stem from one image; exact with every backend.
 

@@ -118,6 +118,17 @@ def test_inverted_lists_never_report_a_smaller_distance_than_the_exact_one(cloud
     torch.testing.assert_close(everything, exact)
 
 
+def test_score_error_is_zero_for_exact_search_and_positive_for_too_few_lists(cloud):
+    rows, queries = cloud
+    images = queries.view(6, 100, -1)
+    assert make_bank(rows, backend="faiss").score_error(images) == 0.0
+    few = make_bank(rows, backend="ivf", cells=40, nprobe=1)
+    exact = make_bank(rows).search(queries, 1).distance.sqrt().view(6, 100).amax(1)
+    found = few.search(queries, 1).distance.sqrt().view(6, 100).amax(1)
+    assert few.score_error(images) == pytest.approx(float((found / exact - 1).mean()), rel=1e-3)
+    assert few.score_error(images) > 0.0
+
+
 def test_graph_indexes_are_refused_with_the_reason():
     with pytest.raises(ConfigError, match="false alarm"):
         MemoryBank("hnsw", None, 8, "float32")

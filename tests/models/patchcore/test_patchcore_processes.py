@@ -14,7 +14,7 @@ SCRIPT = """
 import sys, torch, pytorch_lightning as pl
 from torch.utils.data import DataLoader
 sys.path.insert(0, {folder!r})
-from test_patchcore_module import Noise, build
+from stand_ins import Noise, build
 torch.set_num_threads(1)
 if __name__ == "__main__":
     processes, budget, out = int(sys.argv[1]), float(sys.argv[2]) or None, sys.argv[3]
