@@ -140,8 +140,11 @@ def floor(features: Tensor, size: int, seconds: float) -> None:
     )
 
 
-def bottle_features(root: str) -> Tensor:
-    """Official 384-value patch vectors of EfficientNet-Lite0 for the bottle training images."""
+def bottle_features(root: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Official 384-value patch vectors of EfficientNet-Lite0 for bottle.
+
+    Returns: training patches (N, 384), patches of good and of defective test images (n, 784, 384).
+    """
     from hydra import compose, initialize_config_dir
 
     from src.data.build import build_datamodule
@@ -156,12 +159,15 @@ def bottle_features(root: str) -> Tensor:
     data = build_datamodule(cfg)
     data.setup()
     model = build_model(cfg, data.image_size)
+
+    def patches(batch: dict[str, Tensor]) -> Tensor:
+        return model.memory.patches(model.backbone(batch["image"])).flatten(1, 2)
+
     with torch.inference_mode():
-        parts = [
-            model.memory.patches(model.backbone(batch["image"])).flatten(0, 2)
-            for batch in data.ordered_train_dataloader()
-        ]
-    return torch.cat(parts).clone()
+        train = [patches(batch).flatten(0, 1) for batch in data.ordered_train_dataloader()]
+        test = [(patches(batch), batch["label"]) for batch in data.test_dataloader()]
+    queries, label = (torch.cat(part) for part in zip(*test, strict=True))
+    return torch.cat(train).clone(), queries[label == 0].clone(), queries[label == 1].clone()
 
 
 def main() -> None:
@@ -171,7 +177,7 @@ def main() -> None:
     compare("Gaussian", torch.randn(20_000, 1024, generator=generator), 2_000)
     root = os.environ.get("MVTEC_AD_ROOT")
     if root:
-        features = bottle_features(root)
+        features = bottle_features(root)[0]
         compare("bottle, EfficientNet-Lite0", features, len(features) // 100)
     else:
         print("\nMVTEC_AD_ROOT is not set: no bottle features")

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from src.errors import ConfigError, did_you_mean
-from src.models.patchcore.products import Distances
+from src.models.patchcore.products import Distances, product
 
 STARTS = ("official", "row", "farthest")
 METHODS = ("greedy", "random", "none")
@@ -223,4 +223,4 @@ def random_projection(features: Tensor, dim: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.empty(dim, D).uniform_(-bound, bound, generator=generator)
     weight *= (3.0 * D / dim) ** 0.5
-    return torch.nn.functional.linear(features, weight.to(features.device))
+    return product(features, weight.to(features.device), None)

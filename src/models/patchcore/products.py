@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Rows per tile. A tile of 2048 x 128 distances is 1 MB: it stays in the second-level cache, where
@@ -80,11 +81,11 @@ def tile_rows(rows: Tensor, columns: int) -> int:
     return max(1, _GPU_TILE_VALUES // max(1, columns))
 
 
-def product(left: Tensor, right: Tensor, offset: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor, offset: Tensor | None) -> Tensor:
     """Product of left (t, d) and right (p, d)^T plus offset (p,), full float32 -> (t, p)."""
     if _onednn_is_faster(left):
         return torch.ops.mkldnn._linear_pointwise(left, right, offset, "none", [], "")
-    return torch.addmm(offset, left, right.T)
+    return F.linear(left, right, offset)
 
 
 def _onednn_is_faster(rows: Tensor) -> bool:
