@@ -10,7 +10,7 @@ which are known after the fit and saved with the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from src.models.base import AnomalyModule, NormalScores, Prediction
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.memory import PatchMemory, PatchOptions, Scored
 from src.models.patchcore.module import check_names, coreset_bar, expect_images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NORMALISATIONS = ("held_out", "test_set")
 
@@ -195,6 +198,19 @@ class PatchCoreEnsemble(AnomalyModule):
 
     def _members(self) -> Iterable[tuple[FeatureExtractor, PatchMemory]]:
         return zip(self.backbone, self.memories, strict=True)  # type: ignore[arg-type]
+
+    def diagnostics(self) -> dict[str, Figure]:
+        """The cover radius of each member over its picks."""
+        radii = {
+            f"member {i}": memory.radius
+            for i, (_, memory) in enumerate(self._members())
+            if len(memory.radius) > 1
+        }
+        if not radii:
+            return {}
+        from src.models.patchcore.curves import radius_curve
+
+        return {"coreset_radius": radius_curve(radii)}
 
     # --- saving -------------------------------------------------------------------------------
 

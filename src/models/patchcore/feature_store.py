@@ -56,6 +56,11 @@ def process_count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_rank() -> int:
+    """Number of this process among those that fit together."""
+    return dist.get_rank() if process_count() > 1 else 0
+
+
 def first_of_each(index: Tensor) -> Tensor:
     """Positions of the first occurrence of every value, in ascending order of value."""
     values, order = index.sort(stable=True)

@@ -17,6 +17,7 @@ from src.models.patchcore.feature_store import (
     gather_rows,
     patch_origins,
     process_count,
+    process_rank,
 )
 from src.models.patchcore.held_out import match_other_images, replace_infinite
 from src.models.patchcore.memory_bank import Match, MemoryBank
@@ -102,7 +103,8 @@ class PatchMemory(nn.Module):
         """Say what will happen, then choose between holding all patches and streaming."""
         _, h, w, D = patches.shape
         plan = Plan.make(self._images, (h, w), D, self.coreset, self.options.memory_budget_gb)
-        log.info("PatchCore plan: %s", plan.describe())
+        if process_rank() == 0:
+            log.info("PatchCore plan: %s", plan.describe())
         if plan.streams:
             own = plan._replace(patches=self._here * h * w)  # what this process will see
             self._stream = StreamingCoreset(own, self.coreset, self.options.seed)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -27,6 +27,9 @@ from src.models.base import AnomalyModule, NormalScores, Prediction
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
 from src.models.patchcore.memory import PatchMemory, PatchOptions, Scored
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class PatchMatch(NamedTuple):
@@ -167,6 +170,14 @@ class PatchCore(AnomalyModule):
 
         return ExportablePatchCore(self.backbone, self.memory, self.image_size, self.sigma)
 
+    def diagnostics(self) -> dict[str, Figure]:
+        """The cover radius over the picks, when the selection was greedy."""
+        if len(self.memory.radius) < 2:
+            return {}
+        from src.models.patchcore.curves import radius_curve
+
+        return {"coreset_radius": radius_curve({"coreset": self.memory.radius})}
+
     # --- saving -------------------------------------------------------------------------------
 
     def trained_tensors(self) -> dict[str, Tensor]:
@@ -187,7 +198,8 @@ def expect_images(trainer: pl.Trainer) -> tuple[int, int]:
     """Training images of one epoch in all, and most of them in this process."""
     loader: Any = trainer.train_dataloader
     count = len(loader.dataset)
-    here = min(int(trainer.num_training_batches) * loader.batch_size, count)
+    size = int(loader.batch_size or loader.batch_sampler.batch_size)
+    here = min(int(trainer.num_training_batches) * size, count)
     return min(here * trainer.world_size, count), here
 
 

@@ -196,3 +196,10 @@ def test_a_budget_too_small_for_the_bank_is_refused_with_the_size_it_needs():
 def test_wrong_coreset_settings_are_explained(change, message):
     with pytest.raises(ConfigError, match=message):
         build(coreset=change)
+
+
+def test_radius_curve_is_drawn_after_a_greedy_selection_only(plain):
+    (axes,) = plain.diagnostics()["coreset_radius"].axes
+    (line,) = axes.get_lines()
+    assert list(line.get_ydata()) == plain.memory.radius.tolist()
+    assert fitted(coreset={"method": "random"}).diagnostics() == {}
