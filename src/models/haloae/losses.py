@@ -8,6 +8,7 @@ features, then the image.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,10 @@ def ssim_map(x: Tensor, y: Tensor, options: SsimOptions) -> Tensor:
     """Structural similarity at every cell, channel by channel.
 
     The Gaussian window is separable, so filtering is `G_rows X G_columns^T` with banded matrices:
-    two matrix products instead of a depthwise convolution. Variances only enter as their sum, so
-    four filterings suffice. Always float32 or wider: E[x²] - E[x]² loses every digit in bfloat16.
+    two matrix products instead of a depthwise convolution. Written as (1 - (difference of means)² /
+    energy) (1 - variance of the difference / sum of variances), which is the usual quotient without
+    its cancellation: four filterings, never above 1. Always float32 or wider: E[x²] - E[x]² loses
+    every digit in bfloat16.
 
     Args:
         x: (B, C, H, W), any units; the constants assume a range of 1.
@@ -34,24 +37,77 @@ def ssim_map(x: Tensor, y: Tensor, options: SsimOptions) -> Tensor:
             torchmetrics and kornia do, `valid` drops the rim of window // 2 cells.
 
     Returns:
-        (B, C, H, W), or smaller by window - 1 for `valid`; at most 1.
+        (B, C, H, W), or smaller by window - 1 for `valid`.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = _wide(x), _wide(y)
-        rows = window_matrix(x.shape[-2], options, like=x)
-        columns = rows if x.shape[-1] == x.shape[-2] else window_matrix(x.shape[-1], options, x)
-        moments = torch.stack((x, y, x * x + y * y, x * y))  # (4, B, C, H, W)
-        mean_x, mean_y, squares, product = (rows @ moments @ columns.T).unbind(0)
-        energy, mixed = mean_x**2 + mean_y**2, 2 * mean_x * mean_y
-        # Rounding can turn variances negative and covariances larger than variances allow.
-        variances = (squares - energy).clamp(min=0)  # of x plus of y
-        covariance = torch.minimum(2 * product - mixed, variances)  # twice
-        return (mixed + C1) * (covariance + C2) / ((energy + C1) * (variances + C2))
+        t = _terms(x, y, *_windows(x, options))
+        return (1 - t.gap / t.energy) * (1 - t.unlike / t.variance)
 
 
-def ssim(x: Tensor, y: Tensor, options: SsimOptions) -> Tensor:
-    """Mean structural similarity of each image, (B, C, H, W) twice -> (B,), at most 1."""
-    return ssim_map(x, y, options).mean(dim=(1, 2, 3))
+def ssim(target: Tensor, y: Tensor, options: SsimOptions) -> Tensor:
+    """Mean structural similarity of each image, (B, C, H, W) twice -> (B,), at most 1.
+
+    Gradients reach `y` only. They are computed by hand: three maps are kept for the backward pass
+    instead of twelve.
+    """
+    with torch.autocast(y.device.type, enabled=False):
+        target, y = _wide(target.detach()), _wide(y)
+        similarity: Tensor = _Similarity.apply(target, y, *_windows(target, options))
+        return similarity
+
+
+class _Terms(NamedTuple):
+    """The four filtered quantities, combined; m and n are the local means of x and y."""
+
+    mean: Tensor  # n
+    lag: Tensor  # m - n
+    gap: Tensor  # (m - n)²
+    energy: Tensor  # m² + n² + C1
+    unlike: Tensor  # variance of x - y
+    variance: Tensor  # of x plus of y, plus C2
+
+
+def _terms(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> _Terms:
+    m, n = rows @ x @ columns.T, rows @ y @ columns.T
+    squares = rows @ (x * x + y * y) @ columns.T
+    difference = rows @ (x - y).square() @ columns.T
+    lag, energy = m - n, m * m + n * n
+    gap = lag * lag
+    # Rounding can make either variance negative.
+    unlike, variance = (difference - gap).clamp(min=0), (squares - energy).clamp(min=0)
+    return _Terms(n, lag, gap, energy + C1, unlike, variance + C2)
+
+
+class _Similarity(torch.autograd.Function):
+    """Mean of `ssim_map` over each image, with gradients for y."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        t = _terms(x, y, rows, columns)
+        luminance, structure = 1 - t.gap / t.energy, 1 - t.unlike / t.variance
+        if ctx.needs_input_grad[1]:
+            by_difference = -luminance / t.variance
+            by_squares = -by_difference * (t.unlike / t.variance)
+            by_mean = 2 * structure / t.energy * (t.lag + t.mean * t.gap / t.energy)
+            by_mean += 2 * t.lag * by_difference - 2 * t.mean * by_squares
+            ctx.save_for_backward(x, y, by_mean, by_squares, by_difference, rows, columns)
+        return (luminance * structure).mean(dim=(1, 2, 3))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
+        x, y, by_mean, by_squares, by_difference, rows, columns = ctx.saved_tensors
+        gradient = rows.T @ by_mean @ columns
+        gradient += 2 * y * (rows.T @ by_squares @ columns)
+        gradient += 2 * (y - x) * (rows.T @ by_difference @ columns)
+        each = grads[0] / by_mean[0].numel()
+        return None, gradient * each[:, None, None, None], None, None
+
+
+def _windows(x: Tensor, options: SsimOptions) -> tuple[Tensor, Tensor]:
+    rows = window_matrix(x.shape[-2], options, like=x)
+    square = x.shape[-1] == x.shape[-2]
+    return rows, rows if square else window_matrix(x.shape[-1], options, like=x)
 
 
 def window_matrix(length: int, options: SsimOptions, like: Tensor) -> Tensor:

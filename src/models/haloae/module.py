@@ -34,6 +34,7 @@ from src.models.haloae.losses import (
     loss_weights,
     reconstruction_losses,
 )
+from src.models.haloae.normal_images import cutpaste_auroc, mean_errors
 from src.models.haloae.options import (
     SCALINGS,
     AttentionOptions,
@@ -139,6 +140,7 @@ class HaloAE(AnomalyModule):
             output_activation,
         )
         self._check_parts()
+        self.grade: float | None = None
         H, W = image_size
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -238,31 +240,32 @@ class HaloAE(AnomalyModule):
         """Remember where training ran; Lightning moves the model to the CPU afterwards."""
         self._trained_on = self.device
 
-    @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Mean error maps of normal training images."""
+        """Mean error maps of normal training images, and a grade from held-out ones."""
         home = self.device
         self.to(getattr(self, "_trained_on", home))
         self.eval()
-        self.normal_features, self.normal_image = self.mean_errors(
-            batch["image"] for batch in loader
+        self.normal_features, self.normal_image = mean_errors(
+            self, (batch["image"] for batch in loader)
         )
+        data: Any = getattr(self._trainer, "datamodule", None)
+        if hasattr(data, "calibration_dataloader"):
+            held_out = data.calibration_dataloader()
+            self.grade = cutpaste_auroc(self, (batch["image"] for batch in held_out))
         self.to(home)
 
-    def mean_errors(self, images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean over all images of the feature and the image error map; float32."""
-        features = torch.zeros_like(self.normal_features, dtype=torch.float64)
-        image_sum = torch.zeros_like(self.normal_image, dtype=torch.float64)
-        count = 0
-        for image in images:
-            image = image.to(self.device)
-            errors = self.errors(image, self.features(image))
-            if errors[0] is not None:
-                features += errors[0].sum(0, dtype=torch.float64)
-            if errors[1] is not None:
-                image_sum += errors[1].sum(0, dtype=torch.float64)
-            count += len(image)
-        return features.div(max(count, 1)).float(), image_sum.div(max(count, 1)).float()
+    def learning_metrics(self) -> dict[str, float]:
+        """`val/cutpaste_auroc`, when training images were held out; see `cutpaste_auroc`."""
+        return {} if self.grade is None else {"val/cutpaste_auroc": self.grade}
+
+    def trained_facts(self) -> dict[str, Any]:
+        """The grade, which is no tensor."""
+        return {"cutpaste_auroc": self.grade}
+
+    def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """What was saved, the grade included."""
+        super().restore_tensors(tensors, facts)
+        self.grade = facts.get("cutpaste_auroc")
 
     # --- scoring ---------------------------------------------------------------------------------
 

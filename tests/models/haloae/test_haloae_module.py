@@ -342,6 +342,26 @@ def test_saving_and_loading_keeps_every_score(make, textures, tmp_path):
         assert torch.equal(other(images).score, model(images).score)
 
 
+def test_held_out_normals_grade_a_model_without_labels(make, textures, tmp_path):
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self):
+            return loader(textures(16), 8)
+
+        def calibration_dataloader(self):
+            return loader(textures(6, seed=3))
+
+    model = make(scoring={"score": "max"})
+    trainer(tmp_path).fit(model, datamodule=Data())
+    model.after_fit(loader(textures(16), 8))
+    grade = model.learning_metrics()["val/cutpaste_auroc"]
+    assert 0.5 < grade <= 1  # a pasted piece is seen by any reconstruction
+    model.save(tmp_path / "model")
+    other = make(seed=1, scoring={"score": "max"})
+    assert other.learning_metrics() == {}
+    other.load(tmp_path / "model")
+    assert other.learning_metrics() == {"val/cutpaste_auroc": grade}
+
+
 def test_an_image_map_without_image_decoder_is_refused(make):
     with pytest.raises(ConfigError, match="image decoder"):
         make(scoring={"map": "sum"}, image_decoder={"enabled": False})
