@@ -178,13 +178,17 @@ def _callbacks(cfg: DictConfig, directory: Path, *, single_pass: bool) -> list[p
         )  # fmt: skip
         if cfg.trainer.checkpoint_keep_every_n_epochs:
             chosen.append(
-                ModelCheckpoint(
+                _KeptCheckpoint(
                     folder, filename="epoch{epoch:04d}", auto_insert_metric_name=False,
                     save_top_k=-1, every_n_epochs=cfg.trainer.checkpoint_keep_every_n_epochs,
                     save_on_train_epoch_end=True,
                 )
             )  # fmt: skip
     return chosen
+
+
+class _KeptCheckpoint(ModelCheckpoint):
+    """A class of its own, as Lightning refuses two of one class with the same interval."""
 
 
 class _QuietBar(TQDMProgressBar):
