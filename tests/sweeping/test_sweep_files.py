@@ -110,13 +110,13 @@ def test_the_metric_is_one_that_the_runs_log(path, tmp_path, monkeypatch):
     small = [
         "data=synthetic", "data.synthetic.size=64", "data.synthetic.train=12",
         "data.synthetic.test_normal=4", "data.synthetic.test_defective=6",
-        "transform.resize=[32,32]", "transform.crop=null", "hardware=cpu", "report.enabled=false",
+        "transform.resize=[64,64]", "transform.crop=null", "hardware=cpu", "report.enabled=false",
         "evaluation.bootstrap=0",
     ]  # fmt: skip
     if definition.path.stem.startswith("crn"):
         small += ["model.base_channels=2", "trainer.max_steps=2"]
     if definition.path.stem.startswith("uflow"):  # its paper backbone wants 448 pixels and the hub
-        small += ["backbone=efficientnet_lite0", "transform.resize=[64,64]", "trainer.max_epochs=1"]
+        small += ["backbone=efficientnet_lite0", "trainer.max_epochs=1"]
     if definition.path.stem.startswith("patchcore"):
         small += ["backbone=efficientnet_lite0"]
     if definition.path.stem.startswith("haloae"):
