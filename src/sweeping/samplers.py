@@ -73,7 +73,9 @@ class OptunaSampler:
     """Optuna's TPE over the quantiles of W&B's distributions; choices are searched as names."""
 
     name = "optuna"
-    startup = 10  # random trials before the model is used: Optuna's default
+    startup = (
+        5  # random trials before the model is used; ours: a search here has tens, not hundreds
+    )
 
     def __init__(self, definition: SweepDefinition, seed: int) -> None:
         self.seed, self.maximise = seed, definition.maximise
@@ -86,7 +88,7 @@ class OptunaSampler:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(
             seed=_mix(self.seed, number), n_startup_trials=self.startup, multivariate=True,
-            constant_liar=True, warn_independent_sampling=False,
+            constant_liar=True,
         )  # fmt: skip
         study = optuna.create_study(
             direction="maximize" if self.maximise else "minimize", sampler=sampler
