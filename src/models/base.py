@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,8 @@ from src.errors import SavedModelError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from src.data.samples import Sample
 
 FORMAT_VERSION = 1
 
@@ -93,6 +95,15 @@ class AnomalyModule(pl.LightningModule):
     def diagnostics(self) -> dict[str, Figure]:
         """Figures of the fitted method itself, by name; drawn once at the end of a run."""
         return {}
+
+    def write_extras(
+        self, loader: Iterable[dict[str, Tensor]], samples: Sequence[Sample], folder: Path
+    ) -> list[Path]:
+        """Files that only this method can give of the test images, such as reconstructions.
+
+        `batch["index"]` points into `samples`. Called once at the end of a run; default: none.
+        """
+        return []
 
     def export_form(self) -> nn.Module:
         """A module image (B, 3, H, W) -> Prediction that an exporter can trace.

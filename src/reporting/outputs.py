@@ -71,6 +71,7 @@ def write_outputs(
     pictured = _with_pictures(results, samples, chosen, detector, sources)
     pictures = write_figures(run, pictured, chosen[:_SHEET_IMAGES], scale, evaluator, threshold)
     pictures |= _diagnostics(run, model)
+    model.write_extras(data.test_dataloader(), data.samples, run.directory / "extras")
     if cfg.report.enabled:
         report = _report_data(cfg, run, data, evaluator, threshold, metrics, pictured, scale)
         write_report(

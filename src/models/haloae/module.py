@@ -312,10 +312,14 @@ class HaloAE(AnomalyModule):
     def write_extras(
         self, loader: Iterable[dict[str, Tensor]], samples: Sequence[Sample], folder: Path
     ) -> list[Path]:
-        """Files about each image that `save` asks for: error maps, reconstructions, losses."""
-        from src.models.haloae.records import write_records
+        """A sheet of reconstructions, and per image what `save` asks for, in `folder`."""
+        from src.models.haloae.records import write_records, write_sheet
 
-        return write_records(self, loader, samples, folder)
+        picture = write_sheet(self, loader, samples, folder / "reconstructions.png")
+        return [
+            *([] if picture is None else [picture]),
+            *write_records(self, loader, samples, folder),
+        ]
 
     def diagnostics(self) -> dict[str, Figure]:
         """The loss weights over training."""

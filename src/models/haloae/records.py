@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from src.models.haloae.module import HaloAE
 
+_SHEET_ROWS = 8
+
 
 class Anatomy(NamedTuple):
     """One batch seen from inside; everything on the CPU, float32."""
@@ -79,7 +81,7 @@ def write_records(
 ) -> list[Path]:
     """Write what `model.save_options` asks for, one image at a time; returns the files.
 
-    `<folder>/<defect>/<name>_feature_error.npy`, `_image_error.npy` (float32), `_features.npy`
+    Files: `<folder>/<defect>/<name>_feature_error.npy`, `_image_error.npy` (float32), `_features.npy`
     (float16: 5.8 MB an image at 256 px), `_reconstruction.png`, and `<folder>/losses.csv`.
     """
     keep = model.save_options
@@ -99,6 +101,24 @@ def write_records(
     if keep.losses and rows:
         written.append(_write_table(folder / "losses.csv", rows))
     return written
+
+
+def write_sheet(
+    model: HaloAE, loader: Iterable[dict[str, Tensor]], samples: Sequence[Sample], path: Path
+) -> Path | None:
+    """A picture of one image per defect type, as `sheet` draws it; None without images."""
+    chosen: dict[str, Tensor] = {}
+    for batch in loader:
+        for image, index in zip(batch["image"], batch["index"].tolist(), strict=True):
+            if len(chosen) < _SHEET_ROWS:
+                chosen.setdefault(samples[index].defect, image.cpu())
+    if not chosen:
+        return None
+    figure = sheet(model, torch.stack(list(chosen.values())), list(chosen))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".png.partial")
+    figure.savefig(partial, format="png", dpi=110)
+    return partial.replace(path)
 
 
 def sheet(model: HaloAE, images: Tensor, captions: Sequence[str]) -> Figure:

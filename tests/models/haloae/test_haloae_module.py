@@ -397,7 +397,8 @@ def test_records_hold_what_was_asked_for(make, textures, tmp_path):
     model = make(save={"maps": True, "recon_image": True, "recon_features": True, "losses": True})
     model.after_fit(loader(textures(4)))
     files = model.write_extras(loader(textures(3)), samples(3), tmp_path)
-    assert len(files) == 3 * 4 + 1
+    assert len(files) == 3 * 4 + 2
+    assert (tmp_path / "reconstructions.png").stat().st_size > 10_000
     assert not list(tmp_path.rglob("*.partial*"))
     error = np.load(tmp_path / "scratch" / "001_feature_error.npy")
     rebuilt = np.load(tmp_path / "scratch" / "001_features.npy")
@@ -417,10 +418,9 @@ def test_records_hold_what_was_asked_for(make, textures, tmp_path):
     assert row["mean_of_losses"] == pytest.approx(np.mean([row[t] for t in terms]), rel=1e-4)
 
 
-def test_nothing_is_written_when_nothing_is_asked(make, textures, tmp_path):
-    model = make()
-    assert model.write_extras(loader(textures(3)), samples(3), tmp_path / "extras") == []
-    assert not (tmp_path / "extras").exists()
+def test_the_sheet_alone_is_written_when_nothing_else_is_asked(make, textures, tmp_path):
+    files = make().write_extras(loader(textures(3)), samples(3), tmp_path)
+    assert files == list(tmp_path.iterdir()) == [tmp_path / "reconstructions.png"]
 
 
 def test_the_sheet_has_a_row_per_image_and_shares_its_colours(make, textures):
