@@ -81,8 +81,9 @@ def write_records(
 ) -> list[Path]:
     """Write what `model.save_options` asks for, one image at a time; returns the files.
 
-    Files: `<folder>/<defect>/<name>_feature_error.npy`, `_image_error.npy` (float32), `_features.npy`
-    (float16: 5.8 MB an image at 256 px), `_reconstruction.png`, and `<folder>/losses.csv`.
+    Files: `<folder>/<defect>/<name>_feature_error.npy`, `_image_error.npy` (float32),
+    `_features.npy` (float16: 5.8 MB an image at 256 px), `_reconstruction.png`, and
+    `<folder>/losses.csv`.
     """
     keep = model.save_options
     written: list[Path] = []
