@@ -45,11 +45,10 @@ def loader(images, batch_size=4):
 def trainer(tmp_path: Path, **options) -> pl.Trainer:
     return pl.Trainer(
         accelerator="cpu",
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
-        **({"enable_checkpointing": False, "max_epochs": 1} | options),
+        **({"enable_checkpointing": False, "max_epochs": 1, "logger": False} | options),
     )
 
 
@@ -441,3 +440,18 @@ def test_the_weight_curves_are_those_of_the_schedule(make):
     axes = loss_weight_curves(model.schedule).axes[0]
     assert [round(line.get_ydata()[0], 4) for line in axes.lines] == [0.9712, 0.0277, 0.0011]
     assert set(model.diagnostics()) == {"loss_weights"}
+
+
+def test_tensorboard_gets_a_picture_of_reconstructions(make, textures, tmp_path):
+    from pytorch_lightning.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="", version="board")
+    model = make(log_images_every_n_epochs=2)
+    trainer(tmp_path, max_epochs=3, logger=logger).fit(model, loader(textures(4)))
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    assert events.Tags()["images"] == ["reconstructions"]
+    (picture,) = events.Images("reconstructions")
+    assert picture.step == 2
+    assert picture.width > 500
