@@ -12,10 +12,8 @@ import csv
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import SavedModelError
+from src.files import atomic, write_text
 
 if TYPE_CHECKING:
     from src.models.base import NormalScores
@@ -94,7 +93,12 @@ class SavedRun:
             lock.release()
 
     def start(self, cfg: DictConfig, manifest: Mapping[str, Any], *, force: bool) -> None:
-        """Prepare the folder: config and manifest first; `force` empties it."""
+        """Prepare the folder: config and manifest first; `force` empties it.
+
+        Half-written files of a killed process go: the lock says that nobody is writing them.
+        """
+        for path in list(self.directory.rglob("*.partial")):
+            path.unlink()
         if force and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if path.name not in (".lock", "log.txt"):
@@ -156,27 +160,6 @@ class SavedRun:
             found=found,
             do="give the path that `python -m src.run` prints at its end",
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that no reader ever sees half of it."""
-    with atomic(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)  # mkstemp makes private files; results are meant to be shared
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _remove(tree: dict[str, Any], keys: list[str]) -> None:

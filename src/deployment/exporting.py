@@ -21,7 +21,7 @@ from src.deployment.fixed_input import FixedInput
 from src.deployment.parity import Outputs, Parity, check_parity
 from src.detector import Detector
 from src.errors import ConfigError, did_you_mean
-from src.saved_run import atomic
+from src.files import atomic
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 OUTPUT_NAMES = ("score", "alarm", "anomaly_map", "mask")

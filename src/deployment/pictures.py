@@ -11,10 +11,11 @@ from PIL import Image
 
 from src.detector import Detection, Detector
 from src.errors import ConfigError, did_you_mean
+from src.files import atomic, write_text
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import overlay
 from src.reporting.records import Picture
-from src.saved_run import SavedRun, atomic, write_text
+from src.saved_run import SavedRun
 
 MAP_FORMATS = ("none", "npy", "png")
 

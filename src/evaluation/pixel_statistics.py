@@ -14,7 +14,7 @@ import numpy as np
 
 from src.errors import SavedModelError
 from src.evaluation.pixels import PixelHistograms
-from src.saved_run import atomic
+from src.files import atomic
 
 FILE_NAME = "pixel_statistics.npz"
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from src.errors import SavedModelError
+from src.files import atomic, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,13 +141,10 @@ class AnomalyModule(pl.LightningModule):
 
     def save(self, directory: Path) -> None:
         """Write `model.safetensors` and `model.json` into `directory`, each atomically."""
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.trained_tensors().items()}
-        weights = directory / "model.safetensors"
-        partial = directory / "model.safetensors.partial"
-        save_file(tensors, partial)
-        digest = _sha256(partial)
-        partial.replace(weights)
+        with atomic(directory / "model.safetensors") as partial:
+            save_file(tensors, partial)
+            digest = _sha256(partial)
         backbone = getattr(self, "backbone", None)
         card = {
             "format": FORMAT_VERSION,
@@ -155,9 +153,7 @@ class AnomalyModule(pl.LightningModule):
             "backbone": getattr(backbone, "identity", None),
             "facts": self.trained_facts(),
         }
-        partial = directory / "model.json.partial"
-        partial.write_text(json.dumps(card, indent=2) + "\n")
-        partial.replace(directory / "model.json")
+        write_text(directory / "model.json", json.dumps(card, indent=2) + "\n")
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote into this module, verifying method, version and checksum."""

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from src.files import atomic
 from src.reporting.records import Curve, DefectRecall
-from src.saved_run import atomic
 
 NORMAL_COLOUR, DEFECT_COLOUR, UNKNOWN_COLOUR = "#3a6ea5", "#d55e00", "#8a8f98"
 INK, FAINT, GRID = "#1c2026", "#68707a", "#e3e6ea"

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from src.files import atomic
 from src.reporting.colour_scale import ColourScale, resize_map, resize_mask
 from src.reporting.records import Box, Picture
-from src.saved_run import atomic
 
 TRUTH = (255, 255, 255)  # outline of the ground truth
 PREDICTION = (0, 229, 255)  # outline of what the model calls defective

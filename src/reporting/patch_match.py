@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from src.files import atomic
 from src.reporting import figures
 from src.reporting.colour_scale import ColourScale, resize_map
 from src.reporting.records import Box, PatchMatch, Picture
-from src.saved_run import atomic
 
 _GAP, _LINE = 10, 20  # pixels between panels; height of a line of text
 _CONTEXT = 5.0  # side of a crop in units of the patch

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from src.files import write_text
 from src.reporting import charts, page_images, wording
 from src.reporting.page_images import Layers
 from src.reporting.pages import render_page
 from src.reporting.records import OUTCOMES, ImageResult, ReportData, choose_pictures
-from src.saved_run import write_text
 
 _MAX_CARDS = 5000  # rows without a picture are small, but not free; scores.csv holds all
 _CURVE_NAMES = {

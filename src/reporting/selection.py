@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import DataError, did_you_mean
+from src.files import write_text
 from src.reporting.curves import (
     DEFECT_COLOUR,
     FAINT,
@@ -27,7 +28,6 @@ from src.reporting.curves import (
     new_figure,
     save_figure,
 )
-from src.saved_run import write_text
 
 #: Column of the table -> key of config.yaml.
 _CONFIG = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from src.files import atomic
 from src.sweeping.definition import SweepDefinition
 from src.sweeping.samplers import hyper_parameters
 from src.sweeping.summary import searched, short_names
@@ -32,9 +33,8 @@ def draw_trials(definition: SweepDefinition, trials: Sequence[Trial], path: Path
     _draw_lines(left, definition, done, positions, metric, names)
     _draw_importance(right, importance(positions, metric), names)
     figure.suptitle(f"{definition.path.stem}: {len(done)} trials")
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    with atomic(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
     return path
 
 

@@ -73,9 +73,7 @@ class OptunaSampler:
     """Optuna's TPE over the quantiles of W&B's distributions; choices are searched as names."""
 
     name = "optuna"
-    startup = (
-        5  # random trials before the model is used; ours: a search here has tens, not hundreds
-    )
+    startup = 5  # random trials before the model; ours: searches here have tens of trials
 
     def __init__(self, definition: SweepDefinition, seed: int) -> None:
         self.seed, self.maximise = seed, definition.maximise

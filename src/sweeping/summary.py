@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from src.files import atomic, write_text
 from src.grid.display import duration
 from src.sweeping.definition import SweepDefinition
 from src.sweeping.trials import Trial, best_trial
@@ -38,18 +39,14 @@ def write_tables(
     header = ["trial", "state", *list(definition.parameters), "metric", "seconds", "run"]
     rows = [_row(definition, trial) for trial in trials]
     table, page = folder / "trials.csv", folder / "trials.md"
-    with table.with_suffix(".partial").open("w", newline="") as stream:
+    with atomic(table) as partial, partial.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         writer.writerows(rows)
-    table.with_suffix(".partial").replace(table)
     ranked = [_row(definition, trial) for trial in ranking(definition, trials)]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in ranked]
-    page.with_suffix(".partial").write_text(
-        "\n".join([_headline(definition, trials), "", *lines, ""])
-    )
-    page.with_suffix(".partial").replace(page)
+    write_text(page, "\n".join([_headline(definition, trials), "", *lines, ""]))
     return table, page
 
 

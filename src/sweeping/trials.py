@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from src.errors import ConfigError
+from src.files import write_text
 
 RUNNING, FINISHED, FAILED, STOPPED = "running", "finished", "failed", "stopped"
 
@@ -50,9 +51,7 @@ class TrialFile:
             trials = self._read()
             yield trials
             card = {"sweep": self.identity, "trials": [asdict(trial) for trial in trials]}
-            partial = self.path.with_suffix(".json.partial")
-            partial.write_text(json.dumps(card, indent=1) + "\n")
-            partial.replace(self.path)
+            write_text(self.path, json.dumps(card, indent=1) + "\n")
 
     def read(self) -> list[Trial]:
         """The trials as they are now."""

@@ -30,6 +30,7 @@ from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.detector import Detector
 from src.errors import ConfigError, GoodpartsError
+from src.files import atomic
 from src.models.crn.module import CRN
 
 _PAD = 2  # white pixels between the pictures of a row, as the official code
@@ -54,10 +55,8 @@ def write_inference(model: CRN, data: AnomalyDataModule, folder: Path) -> Path:
         folder: created if needed.
     """
     table = folder / "anomaly_scores.csv"
-    partial = table.with_name(table.name + ".partial")
-    folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
-    with partial.open("w", newline="") as stream:
+    with atomic(table) as partial, partial.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["file_name", "anomaly_score", "split", "label"])
         for row in infer(model, data):
@@ -65,7 +64,6 @@ def write_inference(model: CRN, data: AnomalyDataModule, folder: Path) -> Path:
             _save_pictures(row, data.transform, folder, name)
             shown = _below(row.sample.image_path, data.root)
             writer.writerow([shown, repr(row.score), row.sample.split, row.sample.label])
-    partial.replace(table)
     return table
 
 
@@ -124,10 +122,8 @@ def _side_by_side(row: Row, transform: ImageTransform) -> Image.Image:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    with atomic(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def _unique_name(path: Path, root: Path, taken: set[str]) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.samples import Sample
+from src.files import atomic
 from src.models.base import Prediction
 from src.models.haloae.figures import reconstruction_sheet
 from src.models.haloae.losses import reconstruction_losses
@@ -116,10 +117,9 @@ def write_sheet(
     if not chosen:
         return None
     figure = sheet(model, torch.stack(list(chosen.values())), list(chosen))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".png.partial")
-    figure.savefig(partial, format="png", dpi=110)
-    return partial.replace(path)
+    with atomic(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+    return path
 
 
 def sheet(model: HaloAE, images: Tensor, captions: Sequence[str]) -> Figure:
@@ -147,28 +147,25 @@ def _write_image(
     if keep.recon_features:
         arrays["features"] = anatomy.features[position].numpy().astype(np.float16)
     place = folder / sample.defect
-    place.mkdir(parents=True, exist_ok=True)
     stem = sample.image_path.stem
     written = []
     for name, array in arrays.items():
         path = place / f"{stem}_{name}.npy"
-        with path.with_suffix(".npy.partial").open("wb") as stream:
+        with atomic(path) as partial, partial.open("wb") as stream:
             np.save(stream, array)
-        written.append(path.with_suffix(".npy.partial").replace(path))
+        written.append(path)
     if keep.recon_image and anatomy.reconstruction is not None:
         pixels = anatomy.reconstruction[position].permute(1, 2, 0).mul(255).round()
         path = place / f"{stem}_reconstruction.png"
-        partial = path.with_suffix(".png.partial")
-        Image.fromarray(pixels.byte().numpy()).save(partial, format="PNG")
-        written.append(partial.replace(path))
+        with atomic(path) as partial:
+            Image.fromarray(pixels.byte().numpy()).save(partial, format="PNG")
+        written.append(path)
     return written
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".csv.partial")
-    with partial.open("w", newline="") as stream:
+    with atomic(path) as partial, partial.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    return partial.replace(path)
+    return path

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from src.backbones.cache import FeatureCache
 from src.errors import ConfigError, SavedModelError, did_you_mean
+from src.files import atomic
 from src.models.base import AnomalyModule, Prediction
 from src.models.uflow import latents as latent_statistics
 from src.models.uflow.features import FeatureNorm
@@ -278,9 +279,8 @@ class UFlow(AnomalyModule):
         super().save(directory)
         for monitor, best in list(self.keep_best.best.items())[1:]:
             path = directory / f"best_{monitor.split('/')[-1]}.safetensors"
-            partial = path.with_name(path.name + ".partial")
-            save_file({k: v.contiguous() for k, v in best.weights.items()}, partial)
-            partial.replace(path)
+            with atomic(path) as partial:
+                save_file({k: v.contiguous() for k, v in best.weights.items()}, partial)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen backbone out of checkpoints."""
