@@ -5,13 +5,18 @@ Only Hydra is imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import functools
+import gc
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 import hydra.types
@@ -43,6 +48,7 @@ def app(config_name: str) -> Callable[[Main], Callable[[], None]]:
         def program() -> None:
             load_dotenv(Path.cwd() / ".env")
             keep_freed_memory()
+            leave = _Leaving()
             # ours: threads that wait sleep instead of spinning. On a machine that does other work
             # too, `make demo` took 31 s instead of 193 s (2 cores, load 5).
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -69,17 +75,54 @@ def app(config_name: str) -> Callable[[Main], Callable[[], None]]:
                 # Python kills itself with SIGINT at exit when an interrupt passed through an eval
                 # of a string (a namedtuple being made, say), even if it was caught: this clears it.
                 exec("")
-                sys.exit(INTERRUPTED)
+                leave.with_code(INTERRUPTED)
+            except SystemExit as done:  # hydra after --help; argparse after a wrong flag
+                leave.code = done.code if isinstance(done.code, int) else int(bool(done.code))
+                raise
             except Exception as error:
                 if verbose:
                     raise
                 _explain(error, config_name)
-                sys.exit(USER_ERROR if _mistake(error) else 1)
-            sys.exit(max(codes, default=0))
+                leave.with_code(USER_ERROR if _mistake(error) else 1)
+            leave.with_code(max(codes, default=0))
 
         return program
 
     return decorate
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Load modules with the cycle collector paused: 2.7 s instead of 3.6 s for a run (ours)."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class _Leaving:
+    """Ends a program without the teardown of a million objects: 1.3 s of every command (ours).
+
+    Registered before everything else, its exit handler comes after those of all libraries (W&B,
+    worker processes, temporary folders), and then stops the process with nothing left to do.
+    """
+
+    def __init__(self) -> None:
+        self.code = 1
+        main = getattr(sys.modules["__main__"], "__spec__", None)
+        if main is not None and main.name.startswith("src."):  # a program, not a test or notebook
+            atexit.register(self._stop)
+
+    def with_code(self, code: int) -> NoReturn:
+        self.code = code
+        sys.exit(code)
+
+    def _stop(self) -> None:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.code)
 
 
 def _many() -> bool:

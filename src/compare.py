@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("compare")
 def main(cfg: DictConfig) -> int:
     """Print and save how the metrics differ, and the images on which decisions disagree."""
-    from src.reporting.comparing import compare_runs
+    with quick_imports():
+        from src.reporting.comparing import compare_runs
 
     compare_runs(cfg)
     return 0

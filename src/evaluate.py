@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("evaluate")
 def main(cfg: DictConfig) -> int:
     """Evaluate the run, and its checkpoints when they are asked for."""
-    from src.deployment.reevaluation import evaluate_run
+    with quick_imports():
+        from src.deployment.reevaluation import evaluate_run
 
     evaluate_run(cfg)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("export")
 def main(cfg: DictConfig) -> int:
     """Write the file after the parity check passed."""
-    from src.deployment.exporting import export_run
+    with quick_imports():
+        from src.deployment.exporting import export_run
 
     export_run(cfg)
     return 0

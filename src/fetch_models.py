@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("fetch_models")
 def main(cfg: DictConfig) -> int:
     """Fetch and convert the models of `cfg`."""
-    from src.models.uflow.fetching import fetch_published
+    with quick_imports():
+        from src.models.uflow.fetching import fetch_published
 
     fetch_published(cfg)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("patch_match")
 def main(cfg: DictConfig) -> int:
     """Write the pictures and print where they are."""
-    from src.reporting.matching import explain_image
+    with quick_imports():
+        from src.reporting.matching import explain_image
 
     for path in explain_image(cfg):
         print(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("predict")
 def main(cfg: DictConfig) -> int:
     """Write scores, overlays, masks and maps; 3 when some files could not be read."""
-    from src.deployment.predicting import predict_images
+    with quick_imports():
+        from src.deployment.predicting import predict_images
 
     return predict_images(cfg)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("reproduce")
 def main(cfg: DictConfig) -> int:
     """Run the jobs of `cfg.paper`, write their tables, and judge them."""
-    from src.grid.reproduction import reproduce
+    with quick_imports():
+        from src.grid.reproduction import reproduce
 
     return reproduce(cfg)
 

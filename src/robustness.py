@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("robustness")
 def main(cfg: DictConfig) -> int:
     """Write robustness.csv and robustness.png and print the table."""
-    from src.deployment.robustness import measure_robustness
+    with quick_imports():
+        from src.deployment.robustness import measure_robustness
 
     measure_robustness(cfg)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> int:
     """Run the experiment of `cfg`, or repeat a finished one with replay=<run folder>."""
     if cfg.replay:
-        from src.replay import replay_run
+        with quick_imports():
+            from src.replay import replay_run
 
         return replay_run(cfg)
-    from src.experiment import run_experiment
+    with quick_imports():
+        from src.experiment import run_experiment
 
     run_experiment(cfg)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("selection")
 def main(cfg: DictConfig) -> int:
     """Write the table and the figures and print where they are."""
-    from src.reporting.selection import write_selection
+    with quick_imports():
+        from src.reporting.selection import write_selection
 
     for path in write_selection(cfg):
         print(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @app("serve")
 def main(cfg: DictConfig) -> int:
     """Serve until Ctrl-C."""
-    from src.serving.server import serve
+    with quick_imports():
+        from src.serving.server import serve
 
     serve(cfg)
     return 0

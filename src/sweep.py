@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from src.command_line import app
+from src.command_line import app, quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 @app("sweep")
 def main(cfg: DictConfig) -> int:
     """Run the trials of `cfg.file` in local processes and write their table and figure."""
-    from src.sweeping.local import run_sweep
+    with quick_imports():
+        from src.sweeping.local import run_sweep
 
     return run_sweep(cfg)
 
