@@ -193,6 +193,16 @@ class PatchCoreEnsemble(AnomalyModule):
                     high[i, j] = torch.maximum(high[i, j], values.max())
         self.scale = torch.stack([low, (high - low).clamp_min(1e-12)], 2)
 
+    def export_form(self) -> nn.Module:
+        """The members in one graph without the tiled search; see `exportable`."""
+        from src.models.patchcore.exportable import ExportableEnsemble, ExportablePatchCore
+
+        parts = [
+            ExportablePatchCore(network, memory, self.image_size, self.sigma)
+            for network, memory in self._members()
+        ]
+        return ExportableEnsemble(parts, self.scale)
+
     def _maps(self, grid: Tensor) -> Tensor:
         return smooth_maps(grid, self.image_size, self.sigma)
 

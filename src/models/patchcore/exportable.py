@@ -8,6 +8,8 @@ image of 784 patches and 16,384 rows).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,4 +94,29 @@ class ExportablePatchCore(nn.Module):
     def forward(self, image: Tensor) -> Prediction:
         """Images (B, 3, H, W) of the fitted size -> scores (B,) and maps (B, H, W)."""
         score, grid = self.memory(self.backbone(image))
-        return Prediction(score, self.rows @ grid @ self.columns.T)
+        return Prediction(score, self.smooth(grid))
+
+    def smooth(self, grid: Tensor) -> Tensor:
+        """Patch scores (B, h, w) -> anomaly map (B, H, W): resized, then blurred, as products."""
+        return self.rows @ grid @ self.columns.T
+
+
+class ExportableEnsemble(nn.Module):
+    """The members in one graph; same numbers as `PatchCoreEnsemble.forward`."""
+
+    def __init__(self, members: Sequence[ExportablePatchCore], scale: Tensor) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        # (members, image | patch, location | unit); in Python, so that the graph holds constants
+        self.scale: list[list[list[float]]] = scale.tolist()
+
+    def forward(self, image: Tensor) -> Prediction:
+        """Images (B, 3, H, W) of the fitted size -> scores (B,) and maps (B, H, W)."""
+        found = []
+        for member, scale in zip(self.members, self.scale, strict=True):
+            (image_at, image_unit), (patch_at, patch_unit) = scale
+            score, grid = member.memory(member.backbone(image))  # type: ignore[operator]
+            scaled = member.smooth((grid - patch_at) / patch_unit)  # type: ignore[operator]
+            found.append(((score - image_at) / image_unit, scaled))
+        scores, maps = zip(*found, strict=True)
+        return Prediction(torch.stack(scores).mean(0), torch.stack(maps).mean(0))

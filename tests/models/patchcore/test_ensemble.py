@@ -85,6 +85,18 @@ def test_saved_ensemble_predicts_the_same_after_loading(plain, tmp_path):
     assert torch.equal(plain(images).score, other(images).score)
 
 
+def test_the_export_form_gives_the_same_numbers_for_any_batch(plain):
+    graph = torch.export.export(
+        plain.export_form().eval(), (torch.randn(2, 3, *SIZE),),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},), strict=False,
+    ).module()  # fmt: skip
+    for count in (1, 5):
+        images = torch.randn(count, 3, *SIZE)
+        found, expected = graph(images), plain(images)
+        torch.testing.assert_close(found[0], expected.score, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[1], expected.anomaly_map, rtol=1e-4, atol=1e-4)
+
+
 def test_official_scaling_uses_the_range_of_the_images_predicted():
     model = fitted("test_set")
     assert model.held_out_scores() is None
