@@ -182,6 +182,13 @@ def _machine_trouble(error: BaseException) -> str | None:
             "  do:    lower data.batch_size, set model.memory_budget_gb for PatchCore, use a "
             "smaller transform.crop, or hardware.precision=bf16-mixed on a GPU"
         )
+    if "DataLoader worker" in text:
+        return (
+            "A process that decodes images was killed, mostly because memory or shared memory "
+            f"ran out.\n  found: {text.splitlines()[0]}\n"
+            "  do:    lower hardware.num_workers (0 needs none) or data.batch_size; run the same "
+            "command again"
+        )
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src import command_line
+from src.data import datamodule
 from src.errors import GoodpartsError
 from src.experiment import run_experiment
 
@@ -133,6 +137,23 @@ def test_a_broken_image_in_a_worker_process_is_named(run, folder):
     (folder / "good" / "3.png").write_bytes(b"")
     with pytest.raises(GoodpartsError, match=r"3\.png"):
         run("data.test_fraction=0.01", "hardware.num_workers=1", "data.cache=none")
+
+
+def test_a_killed_worker_process_is_met_with_advice(run, monkeypatch, capsys):
+    parent, read = os.getpid(), datamodule.ImageDataset.__getitems__
+
+    def killed(self, positions):
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, positions)
+
+    monkeypatch.setattr(datamodule.ImageDataset, "__getitems__", killed)
+    with pytest.raises(RuntimeError) as caught:
+        run("hardware.num_workers=1", "data.cache=none")
+    command_line._explain(caught.value, "run")
+    said = capsys.readouterr().err
+    assert "hardware.num_workers" in said
+    assert "Traceback" not in said
 
 
 def test_a_mask_of_another_size_still_follows_its_image(run, folder):

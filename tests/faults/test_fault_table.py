@@ -1,0 +1,30 @@
+"""docs/faults.md lists what is tested, all of it, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+TABLE = (TESTS.parent / "docs" / "faults.md").read_text()
+
+
+def functions(folder: Path) -> set[str]:
+    found = (re.findall(r"^def (test_\w+)", path.read_text(), re.M) for path in folder.rglob("*.py"))
+    return {name for names in found for name in names}
+
+
+def test_the_table_names_existing_tests_and_every_fault_test_is_in_it():
+    named = set(re.findall(r"`(test_\w+)`", TABLE))
+    assert named <= functions(TESTS), named - functions(TESTS)
+    own = functions(Path(__file__).parent) - functions_of_this_file()
+    assert own <= named, own - named
+
+
+def test_the_table_has_at_least_forty_rows():
+    rows = [line for line in TABLE.splitlines() if line.startswith("| ") and "`test_" in line]
+    assert len(rows) >= 40
+
+
+def functions_of_this_file() -> set[str]:
+    return set(re.findall(r"^def (test_\w+)", Path(__file__).read_text(), re.M))
