@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,5 +48,10 @@ def peak_memory_mb() -> float:
     """Highest memory so far in MB: of the GPU when one is in use, else of this process."""
     if torch.cuda.is_available() and torch.cuda.memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")  # getrusage also counts the parent at the fork
+    if status.is_file():
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -12,7 +12,6 @@ backward pass, counted tensor by tensor, and the peak of a process of its own.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import yaml
 from torch import Tensor, nn
 
 from src.backbones.features import FeatureExtractor
+from src.evaluation.speed import peak_memory_mb
 from src.models.haloae import losses as our_losses
 from src.models.haloae.autoencoder import Bottleneck
 from src.models.haloae.halo_attention import HaloAttention
@@ -216,7 +216,7 @@ def peak(name: str) -> None:
     optimizer = model.configure_optimizers()
     for _ in range(2):
         training_step(model, torch.randn(3, 3, 256, 256), optimizer)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(int(peak_memory_mb()))
 
 
 def _child(name: str) -> str:

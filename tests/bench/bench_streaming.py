@@ -11,7 +11,6 @@ patches are normal ones moved by a few noise lengths; image AUROC is over images
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from src.evaluation.speed import peak_memory_mb
 from src.models.patchcore.feature_store import FeatureStore, patch_origins
 from src.models.patchcore.memory_bank import MemoryBank
 from src.models.patchcore.plan import Plan
@@ -80,7 +80,7 @@ def judge(bank: MemoryBank) -> dict[str, float]:
     )
     draws = torch.Generator().manual_seed(5)
     scores, labels = [], []
-    for batch in images(2, 400):
+    for batch in images(2, 1200):
         bad = torch.arange(BATCH) % 2 == 1
         shift = torch.randn(BATCH, DIM, generator=draws) * bad[:, None]
         batch[:, 10:12, 10:12] += 2.6 * shift[:, None, None]
@@ -92,10 +92,6 @@ def judge(bank: MemoryBank) -> dict[str, float]:
     return {"radius": radius, "image_auroc": 100 * float(wins)}
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def child(mode: str) -> None:
     torch.set_num_threads(1)
     for batch in images(3, BATCH):
@@ -104,11 +100,13 @@ def child(mode: str) -> None:
     if mode == "draw":
         total = sum(float(batch.sum()) for batch in images(1, IMAGES))
         print(
-            json.dumps({"peak_mb": peak_mb(), "cpu_s": time.process_time() - began, "sum": total})
+            json.dumps(
+                {"peak_mb": peak_memory_mb(), "cpu_s": time.process_time() - began, "sum": total}
+            )
         )
         return
     bank = fit(mode)
-    facts = {"peak_mb": peak_mb(), "cpu_s": time.process_time() - began, "rows": len(bank)}
+    facts = {"peak_mb": peak_memory_mb(), "cpu_s": time.process_time() - began, "rows": len(bank)}
     print(json.dumps(facts | judge(bank)))
 
 
