@@ -189,16 +189,20 @@ def _report_data(
 
 
 def _protocol(cfg: DictConfig, data: AnomalyDataModule, threshold: Threshold) -> ProtocolFacts:
+    held_out = f"{len(data.calibration_samples)} held-out normal images"
     if threshold.oracle:
         calibration = "test labels (oracle)"
+    elif threshold.rule == "nfa":
+        shifted = data.calibration_samples and cfg.model.nfa.calibrate
+        calibration = f"{held_out} shift log NFA" if shifted else "none"
     elif data.calibration_samples:
-        calibration = f"{len(data.calibration_samples)} held-out normal images"
+        calibration = held_out
     else:
         calibration = "leave-one-image-out on the training images"
     return ProtocolFacts(
         name=cfg.protocol,
         train_images=len(data.train_samples),
-        calibration="none needed" if threshold.rule == "nfa" else calibration,
+        calibration=calibration,
         selection="best on the test set, as in the paper" if cfg.protocol == "paper" else "",
     )
 

@@ -27,9 +27,13 @@ _FIXED = {
     "f1_oracle": "Chosen with the labels of these very test images so that F1 is highest: an "
     "oracle. It shows what the scores would allow, not what a detector in use would reach.",
     "nfa": "A region is marked when fewer than one region as rare as it is expected in an image "
-    "of pure noise (number of false alarms below 1), and one marked region is an alarm. Nothing "
-    "was calibrated; the promise holds as far as the latent noise is standard normal.",
+    "of pure noise (number of false alarms below 1), and one marked region is an alarm.",
 }
+_NFA_SHIFTED = (
+    "log NFA was shifted until no region of the held-out normal images is marked, because the "
+    "latent noise of normal images is only nearly standard normal."
+)
+_NFA_PLAIN = "Nothing was calibrated; the promise holds as far as the latent noise is normal."
 _SPACE = "\N{NO-BREAK SPACE}"  # keeps numbers and units on one line
 
 
@@ -72,6 +76,8 @@ def threshold_sentences(threshold: ThresholdFacts, calibration: str = "") -> lis
         return _conformal(threshold) + ([note] if approximate else [])
     if threshold.rule == "quantile":
         return _quantile(threshold)
+    if threshold.rule == "nfa":
+        return [_FIXED["nfa"], _NFA_SHIFTED if "shift" in calibration else _NFA_PLAIN]
     if threshold.rule in _FIXED:
         return [_FIXED[threshold.rule]]
     used = "used test labels" if threshold.oracle else "used no test label"

@@ -70,3 +70,12 @@ def test_tiles_keep_their_order_and_leave_out_what_was_not_measured():
     assert [tile["name"] for tile in tiles] == ["Image AUROC", "Recall"]
     assert tiles[0]["interval"] == ""
     assert "0.4000" in tiles[1]["interval"] and "0.6000" in tiles[1]["interval"]
+
+
+def test_a_shifted_nfa_is_not_called_uncalibrated():
+    nfa = ThresholdFacts(image=0.0, pixel=0.0, rule="nfa")
+    plain = " ".join(wording.threshold_sentences(nfa, "none"))
+    shifted = " ".join(wording.threshold_sentences(nfa, "21 held-out normal images shift log NFA"))
+    assert "Nothing was calibrated" in plain
+    assert "Nothing was calibrated" not in shifted
+    assert "held-out" in shifted
