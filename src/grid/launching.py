@@ -17,6 +17,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from src.errors import ConfigError
+from src.grid.slots import THREAD_VARIABLES, usable_cores, visible_gpus
+from src.grid.working import work
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SAME_MACHINE = ("joblib", "submitit_launcher.LocalLauncher")
@@ -54,8 +56,6 @@ def launch_workers(cfg: DictConfig, count: int) -> list[str]:
 
 def work_as_one(cfg: DictConfig) -> int:
     """The task of one worker, on whatever machine the launcher chose."""
-    from src.grid.reproduction import work
-
     target = str(HydraConfig.get().launcher._target_)
     if any(name in target for name in SAME_MACHINE):
         confine_to_share(int(cfg.worker), int(cfg.workers))
@@ -66,8 +66,6 @@ def work_as_one(cfg: DictConfig) -> int:
 
 def confine_to_share(worker: int, workers: int) -> None:
     """Give workers on one machine different GPUs, or their share of the cores."""
-    from src.grid.slots import THREAD_VARIABLES, usable_cores, visible_gpus
-
     gpus = visible_gpus()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]

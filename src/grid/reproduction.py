@@ -6,20 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from src.command_line import INTERRUPTED
-from src.errors import DataError
 from src.grid.collecting import cells
-from src.grid.display import LiveTable
-from src.grid.engine import Grid, Outcome, Workplace
-from src.grid.jobs import config_identity
+from src.grid.engine import Outcome, Workplace
 from src.grid.judging import Row, judge_variant, verdict_line
 from src.grid.launching import chosen_launcher, launch_workers
 from src.grid.pages import paper_page, write_page
-from src.grid.papers import load_papers
-from src.grid.planning import Choice, Plan, data_finder, plan_jobs, quoted
-from src.grid.slots import find_slots
+from src.grid.planning import Plan
+from src.grid.working import listed, make_plan, work, workplace
 
 FAILED = 1
 
@@ -44,38 +40,10 @@ def reproduce(cfg: DictConfig) -> int:
         return INTERRUPTED
     rows = judge(plan, workplace(cfg))
     for paper in {cell.paper.name: cell.paper for cell in plan.cells}.values():
-        page = paper_page(paper, plan, rows, _listed(cfg.overrides))
+        page = paper_page(paper, plan, rows, listed(cfg.overrides))
         for path in write_page(page, Path(cfg.tables_dir), paper.name):
             print(path)
     return conclude(plan, rows, outcome)
-
-
-def make_plan(cfg: DictConfig) -> Plan:
-    """The jobs that `cfg` selects."""
-    papers = load_papers(cfg.paper)
-    runs = (f"runs_dir={quoted(str(cfg.runs_dir))}",)
-    choice = Choice(
-        variants=_listed(cfg.variants) or None,
-        categories=_listed(cfg.categories) or None,
-        seeds=tuple(int(seed) for seed in _listed(cfg.seeds)) or None,
-        overrides=(*_listed(cfg.overrides), *runs),
-    )
-    with config_identity() as identify, data_finder(download=cfg.download) as has_data:
-        plan = plan_jobs(papers, choice, identify, has_data)
-    if not plan.jobs:
-        raise DataError(
-            "There is nothing to run.",
-            found=f"no data for {', '.join(plan.absent) or 'any category'}",
-            do="set DATA_DIR (in .env) to the folder that holds mvtec/, or use paper=smoke",
-        )
-    return plan
-
-
-def workplace(cfg: DictConfig) -> Workplace:
-    """The shared folder of all grids below one runs_dir."""
-    folder = Path(cfg.runs_dir).expanduser() / ".grid"
-    command = (sys.executable, "-m", "src.run")
-    return Workplace(folder, command, float(cfg.lease_s), int(cfg.retries))
 
 
 def run_all(cfg: DictConfig, plan: Plan) -> Outcome:
@@ -93,15 +61,6 @@ def run_all(cfg: DictConfig, plan: Plan) -> Outcome:
         elif job.key not in before and (attempts := ledger.attempts(job.key)):
             outcome.failed.append((job, attempts[-1]))
     return outcome
-
-
-def work(cfg: DictConfig, plan: Plan | None = None) -> Outcome:
-    """Run unfinished jobs in processes of this machine."""
-    jobs = (plan or make_plan(cfg)).jobs
-    place = workplace(cfg)
-    slots = find_slots(cfg.slots, cfg.cores_per_job, cfg.jobs_per_gpu)
-    with LiveTable(jobs, len(slots), place.ledger) as watcher:
-        return Grid(jobs, place, slots, watcher).run()
 
 
 def judge(plan: Plan, place: Workplace) -> list[Row]:
@@ -136,12 +95,3 @@ def conclude(plan: Plan, rows: Sequence[Row], outcome: Outcome) -> int:
         )
     print(verdict_line(rows, len(unfinished), plan.absent))
     return FAILED if unfinished or any(row.fails for row in rows) else 0
-
-
-def _listed(value: object) -> tuple[str, ...]:
-    """None, one name or a list of names, as a tuple."""
-    if value is None:
-        return ()
-    if isinstance(value, ListConfig | list | tuple):
-        return tuple(str(item) for item in value)
-    return (str(value),)

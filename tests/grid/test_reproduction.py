@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 
 from src.command_line import CONF
 from src.errors import ConfigError, DataError
-from src.grid import reproduction
+from src.grid import working
 from src.grid.collecting import borrowed_intervals, resampled_intervals, stored_intervals
 from src.grid.ledger import Attempt
 from src.grid.pages import COLUMNS
-from src.grid.reproduction import make_plan, reproduce, workplace
+from src.grid.reproduction import reproduce
+from src.grid.working import make_plan, workplace
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_only_unfinished_jobs_are_started(settings, monkeypatch, capsys):
         self.outcome.done = list(self.waiting)
         return self.outcome
 
-    monkeypatch.setattr(reproduction.Grid, "run", pretend)
+    monkeypatch.setattr(working.Grid, "run", pretend)
     assert reproduce(cfg) == 0
     assert started == [second.key]
     said = capsys.readouterr().out

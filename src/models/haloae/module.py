@@ -34,6 +34,7 @@ from src.models.haloae.losses import (
     loss_weights,
     reconstruction_losses,
 )
+from src.models.haloae.monitoring import ReconstructionPictures
 from src.models.haloae.normal_images import cutpaste_auroc, mean_errors
 from src.models.haloae.options import (
     SCALINGS,
@@ -331,8 +332,6 @@ class HaloAE(AnomalyModule):
         """Pictures of reconstructions for TensorBoard and W&B, when asked for."""
         if not self.log_images_every_n_epochs:
             return []
-        from src.models.haloae.monitoring import ReconstructionPictures
-
         return [ReconstructionPictures(self.log_images_every_n_epochs)]
 
     def _check_parts(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from src.models.haloae.module import HaloAE
-from src.models.haloae.records import sheet
+if TYPE_CHECKING:
+    from src.models.haloae.module import HaloAE
 
 _IMAGES = 4  # rows of the sheet
 
@@ -37,9 +39,10 @@ class ReconstructionPictures(pl.Callback):
         takers = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger | WandbLogger)]
         if not due or not takers or self._images is None or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, HaloAE)
+        from src.models.haloae.records import sheet  # draws with matplotlib
+
         names = [f"{row}" for row in range(len(self._images))]
-        figure = sheet(pl_module, self._images, names)
+        figure = sheet(cast("HaloAE", pl_module), self._images, names)
         pl_module.train()
         figure.canvas.draw()
         pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
