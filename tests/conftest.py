@@ -36,17 +36,13 @@ def drawn_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, drawn_data) -> Path:
     """Folder of a finished PatchCore run; tests must not change it."""
-    from hydra import compose, initialize_config_dir
-
-    from src.command_line import CONF
     from src.experiment import run_experiment
 
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATA_DIR", str(drawn_data))
         patch.delenv("WEIGHTS_DIR", raising=False)
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            cfg = compose("run", overrides=[*TINY, f"runs_dir={runs}"])
+        cfg = compose_app("run", *TINY, f"runs_dir={runs}")
         return run_experiment(cfg).run.directory
 
 

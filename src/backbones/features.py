@@ -22,6 +22,16 @@ from src.errors import ConfigError, did_you_mean
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def check_precision(precision: str) -> None:
+    """Raise a ConfigError unless `precision` is one of PRECISIONS."""
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            "Unknown backbone.precision.",
+            found=precision,
+            do=did_you_mean(precision, PRECISIONS),
+        )
+
+
 class FeatureExtractor(nn.Module):
     """Maps of a frozen ImageNet network at named layers, finest first as listed.
 
@@ -50,12 +60,7 @@ class FeatureExtractor(nn.Module):
         channels_last: bool,
     ) -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ConfigError(
-                "Unknown backbone.precision.",
-                found=precision,
-                do=did_you_mean(precision, PRECISIONS),
-            )
+        check_precision(precision)
         model = _create(name)
         self.name, self.layers, self.precision = name, tuple(layers), precision
         self.channels_last = channels_last

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.backbones import weights as weight_sources
-from src.backbones.features import PRECISIONS
+from src.backbones.features import PRECISIONS, check_precision
 from src.errors import ConfigError, did_you_mean
 
 
@@ -54,12 +54,7 @@ class CaitPair(nn.Module):
         precision: str,
     ) -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ConfigError(
-                "Unknown backbone.precision.",
-                found=precision,
-                do=did_you_mean(precision, PRECISIONS),
-            )
+        check_precision(precision)
         self.name, self.names, self.precision = name, tuple(networks), precision
         random = weights == "random"
         cut = [_truncated_cait(net, n, random) for net, n in zip(networks, blocks, strict=True)]

@@ -12,27 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from src.command_line import CONF
 from src.experiment import run_experiment
+from tests.conftest import TINY, compose_app
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
-    "experiment=demo",
-    "data.synthetic.size=64",
-    "data.synthetic.train=8",
-    "data.synthetic.test_normal=4",
-    "data.synthetic.test_defective=6",
-    "transform.resize=64",
-    "transform.crop=null",
-    "model.target_dim=64",
-    "evaluation.size=64",
-    "evaluation.bootstrap=50",
-    "evaluation.latency_images=2",
-    "report.max_images=4",
-    "hardware.num_workers=0",
-)
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +32,7 @@ def environment(monkeypatch, data_dir, tmp_path):
 
 
 def config(*overrides):
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose("run", overrides=[*TINY, *overrides])
+    return compose_app("run", *TINY, *overrides)
 
 
 def start(*overrides):
