@@ -2,8 +2,11 @@
 
 Pillow's resize is separable: every output row is a fixed weighted mean of input rows. For one
 camera size the weights are constants, and uint8 pixels of that size can go straight into the
-exported graph: it resizes, crops and normalises exactly as training did (to about one grey level
-in a few pixels of a million, where fixed-point and float rounding differ).
+exported graph: it resizes, crops and normalises bit for bit as training did. Pillow computes with
+integer weights of 22 bits, which float32 sums would not reproduce (at 640 x 480 to 256 pixels many
+means lie half-way between two grey levels, and a score moved by 2 % of the spread). So each weight
+is split into two halves of 11 bits; their products with 8-bit pixels are whole numbers below 2^24,
+where float32 is exact. Running the graph with TF32 products would break this.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError
 
+_ONE, _HALF = 2.0**22, 2.0**11  # Pillow's PRECISION_BITS for 8-bit images
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 
@@ -28,8 +32,8 @@ class FixedInput(nn.Module):
         size: (h, w) of the camera images in pixels.
     """
 
-    rows: Tensor
-    columns: Tensor
+    rows: Tensor  # (2, H, h): high and low halves of the weights
+    columns: Tensor  # (2, W, w)
     mean: Tensor
     std: Tensor
 
@@ -47,26 +51,27 @@ class FixedInput(nn.Module):
         rows = resize_matrix(size[0], resized[0], kind)[top : top + height]  # (H, h)
         columns = resize_matrix(size[1], resized[1], kind)[left : left + width]  # (W, w)
         for name, value in (("rows", rows), ("columns", columns)):
-            self.register_buffer(name, torch.from_numpy(value))
+            self.register_buffer(name, torch.from_numpy(np.stack(np.divmod(value, _HALF))))
         for name, numbers in (("mean", transform.mean), ("std", transform.std)):
             self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Resize columns, round to 8 bit, resize rows, round, normalise: Pillow's own order."""
         pixels = image.permute(0, 3, 1, 2).float()  # (B, 3, h, w)
-        pixels = _to_grey_levels(pixels @ self.columns.T)  # (B, 3, h, W)
-        pixels = _to_grey_levels(self.rows @ pixels)  # (B, 3, H, W)
+        high, low = self.columns[0].T, self.columns[1].T
+        pixels = _to_grey_levels(pixels @ high, pixels @ low)  # (B, 3, h, W)
+        pixels = _to_grey_levels(self.rows[0] @ pixels, self.rows[1] @ pixels)  # (B, 3, H, W)
         return (pixels / 255 - self.mean) / self.std
 
 
 def resize_matrix(size_in: int, size_out: int, interpolation: str) -> np.ndarray:
-    """Weights (size_out, size_in) float32 of Pillow's antialiased resize along one axis.
+    """Weights (size_out, size_in) of Pillow's antialiased resize along one axis, times 2^22.
 
     Output pixel i looks at the input around (i + 0.5) * scale with a window that widens with the
-    scale when shrinking; rows sum to 1.
+    scale when shrinking. Whole numbers as float32; rows sum to 2^22 but for rounding.
     """
     if size_in == size_out:
-        return np.eye(size_in, dtype=np.float32)
+        return _ONE * np.eye(size_in, dtype=np.float32)
     scale = size_in / size_out
     stretch = max(scale, 1.0)
     support = _SUPPORT[interpolation] * stretch
@@ -78,7 +83,8 @@ def resize_matrix(size_in: int, size_out: int, interpolation: str) -> np.ndarray
         taps = (np.arange(first, last) - centre + 0.5) / stretch
         values = np.array([_kernel(tap, interpolation) for tap in taps])
         weights[row, first:last] = values / values.sum()
-    return weights.astype(np.float32)
+    scaled = weights * _ONE
+    return np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.float32)
 
 
 def _kernel(x: float, interpolation: str) -> float:
@@ -93,9 +99,10 @@ def _kernel(x: float, interpolation: str) -> float:
     return float(np.sinc(x) * np.sinc(x / 3)) if x < 3 else 0.0
 
 
-def _to_grey_levels(pixels: Tensor) -> Tensor:
-    """Round half up and clip to 0..255, as Pillow stores between its two passes."""
-    return torch.floor(pixels + 0.5).clamp(0, 255)
+def _to_grey_levels(high: Tensor, low: Tensor) -> Tensor:
+    """(high * 2^11 + low) / 2^22, rounded half up and clipped to 0..255, as Pillow stores it."""
+    carried = high + torch.floor(low / _HALF)
+    return torch.floor((carried + _HALF / 2) / _HALF).clamp(0, 255)
 
 
 def camera_size(height: int, width: int) -> tuple[int, int]:

@@ -11,7 +11,14 @@ from src.deployment.fixed_input import FixedInput
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize(
     ("size", "resize", "crop"),
-    [((97, 131), 64, 56), ((50, 50), 64, None), ((120, 80), [48, 40], None), ((64, 64), 64, 48)],
+    [
+        ((97, 131), 64, 56),
+        ((50, 50), 64, None),
+        ((120, 80), [48, 40], None),
+        ((64, 64), 64, 48),
+        ((480, 640), 256, 224),
+        ((1500, 1100), [64, 48], None),
+    ],
 )
 def test_matrices_resize_like_pillow(interpolation, size, resize, crop):
     transform = ImageTransform(
@@ -23,5 +30,4 @@ def test_matrices_resize_like_pillow(interpolation, size, resize, crop):
     theirs = transform(image)
     assert ours.shape == theirs.shape
     levels = (ours - theirs).abs() * 255 * torch.tensor(transform.std).view(3, 1, 1)
-    assert levels.max() < 1.01  # at most one grey level
-    assert (levels > 0.01).float().mean() < 2e-3  # and that hardly ever
+    assert levels.max() < 1e-3  # the same grey level in every pixel
