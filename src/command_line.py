@@ -204,7 +204,10 @@ def explain_overrides(arguments: list[str], config_name: str) -> str | None:
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException:
-            return f"{word!r} is not of the form key=value; quote values with spaces or brackets."
+            return (
+                f"{word!r} is not of the form key=value. Quote values that hold spaces, brackets "
+                """or an equals sign: 'overrides=["backbone=resnet18"]'."""
+            )
         key = (override.key_or_group or "").removeprefix("+")
         if _composes(config_name, [*good, word]):
             good.append(word)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,8 @@ def print_run_table(run: SavedRun) -> None:
     metrics, console = run.metrics(), Console()
     config = run.config()
     threshold = run.read_json("model/threshold.json") if run.has("model/threshold.json") else {}
-    title = f"{config.model.name} on {config.data.name} {config.data.category or ''}"
+    part = config.data.category or Path(config.data.root).name
+    title = f"{config.model.name} on {config.data.name} {part}"
     table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
     for key, name in _ROWS:
         if key in metrics:
