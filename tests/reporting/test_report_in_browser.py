@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 
 import pytest
 
 from src.reporting.report import write_report
 from src.reporting.tables import Cell, Column, Line, Table, as_html, number
+from tests import chromium
 from tests.reporting.report_data import make_report, wilson
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome",
-                                                "chrome"))), None)  # fmt: skip
-DRIVER = shutil.which("chromedriver")
-SWITCHES = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage",
-)  # fmt: skip
-
-if CHROMIUM is None or DRIVER is None:
+if chromium.MISSING:
     pytest.skip("no chromium with chromedriver on this machine", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver = chromium.open_browser(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 

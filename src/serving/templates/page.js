@@ -10,7 +10,8 @@ async function describe() {
   find("title").textContent = `${facts.method} on ${facts.data} ${facts.category}`;
   const promise = facts.promised_false_alarm_rate === null ? "" :
     `, at most ${(100 * facts.promised_false_alarm_rate).toPrecision(2)} % false alarms promised`;
-  find("facts").textContent =
+  find("facts").textContent = facts.rule === "nfa" ?
+    "alarm when log10 NFA < 0 somewhere in the image" :
     `alarm when score > ${facts.threshold.toPrecision(4)} (${facts.rule}${promise})`;
   document.title = `goodparts: ${find("title").textContent}`;
 }
@@ -52,8 +53,9 @@ function show(answer) {
   } else {
     card.classList.add(answer.alarm ? "alarm" : "pass");
     part(".verdict").textContent = answer.alarm ? "Alarm" : "Good part";
-    part(".score").textContent =
-      `score ${answer.score.toPrecision(4)}, threshold ${answer.threshold.toPrecision(4)}`;
+    const limit = limits.rule === "nfa" ? "" : `, threshold ${answer.threshold.toPrecision(4)}`;
+    part(".score").textContent = `score ${answer.score.toPrecision(4)}${limit}`;
+    part(".scale").hidden = limits.rule === "nfa"; // its limit does not lie on the score
     const place = 50 * answer.score / (Math.abs(answer.threshold) || 1);
     part(".mark").style.left = `${Math.max(0, Math.min(100, place))}%`;
     part(".plain").src = answer.picture;

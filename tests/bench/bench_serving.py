@@ -1,0 +1,77 @@
+"""How the live page bears a crowd: milliseconds a request, images a second.
+
+    python -m tests.bench.bench_serving [run=runs/...] [images ...]
+
+A real server in a process of its own, clients in threads, one image a request. Without arguments
+the demo run is served its own test images; both sides share the machine, as on a laptop.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from tests.serving.live import served
+
+
+def demo(folder: Path) -> tuple[Path, list[Path]]:
+    """A finished demo run and its test images."""
+    from hydra import compose, initialize_config_dir
+
+    from src.command_line import CONF
+    from src.experiment import run_experiment
+
+    words = ["experiment=demo", f"runs_dir={folder}", "report.enabled=false"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("run", overrides=words)
+    run = run_experiment(cfg).run.directory
+    return run, sorted((Path(cfg.data.root) / cfg.data.category / "test").rglob("*.png"))
+
+
+def crowd(address: str, images: list[bytes], clients: int, requests: int, query: str) -> np.ndarray:
+    """Seconds of every request."""
+    with httpx.Client(timeout=60) as client:
+
+        def ask(number: int) -> float:
+            began = time.perf_counter()
+            content = images[number % len(images)]
+            reply = client.post(f"{address}api/score{query}", files={"files": ("x.png", content)})
+            reply.raise_for_status()
+            return time.perf_counter() - began
+
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(ask, range(clients)))  # warm up
+            return np.array(list(pool.map(ask, range(requests))))
+
+
+def main(words: list[str]) -> None:
+    """Print p50, p95 and throughput for growing crowds."""
+    with tempfile.TemporaryDirectory() as name:
+        named = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+        paths = [Path(word) for word in words if not word.startswith("run=")]
+        run = Path(named[0]) if named else None
+        if run is None or not paths:
+            run, paths = demo(Path(name))
+        images = [path.read_bytes() for path in paths[:32]]
+        with served(run) as address:
+            for query in ("", "?pictures=true"):
+                for clients in (1, 4, 16):
+                    began = time.perf_counter()
+                    seconds = crowd(address, images, clients, 120, query)
+                    rate = (120 + clients) / (time.perf_counter() - began)
+                    p50, p95 = 1e3 * np.percentile(seconds, [50, 95])
+                    print(
+                        f"{clients:3} clients {query or 'scores only':15} p50 {p50:6.1f} ms   "
+                        f"p95 {p95:6.1f} ms   {rate:5.1f} images/s",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
