@@ -74,7 +74,7 @@ class CoresetOptions(NamedTuple):
             raise ConfigError(
                 "model.coreset.block and projection_dim are counts.",
                 found=f"block={self.block}, projection_dim={self.projection_dim}",
-                do="use block=1024; projection_dim=128 as the official code, or null for none",
+                do="use block=768; projection_dim=128 as the official code, or null for none",
             )
         return self
 
