@@ -38,10 +38,10 @@ from src.reporting.records import (
 )
 from src.reporting.report import write_report
 from src.reporting.run_table import print_run_table
+from src.reporting.wording import method_title
 from src.saved_run import SavedRun
 
 _SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
-_TITLES = {"patchcore": "PatchCore", "uflow": "U-Flow", "haloae": "HaloAE", "crn": "CRN"}
 
 
 def write_outputs(
@@ -167,7 +167,7 @@ def _report_data(
     results: list[ImageResult],
     scale: ColourScale,
 ) -> ReportData:
-    method = _TITLES.get(cfg.model.name, cfg.model.name)
+    method = method_title(cfg.model.name)
     manifest = run.read_json("manifest.json")
     words = manifest.get("command", [])[1:]
     return ReportData(

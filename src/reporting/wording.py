@@ -23,6 +23,7 @@ HEADLINES: dict[str, tuple[str, str, str]] = {
     "speed/latency_p50_ms": ("Latency", "median time of one image on this machine", "ms"),
 }  # fmt: skip
 
+_METHODS = {"patchcore": "PatchCore", "uflow": "U-Flow", "haloae": "HaloAE", "crn": "CRN"}
 _FIXED = {
     "f1_oracle": "Chosen with the labels of these very test images so that F1 is highest: an "
     "oracle. It shows what the scores would allow, not what a detector in use would reach.",
@@ -35,6 +36,11 @@ _NFA_SHIFTED = (
 )
 _NFA_PLAIN = "Nothing was calibrated; the promise holds as far as the latent noise is normal."
 _SPACE = "\N{NO-BREAK SPACE}"  # keeps numbers and units on one line
+
+
+def method_title(name: str) -> str:
+    """How its paper writes a method."""
+    return _METHODS.get(name, name)
 
 
 def number(value: float | None, unit: str = "") -> str:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from pydantic import BaseModel
 
 from src.detector import Detector
+from src.reporting.wording import method_title
 from src.serving.answers import Answer, Answering
 
 _OVERHEAD = 1 << 16  # bytes of multipart headers allowed beside the files
@@ -90,7 +91,7 @@ def build_application(detector: Detector, max_files: int, max_megabytes: float) 
 def _facts(detector: Detector, max_files: int, max_megabytes: float) -> Facts:
     config, threshold = detector.config, detector.threshold
     return Facts(
-        method=str(config.model.name),
+        method=method_title(str(config.model.name)),
         data=str(config.data.name),
         category=str(config.data.category or Path(str(config.data.root)).name),
         backbone=config.backbone.name,
