@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.command_line import explain_overrides
+from src.command_line import explain_overrides, quick_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,3 +109,33 @@ def test_dotenv_is_read_but_the_shell_wins(tmp_path):
 
     assert "runs_dir: from_dotenv" in resolved()
     assert "runs_dir: from_shell" in resolved(RUNS_DIR="from_shell")
+
+
+def test_the_collector_works_again_after_imports_even_failed_ones():
+    with pytest.raises(ImportError), quick_imports():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_a_program_leaves_after_the_exit_handlers_of_its_libraries(tmp_path):
+    code = (
+        "import atexit, builtins, runpy, sys\n"
+        "class Remains:\n"
+        "    def __del__(self):\n"
+        "        print('teardown', flush=True)\n"
+        "builtins.remains = Remains()\n"
+        "import src.command_line as line\n"
+        "class Late(line._Leaving):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        atexit.register(lambda: print('handler', flush=False))\n"
+        "line._Leaving = Late\n"
+        "sys.argv = ['src.run', '--help']\n"
+        "runpy.run_module('src.run', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("handler")  # flushed, and no teardown after it
