@@ -49,19 +49,21 @@ def run_experiment(cfg: DictConfig) -> Result:
         model = build_model(cfg, data.image_size)
         weights = getattr(model.backbone, "identity", None)
         run.start(cfg, manifest.describe_run(data.fingerprint(), weights), force=cfg.force)
-        loggers = tracking.build_loggers(cfg, run.directory)
-        trainer = build_trainer(cfg, run.directory, loggers, single_pass=model.single_pass)
+        with tracking.open_loggers(cfg, run.directory) as loggers:
+            trainer = build_trainer(cfg, run.directory, loggers, single_pass=model.single_pass)
 
-        fit(run, trainer, model, data)
-        threshold = calibrate(cfg, run, trainer, model, data)
-        evaluator, threshold, metrics = evaluate(cfg, trainer, model, data, threshold)
-        run.write_json("model/threshold.json", threshold.to_json())
-        metrics |= {f"fit/{key}": value for key, value in run.read_json("fit.json").items()}
-        metrics |= model.learning_metrics()
+            fit(run, trainer, model, data)
+            threshold = calibrate(cfg, run, trainer, model, data)
+            evaluator, threshold, metrics = evaluate(cfg, trainer, model, data, threshold)
+            run.write_json("model/threshold.json", threshold.to_json())
+            metrics |= {f"fit/{key}": value for key, value in run.read_json("fit.json").items()}
+            metrics |= model.learning_metrics()
 
-        pictures = write_outputs(cfg, run, model, data, evaluator, threshold, metrics, data.samples)
-        tracking.log_results(loggers, metrics, pictures)
-        run.finish(metrics)
+            pictures = write_outputs(
+                cfg, run, model, data, evaluator, threshold, metrics, data.samples
+            )
+            tracking.log_results(loggers, metrics, pictures)
+            run.finish(metrics)
     print_result(run)
     return Result(run, metrics)
 

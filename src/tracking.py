@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,21 @@ from src.errors import ConfigError, did_you_mean
 log = logging.getLogger(__name__)
 
 KNOWN = ("csv", "tensorboard", "wandb")
+
+
+@contextlib.contextmanager
+def open_loggers(cfg: DictConfig, directory: Path) -> Iterator[list[Logger]]:
+    """The loggers of one run; on leaving, its W&B run ends, so that the next one has its own."""
+    loggers = build_loggers(cfg, directory)
+    exit_code = 1
+    try:
+        yield loggers
+        exit_code = 0
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            import wandb
+
+            wandb.finish(exit_code=exit_code)
 
 
 def build_loggers(cfg: DictConfig, directory: Path) -> list[Logger]:
@@ -53,14 +69,6 @@ def log_results(
             _tensorboard_pictures(logger, pictures)
         logger.save()
         logger.finalize("success")
-
-
-def close_wandb(loggers: list[Logger], *, failed: bool) -> None:
-    """End the W&B run so that the next one of this process starts its own."""
-    if any(isinstance(logger, WandbLogger) for logger in loggers):
-        import wandb
-
-        wandb.finish(exit_code=int(failed))
 
 
 def _wandb(cfg: DictConfig, directory: Path) -> WandbLogger:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from src.data.build import build_datamodule
 from src.data.images import open_rgb
 from src.data.samples import Sample
-from src.deployment.fixed_input import FixedInput
+from src.deployment.fixed_input import FixedInput, camera_size
 from src.deployment.parity import Outputs, Parity, check_parity
 from src.detector import Detector
 from src.errors import ConfigError, did_you_mean
@@ -70,7 +70,7 @@ def export_run(cfg: DictConfig) -> Parity:
             do="run again with threshold=conformal (the model is the same) and export that run",
         )
     samples = _real_images(detector, cfg.parity.images)
-    size = tuple(cfg.camera_size) if cfg.camera_size else _size_of(samples[0])
+    size = camera_size(*cfg.camera_size) if cfg.camera_size else _size_of(samples[0])
     images = np.stack([_camera_image(sample, size) for sample in samples])
     target = Path(cfg.out) if cfg.out else detector.directory / "export" / "detector"
     target = target.with_suffix(SUFFIXES[cfg.format])

@@ -5,13 +5,12 @@ camera size the weights are constants, and uint8 pixels of that size can go stra
 exported graph: it resizes, crops and normalises bit for bit as training did. Pillow computes with
 integer weights of 22 bits, which float32 sums would not reproduce (at 640 x 480 to 256 pixels many
 means lie half-way between two grey levels, and a score moved by 2 % of the spread). So each weight
-is split into two halves of 11 bits; their products with 8-bit pixels are whole numbers below 2^24,
-where float32 is exact. Running the graph with TF32 products would break this.
+is split into two halves of 11 bits; sums of their products with 8-bit pixels are whole numbers
+below 2^24, where float32 is exact, for windows of up to 32 pixels (bilinear: shrinking 16 times).
+Running the graph with TF32 products would break this.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
@@ -106,9 +105,11 @@ def _to_grey_levels(high: Tensor, low: Tensor) -> Tensor:
 
 
 def camera_size(height: int, width: int) -> tuple[int, int]:
-    """Check a size given on the command line."""
-    if min(height, width) < 8 or not math.isfinite(height * width):
+    """Check a size (h, w) in pixels given on the command line."""
+    if min(height, width) < 8:
         raise ConfigError(
-            "The camera size is too small.", found=f"{height} x {width}", do="give [h,w]"
+            "The camera size is too small.",
+            found=f"{height} x {width}",
+            do="give camera_size=[height,width] in pixels",
         )
     return height, width

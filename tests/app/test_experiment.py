@@ -164,3 +164,9 @@ def test_tensorboard_and_wandb_get_metrics_and_pictures_offline():
     assert len(offline) == 1
     assert list(offline[0].rglob("*.png"))
     assert "test/image_auroc" in next(run.directory.glob("log/*/metrics.csv")).read_text()
+
+
+def test_two_runs_of_one_process_are_two_runs_of_wandb():
+    for seed in (0, 1):
+        run = run_experiment(config("logger=wandb", f"seed={seed}")).run.directory
+        assert len(list(run.rglob("*.wandb"))) == 1, seed

@@ -25,13 +25,16 @@ def demo(folder: Path) -> tuple[Path, list[Path]]:
     from hydra import compose, initialize_config_dir
 
     from src.command_line import CONF
+    from src.data.build import build_datamodule
     from src.experiment import run_experiment
 
     words = ["experiment=demo", f"runs_dir={folder}", "report.enabled=false"]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("run", overrides=words)
     run = run_experiment(cfg).run.directory
-    return run, sorted((Path(cfg.data.root) / cfg.data.category / "test").rglob("*.png"))
+    data = build_datamodule(cfg)
+    data.setup()
+    return run, [sample.image_path for sample in data.test_samples]
 
 
 def crowd(address: str, images: list[bytes], clients: int, requests: int, query: str) -> np.ndarray:

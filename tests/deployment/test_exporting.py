@@ -66,6 +66,11 @@ def test_another_camera_size_goes_through_the_same_resize(export):
     assert export("camera_size=[100,100]", "parity.tolerance=0.05").flips == 0
 
 
+def test_a_camera_too_small_for_an_image_is_explained(export):
+    with pytest.raises(ConfigError, match="camera size"):
+        export("camera_size=[4,100]")
+
+
 def test_nothing_is_written_when_the_exported_model_differs(export, tmp_path, monkeypatch):
     original = exporting.FixedInput.forward
 

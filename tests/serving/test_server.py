@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import base64
-import concurrent.futures
 import io
-import time
 
-import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -92,22 +89,3 @@ def test_openapi_describes_the_endpoint_and_the_page_needs_nothing_foreign(clien
     for path in ("/", "/page.css", "/page.js"):
         assert "http://" not in client.get(path).text
         assert "https://" not in client.get(path).text
-
-
-def test_concurrent_requests_get_their_own_answers(client, drawn_images):
-    alone = {
-        path: client.post("/api/score", files=upload(path)).json()[0]["score"]
-        for path in drawn_images[:4]
-    }
-
-    def ask(path):
-        began = time.perf_counter()
-        score = client.post("/api/score", files=upload(path)).json()[0]["score"]
-        return path, score, time.perf_counter() - began
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, drawn_images[:4] * 6))
-    for path, score, _ in answers:
-        assert score == pytest.approx(alone[path], rel=1e-5)
-    p50, p95 = np.percentile([1e3 * seconds for *_, seconds in answers], [50, 95])
-    print(f"8 clients: p50 {p50:.0f} ms, p95 {p95:.0f} ms")

@@ -19,8 +19,8 @@ Cost per pick, N rows of d values, a fraction `a` of them active, p picks per pa
 against 2 N d FLOP and 8 N d + 56 N bytes for the official loop. At p = 100 this is bound by
 arithmetic, not by memory; tiles stay in the second-level cache, where the row minimum is taken.
 
-Measured on one EPYC core (tests/bench/bench_coreset.py), 163,856 bottle patches, 1,638 picks in 17
-passes: 0.7 s against 24 s, the same picks; half of the machine's best product counted with all rows
+Measured on one EPYC core (tests/bench/bench_coreset.py), 163,856 bottle patches, 1,638 picks in 19
+passes: 0.64 s against 25 s, same picks; half of the machine's best product counted with all rows
 active, memory traffic a twentieth of the time. Lower bounds from leading principal components would
 rule out 99 % of the pairs there, but gathering the rest costs what it saves; assigning rows to
 centres as k-means does rules out 80 to 95 % and needs the rows sorted anew: both were left out.
