@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> int:
     """Run the jobs of `cfg.paper`, write their tables, and judge them."""
     with quick_imports():
-        from src.grid.reproduction import reproduce
+        from src.reproduction.reproduction import reproduce
 
     return reproduce(cfg)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import ConfigError, did_you_mean
-from src.grid.claims import Claim, ClaimBoard, Heartbeat
-from src.grid.processes import GuardedProcess, last_lines
-from src.grid.slots import Slot
+from src.reproduction.claims import Claim, ClaimBoard, Heartbeat
+from src.reproduction.processes import GuardedProcess, last_lines
+from src.reproduction.slots import Slot
 from src.sweeping.command import command_line
 from src.sweeping.definition import SweepDefinition
 from src.sweeping.results import final_metrics, metric_history, run_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from src.errors import ConfigError
-from src.grid.slots import find_slots
+from src.reproduction.slots import find_slots
 from src.sweeping.definition import SweepDefinition, load_definition
 from src.sweeping.driver import Driver, Plan
 from src.sweeping.figure import draw_trials

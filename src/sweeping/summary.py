@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src.files import atomic, write_text
-from src.grid.display import duration
+from src.reproduction.display import duration
 from src.sweeping.definition import SweepDefinition
 from src.sweeping.trials import Trial, best_trial
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from src.grid.display import LiveTable
-from src.grid.engine import Grid, Outcome, Workplace
-from src.grid.jobs import Identity, Job
-from src.grid.slots import Slot
+from src.reproduction.display import LiveTable
+from src.reproduction.engine import Grid, Outcome, Workplace
+from src.reproduction.jobs import Identity, Job
+from src.reproduction.slots import Slot
 
 FAKE = Path(__file__).with_name("fake_run.py")
 MakeJob = Callable[..., Job]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from src.grid.display import LiveTable
-from src.grid.engine import Grid, Workplace
-from src.grid.jobs import Identity, Job
-from src.grid.slots import Slot
+from src.reproduction.display import LiveTable
+from src.reproduction.engine import Grid, Workplace
+from src.reproduction.jobs import Identity, Job
+from src.reproduction.slots import Slot
 
 root, count, sleep, slots = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 command = (sys.executable, str(Path(__file__).with_name("fake_run.py")))

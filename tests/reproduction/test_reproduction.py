@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 
 from src.command_line import CONF
 from src.errors import ConfigError, DataError
-from src.grid import working
-from src.grid.collecting import borrowed_intervals, resampled_intervals, stored_intervals
-from src.grid.ledger import Attempt
-from src.grid.pages import COLUMNS
-from src.grid.reproduction import reproduce
-from src.grid.working import make_plan, workplace
+from src.reproduction import working
+from src.reproduction.collecting import borrowed_intervals, resampled_intervals, stored_intervals
+from src.reproduction.ledger import Attempt
+from src.reproduction.pages import COLUMNS
+from src.reproduction.reproduction import reproduce
+from src.reproduction.working import make_plan, workplace
 
 
 @pytest.fixture

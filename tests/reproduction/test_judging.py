@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from src.evaluation.uncertainty import Interval, mean_interval
-from src.grid.judging import ABOVE, BELOW, UNJUDGED, WITHIN, Measured, judge_variant, tolerance
-from src.grid.papers import GROUPS, Published, Variant
+from src.reproduction.judging import (
+    ABOVE,
+    BELOW,
+    UNJUDGED,
+    WITHIN,
+    Measured,
+    judge_variant,
+    tolerance,
+)
+from src.reproduction.papers import GROUPS, Published, Variant
 
 METRIC = "test/image_auroc"
 

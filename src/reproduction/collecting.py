@@ -15,9 +15,9 @@ from src.evaluation.uncertainty import (
     percentile_interval,
     stratified_weights,
 )
-from src.grid.jobs import Job
-from src.grid.judging import Measured
-from src.grid.ledger import Ledger
+from src.reproduction.jobs import Job
+from src.reproduction.judging import Measured
+from src.reproduction.ledger import Ledger
 from src.saved_run import SavedRun
 
 RESAMPLES = 2000  # as evaluation.bootstrap

@@ -13,7 +13,7 @@ STOP_TIMEOUT_S = 20.0  # ours: longer than the guard's own grace period
 
 
 class GuardedProcess:
-    """A command under `src.grid.guard`; its output goes to a log file.
+    """A command under `src.reproduction.guard`; its output goes to a log file.
 
     Args:
         command: program and arguments.
@@ -24,7 +24,7 @@ class GuardedProcess:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log, self.started = log, time.monotonic()
-        guard = [sys.executable, "-m", "src.grid.guard", "--", *command]
+        guard = [sys.executable, "-m", "src.reproduction.guard", "--", *command]
         with log.open("ab") as stream:
             stream.write(f"$ {' '.join(command)}\n".encode())
             stream.flush()

@@ -14,11 +14,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from src.grid.engine import Outcome, Running
-from src.grid.jobs import Job
-from src.grid.ledger import Attempt, Ledger
-from src.grid.processes import last_lines
-from src.grid.slots import Slot
+from src.reproduction.engine import Outcome, Running
+from src.reproduction.jobs import Job
+from src.reproduction.ledger import Attempt, Ledger
+from src.reproduction.processes import last_lines
+from src.reproduction.slots import Slot
 
 SHOWN = 16  # running jobs listed; more do not fit a terminal
 

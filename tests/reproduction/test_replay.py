@@ -12,8 +12,8 @@ from omegaconf import OmegaConf, open_dict
 from src.command_line import CONF
 from src.errors import SavedModelError
 from src.experiment import run_experiment
-from src.grid.papers import load_papers
 from src.replay import compare_runs, replay_run, replayed_config
+from src.reproduction.papers import load_papers
 from src.saved_run import SavedRun
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from src.command_line import INTERRUPTED
-from src.grid.collecting import cells
-from src.grid.engine import Outcome, Workplace
-from src.grid.judging import Row, judge_variant, verdict_line
-from src.grid.launching import chosen_launcher, launch_workers
-from src.grid.pages import paper_page, write_page
-from src.grid.planning import Plan
-from src.grid.working import listed, make_plan, work, workplace
+from src.reproduction.collecting import cells
+from src.reproduction.engine import Outcome, Workplace
+from src.reproduction.judging import Row, judge_variant, verdict_line
+from src.reproduction.launching import chosen_launcher, launch_workers
+from src.reproduction.pages import paper_page, write_page
+from src.reproduction.planning import Plan
+from src.reproduction.working import listed, make_plan, work, workplace
 
 FAILED = 1
 

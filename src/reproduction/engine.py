@@ -19,11 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from src.grid.claims import Claim, ClaimBoard, Heartbeat
-from src.grid.jobs import Job
-from src.grid.ledger import Attempt, Ledger
-from src.grid.processes import GuardedProcess
-from src.grid.slots import Slot
+from src.reproduction.claims import Claim, ClaimBoard, Heartbeat
+from src.reproduction.jobs import Job
+from src.reproduction.ledger import Attempt, Ledger
+from src.reproduction.processes import GuardedProcess
+from src.reproduction.slots import Slot
 
 POLL_S = 0.1  # ours: unnoticeable beside a run, and no load
 SCAN_S = 2.0  # ours: how often jobs of other nodes are looked at

@@ -64,7 +64,7 @@ def config_identity() -> Iterator[Identify]:
     """
     from omegaconf import DictConfig, OmegaConf
 
-    from src.grid.composing import run_composer
+    from src.reproduction.composing import run_composer
     from src.saved_run import run_directory
 
     composed: dict[tuple[str, ...], DictConfig] = {}

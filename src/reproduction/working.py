@@ -8,12 +8,12 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from src.errors import DataError
-from src.grid.display import LiveTable
-from src.grid.engine import Grid, Outcome, Workplace
-from src.grid.jobs import config_identity
-from src.grid.papers import load_papers
-from src.grid.planning import Choice, Plan, data_finder, plan_jobs, quoted
-from src.grid.slots import find_slots
+from src.reproduction.display import LiveTable
+from src.reproduction.engine import Grid, Outcome, Workplace
+from src.reproduction.jobs import config_identity
+from src.reproduction.papers import load_papers
+from src.reproduction.planning import Choice, Plan, data_finder, plan_jobs, quoted
+from src.reproduction.slots import find_slots
 
 
 def make_plan(cfg: DictConfig) -> Plan:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.files import write_text
-from src.grid.display import duration
-from src.grid.judging import Row, verdict_line
-from src.grid.papers import GROUPS, MEAN, Paper
-from src.grid.planning import Plan
 from src.reporting import tables
 from src.reporting.tables import FAILS, PLAIN, TOTAL, Cell, Column, Line, Table
+from src.reproduction.display import duration
+from src.reproduction.judging import Row, verdict_line
+from src.reproduction.papers import GROUPS, MEAN, Paper
+from src.reproduction.planning import Plan
 
 COLUMNS = (
     Column("category", numeric=False),

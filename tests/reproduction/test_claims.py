@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from src.grid.claims import Claim, ClaimBoard, Heartbeat
+from src.reproduction.claims import Claim, ClaimBoard, Heartbeat
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ def test_a_claim_of_another_machine_is_respected_until_its_lease_ends(tmp_path):
 
 def test_a_claim_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from src.grid.claims import ClaimBoard;"
+        "import sys; from pathlib import Path; from src.reproduction.claims import ClaimBoard;"
         "ClaimBoard(Path(sys.argv[1]), 3600).take('a')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, check=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import ConfigError, did_you_mean
-from src.grid.jobs import Identify, Job, unique
-from src.grid.papers import Paper, Variant
+from src.reproduction.jobs import Identify, Job, unique
+from src.reproduction.papers import Paper, Variant
 
 HasData = Callable[[Sequence[str], str], bool]  # (overrides, category) -> data are there
 _PLAIN = re.compile(r"[A-Za-z_][\w.-]*")
@@ -118,7 +118,7 @@ def data_finder(*, download: bool) -> Iterator[HasData]:
 
     `download` True: missing sets that can be fetched count as there.
     """
-    from src.grid.composing import run_composer
+    from src.reproduction.composing import run_composer
 
     known: dict[tuple[str, str], bool] = {}
     composed: dict[tuple[str, ...], DictConfig] = {}

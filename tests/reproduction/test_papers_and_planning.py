@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from src.command_line import CONF
 from src.errors import ConfigError
-from src.grid.jobs import Identity, config_identity
-from src.grid.papers import GROUPS, MEAN, Paper, load_papers
-from src.grid.planning import Choice, plan_jobs, quoted
+from src.reproduction.jobs import Identity, config_identity
+from src.reproduction.papers import GROUPS, MEAN, Paper, load_papers
+from src.reproduction.planning import Choice, plan_jobs, quoted
 
 
 def papers_of(*names: str) -> list[Paper]:

@@ -8,10 +8,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from src.grid.claims import ClaimBoard
-from src.grid.display import LiveTable
-from src.grid.engine import Grid, Workplace
-from src.grid.slots import Slot
+from src.reproduction.claims import ClaimBoard
+from src.reproduction.display import LiveTable
+from src.reproduction.engine import Grid, Workplace
+from src.reproduction.slots import Slot
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("grid_process.py")

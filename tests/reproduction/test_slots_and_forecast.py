@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from src.errors import ConfigError
-from src.grid import slots
-from src.grid.display import Forecast, duration
-from src.grid.ledger import Attempt, Ledger
+from src.reproduction import slots
+from src.reproduction.display import Forecast, duration
+from src.reproduction.ledger import Attempt, Ledger
 
 
 def test_one_slot_per_visible_gpu_confines_each_process_to_its_own(monkeypatch):

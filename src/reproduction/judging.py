@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from src.evaluation.uncertainty import LEVEL, Interval, mean_interval
-from src.grid.papers import GROUPS, MEAN, Published, Variant
+from src.reproduction.papers import GROUPS, MEAN, Published, Variant
 
 MIN_SEEDS = 3  # ours: Student's t of two seeds spans half the scale
 WITHIN, BELOW, ABOVE, UNJUDGED = "within", "below", "above", "not judged"

@@ -17,8 +17,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from src.errors import ConfigError
-from src.grid.slots import THREAD_VARIABLES, usable_cores, visible_gpus
-from src.grid.working import work
+from src.reproduction.slots import THREAD_VARIABLES, usable_cores, visible_gpus
+from src.reproduction.working import work
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SAME_MACHINE = ("joblib", "submitit_launcher.LocalLauncher")

@@ -1,6 +1,6 @@
 """Runs one command and ends it when the process that asked for it is gone.
 
-`python -m src.grid.guard -- command ...`: standard input is a pipe whose other end the grid holds.
+`python -m src.reproduction.guard -- command ...`: stdin is a pipe whose other end the grid holds.
 When the grid is killed, even with SIGKILL, the pipe closes and the command is ended with all its
 children, so that a job never runs on as an orphan beside its own repetition.
 """
