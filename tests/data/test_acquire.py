@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import hashlib
+import http.server
 import io
 import tarfile
 import threading
@@ -10,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from src.data import acquire, download
+from src.data import download
 from src.data.acquire import prepare_archives
 from src.data.build import build_datamodule
 from src.data.mvtec import index_mvtec
@@ -36,21 +38,32 @@ def archive(path, categories, train=3, top=""):
     return path
 
 
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """Archives at file:// addresses: of one category, of the whole set, and none."""
+    """Archives on this machine's loopback: of one category, and of the whole set."""
     monkeypatch.setattr(download, "PAUSE_S", 0.0)
     (tmp_path / "shelf").mkdir()
+    handler = functools.partial(QuietHandler, directory=tmp_path / "shelf")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
     bolt = archive(tmp_path / "shelf/bolt.tar.xz", ["bolt"])
     whole = archive(tmp_path / "shelf/whole.tar.xz", ["bolt", "cloth"], top="release-1/")
     digest = hashlib.sha256(whole.read_bytes()).hexdigest()
-    return {
-        "bolt": {"file": bolt.name, "mirrors": [{"url": bolt.as_uri(), "checksum": None}]},
+    yield {
+        "bolt": {"file": bolt.name, "mirrors": [{"url": f"{base}/{bolt.name}", "checksum": None}]},
         "all": {
             "file": whole.name,
-            "mirrors": [{"url": whole.as_uri(), "checksum": f"sha256:{digest}"}],
+            "mirrors": [{"url": f"{base}/{whole.name}", "checksum": f"sha256:{digest}"}],
         },
     }
+    server.shutdown()
+    server.server_close()
 
 
 def prepare(root, category, archives, **changes):
@@ -59,7 +72,7 @@ def prepare(root, category, archives, **changes):
         "download": True,
         "archives": archives,
         "categories": ["bolt", "cloth"],
-        "needs": ["{category}/train/good", "{category}/test"],
+        "holds": ["{category}/train/good", "{category}/test"],
         "counts": {"bolt": {"train": 3, "test": 2}, "cloth": {"train": 3, "test": 2}},
         "page": "https://example.org",
     }
@@ -80,7 +93,7 @@ def test_the_whole_set_is_fetched_for_a_category_without_its_own_archive(tmp_pat
 
 def test_a_category_that_is_there_needs_no_network(tmp_path, shelf, monkeypatch):
     prepare(tmp_path / "data", "bolt", shelf)
-    monkeypatch.setattr(acquire, "fetch", lambda *_, **__: pytest.fail("network"))
+    monkeypatch.setattr(download, "fetch", lambda *_, **__: pytest.fail("network"))
     prepare(tmp_path / "data", "bolt", shelf)
     prepare(tmp_path, "bolt", shelf)  # one folder higher also counts as there
 
@@ -131,7 +144,7 @@ def test_when_nothing_can_be_fetched_the_steps_by_hand_are_given(tmp_path, shelf
         prepare(tmp_path / "data", "bolt", shelf)
     steps = caught.value.do
     for words in ("(1) get whole.tar.xz (sha256:", "https://example.org", "(2) put it at",
-                  str(tmp_path / "data/whole.tar.xz"), "(3) run", "bolt/train/good"):  # fmt: skip
+                  str(tmp_path / "data/whole.tar.xz"), "(3) run"):  # fmt: skip
         assert words in steps
 
 
@@ -150,15 +163,15 @@ def test_an_unknown_category_is_refused_before_any_download(tmp_path, shelf):
 def test_an_archive_without_the_category_is_refused(tmp_path, shelf):
     archive(tmp_path / "shelf/bolt.tar.xz", ["other"])
     del shelf["all"]
-    with pytest.raises(DownloadError, match="does not hold bolt"):
+    with pytest.raises(DownloadError, match="does not hold the data set"):
         prepare(tmp_path / "data", "bolt", shelf)
     assert not list((tmp_path / "data").glob("[!.]*"))
 
 
 def test_two_that_ask_at_once_download_once(tmp_path, shelf, monkeypatch):
     calls = []
-    fetch = acquire.fetch
-    monkeypatch.setattr(acquire, "fetch", lambda *a, **k: (calls.append(1), fetch(*a, **k)))
+    fetch = download.fetch
+    monkeypatch.setattr(download, "fetch", lambda *a, **k: (calls.append(1), fetch(*a, **k)))
     threads = [
         threading.Thread(target=prepare, args=(tmp_path / "data", "bolt", shelf)) for _ in range(3)
     ]

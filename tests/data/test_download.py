@@ -12,6 +12,7 @@ from src.data.download import Mirror, fetch, require_space
 from src.errors import DownloadError
 
 BODY = bytes((i * 31 + i // 256) % 256 for i in range(300_000))
+KEPT = 100_000 // 2**14 * 2**14  # of the 100 000 bytes that arrive, whole blocks are kept
 SHA = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 MD5 = f"md5:{hashlib.md5(BODY).hexdigest()}"
 
@@ -108,16 +109,16 @@ def test_a_file_that_is_there_and_verified_is_not_fetched_again(server, tmp_path
 
 def test_a_broken_connection_is_continued_where_it_stopped(server, tmp_path):
     assert fetch(mirrors(server, "truncate"), tmp_path / "a", advice="").read_bytes() == BODY
-    assert server.requests == [("truncate", None), ("truncate", "bytes=100000-")]
+    assert server.requests == [("truncate", None), ("truncate", f"bytes={KEPT}-")]
 
 
 def test_a_partial_file_of_an_earlier_run_is_continued(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TRIES", 1)
-    with pytest.raises(DownloadError, match="100000 of 300000"):
+    with pytest.raises(DownloadError, match="connection broke.*100000 bytes read"):
         fetch(mirrors(server, "truncate"), tmp_path / "a", advice="")
     assert not (tmp_path / "a").exists()
     assert fetch(mirrors(server, "truncate"), tmp_path / "a", advice="").read_bytes() == BODY
-    assert server.requests[-1] == ("truncate", "bytes=100000-")
+    assert server.requests[-1] == ("truncate", f"bytes={KEPT}-")
 
 
 @pytest.mark.parametrize("vice", ["norange", "stall"])
@@ -170,7 +171,7 @@ def test_when_every_mirror_fails_the_error_lists_them_and_says_what_to_do(server
              Mirror("nonsense", None)]  # fmt: skip
     with pytest.raises(DownloadError) as caught:
         fetch(every, tmp_path / "a", advice="put it there by hand")
-    for words in ("HTTP 404", "its sha256 is", "HTTP 503", "refused", "unknown url type"):
+    for words in ("404 Client Error", "hash of downloaded file", "503", "refused", "Invalid URL"):
         assert words in caught.value.found
     assert caught.value.do == "put it there by hand"
     assert not (tmp_path / "a").exists()
