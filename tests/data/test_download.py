@@ -114,7 +114,7 @@ def test_a_broken_connection_is_continued_where_it_stopped(server, tmp_path):
 
 def test_a_partial_file_of_an_earlier_run_is_continued(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TRIES", 1)
-    with pytest.raises(DownloadError, match="connection broke.*100000 bytes read"):
+    with pytest.raises(DownloadError, match=r"connection broke.*100000 bytes read"):
         fetch(mirrors(server, "truncate"), tmp_path / "a", advice="")
     assert not (tmp_path / "a").exists()
     assert fetch(mirrors(server, "truncate"), tmp_path / "a", advice="").read_bytes() == BODY

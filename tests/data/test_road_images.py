@@ -247,7 +247,7 @@ def test_a_missing_data_set_is_fetched_verified_and_found_by_its_contents(
 
 def test_a_damaged_archive_is_refused_and_nothing_is_kept(tmp_path, panorama):
     root = tmp_path / "fetched"
-    with Record(zipped(panorama), "panorama_images.zip", wrong_sum=True) as record:
+    with Record(zipped(panorama), "panorama_images.zip", wrong_sum=True):
         data = datamodule("panorama", root)
         with pytest.raises(DownloadError, match="could not be downloaded") as caught:
             data.prepare_data()
@@ -256,7 +256,7 @@ def test_a_damaged_archive_is_refused_and_nothing_is_kept(tmp_path, panorama):
 
 
 def test_a_record_without_the_archive_lists_what_it_has(tmp_path, panorama):
-    with Record(zipped(panorama), "renamed.zip") as record:
+    with Record(zipped(panorama), "renamed.zip"):
         data = datamodule("panorama", tmp_path / "x")
         with pytest.raises(DownloadError) as caught:
             data.prepare_data()
@@ -265,7 +265,7 @@ def test_a_record_without_the_archive_lists_what_it_has(tmp_path, panorama):
 
 
 def test_an_archive_of_something_else_is_not_unpacked_into_the_root(tmp_path, panorama):
-    with Record(zipped(panorama), "roadimages.zip") as record:
+    with Record(zipped(panorama), "roadimages.zip"):
         data = datamodule("road_images", tmp_path / "x")
         with pytest.raises(DownloadError, match="does not hold the data set"):
             data.prepare_data()
