@@ -69,6 +69,7 @@ def _quieten() -> None:
         ".*training batches.*smaller than the logging.*",
         ".*configure_optimizers.*returned `None`.*",  # a memory bank has no optimizer
         ".*no `validation_step`.*",
+        ".*Total length of .* across ranks is zero.*",  # no image chooses the epoch
         ".*module.s. in eval mode at the start of training.*",  # frozen backbones
         ".*LeafSpec.*deprecated.*",  # torch 2.15 about Lightning's own code
         ".*isinstance.treespec.*",

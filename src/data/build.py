@@ -32,6 +32,7 @@ def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
         batch_size=data.batch_size,
         num_workers=worker_count(cfg.get("hardware", {}).get("num_workers", "auto")),
         calibration_fraction=cfg.get("calibration", {}).get("fraction", 0.0),
+        validation_fraction=cfg.get("validation", {}).get("fraction", 0.0),
         seed=cfg.get("seed", 0),
         protocol=cfg.get("protocol", "honest"),
         shuffle_train=not _single_pass(cfg.get("model") or {}),

@@ -15,7 +15,7 @@ from src.data.dataset import CACHE_LIMIT_BYTES, CheckedLoader, ImageDataset, as_
 from src.data.images import image_size
 from src.data.samples import DEFECTIVE, Sample
 from src.data.shuffling import EpochShuffle
-from src.data.splits import hold_out, limit_test, limit_train
+from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError, did_you_mean
 
@@ -43,6 +43,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         batch_size: of every loader.
         num_workers: loader processes for sets that are not cached.
         calibration_fraction: share of the training normals held out, drawn with `seed`.
+        validation_fraction: share held out to choose the epoch; none of them calibrates. Where
+            that is fewer than `LEAST_VALIDATION` images, they train instead.
         seed: of the hold-out, the limits and the shuffling.
         protocol: honest validates on held-out normals, paper on the test set.
         shuffle_train: False for methods fitted in a single pass.
@@ -73,6 +75,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         cache: str,
         limit_train: int | None,
         limit_test: int | None,
+        validation_fraction: float = 0.0,
     ) -> None:
         super().__init__()
         _require_choice("data.cache", cache, _CACHES)
@@ -85,12 +88,14 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.index, self.prepare = index, prepare
         self.transform, self.batch_size, self.num_workers = transform, batch_size, num_workers
         self.calibration_fraction, self.seed, self.protocol = calibration_fraction, seed, protocol
+        self.validation_fraction = validation_fraction
         self.shuffle_train, self.drop_last = shuffle_train, drop_last
         self.samples_per_epoch, self.cache = samples_per_epoch, cache
         self.limits = (limit_train, limit_test)
         self.samples: list[Sample] = []
         self.train_samples: list[Sample] = []
         self.calibration_samples: list[Sample] = []
+        self.validation_samples: list[Sample] = []
         self.test_samples: list[Sample] = []
         self._sets: dict[str, ImageDataset] = {}
         self._shuffle: EpochShuffle | None = None
@@ -112,14 +117,18 @@ class AnomalyDataModule(pl.LightningDataModule):
         test = [sample for sample in found if sample.split == "test"]
         self._check_training(train)
         train = limit_train(train, self.limits[0], self.seed)
-        self.train_samples, self.calibration_samples = hold_out(
-            train, self.calibration_fraction, self.seed
-        )
+        train, self.calibration_samples = hold_out(train, self.calibration_fraction, self.seed)
+        kept, chosen = hold_out(train, self.validation_fraction, self.seed, "validation")
+        few = len(chosen) < LEAST_VALIDATION
+        self.train_samples, self.validation_samples = (train, []) if few else (kept, chosen)
         self.test_samples = limit_test(test, self.limits[1], self.seed)
-        self.samples = [*self.train_samples, *self.calibration_samples, *self.test_samples]
+        self.samples = [
+            *self.train_samples, *self.calibration_samples, *self.validation_samples,
+            *self.test_samples,
+        ]  # fmt: skip
         cached = self._fits_in_memory()
         start = 0
-        for split in ("train", "calibration", "test"):
+        for split in ("train", "calibration", "validation", "test"):
             end = start + len(getattr(self, f"{split}_samples"))
             indices = range(start, end)
             self._sets[split] = ImageDataset(self.samples, indices, self.transform, cached=cached)
@@ -159,8 +168,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         return self._loader(self._set("calibration"))
 
     def val_dataloader(self) -> CheckedLoader | list[CheckedLoader]:
-        """Held-out normals; with `protocol: paper` the test set. Empty list: no validation."""
-        data = self._set("test" if self.protocol == "paper" else "calibration")
+        """Normals that choose the epoch; with `protocol: paper` the test set. Empty: none."""
+        data = self._set("test" if self.protocol == "paper" else "validation")
         return self._loader(data) if len(data) else []
 
     def test_dataloader(self) -> CheckedLoader:

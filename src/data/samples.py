@@ -16,5 +16,5 @@ class Sample:
     mask_path: Path | None
     label: int  # NORMAL, DEFECTIVE or UNKNOWN
     defect: str  # folder name of the defect type, "good" for normal images
-    split: str  # "train" | "calibration" | "test"
+    split: str  # "train" | "calibration" | "validation" | "test"
     channel_paths: tuple[Path, ...] = ()  # further files that complete the image (height maps)

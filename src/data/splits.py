@@ -10,6 +10,10 @@ import torch
 from src.data.samples import DEFECTIVE, Sample
 from src.errors import ConfigError
 
+#: Fewer pictures choose no epoch: they train, and the last epoch is kept. ours: the likelihood of
+#: one picture out of four would decide between epochs.
+LEAST_VALIDATION = 5
+
 
 def draw(count: int, size: int, generator: torch.Generator) -> list[int]:
     """`size` of `count` positions without replacement, in ascending order."""
@@ -24,23 +28,23 @@ def share(fraction: float, count: int) -> int:
 
 
 def hold_out(
-    train: Sequence[Sample], fraction: float, seed: int
+    train: Sequence[Sample], fraction: float, seed: int, split: str = "calibration"
 ) -> tuple[list[Sample], list[Sample]]:
-    """Split training normals into (train, calibration), both in their original order.
+    """Split training normals into (train, held out as `split`), both in their original order.
 
     Raises:
         ConfigError: a fraction outside [0, 1).
     """
     if not 0 <= fraction < 1:
         raise ConfigError(
-            "calibration.fraction must be at least 0 and below 1.",
+            f"{split}.fraction must be at least 0 and below 1.",
             found=f"{fraction}",
-            do="set calibration.fraction=0.1, or 0 to hold nothing out",
+            do=f"set {split}.fraction=0.1, or 0 to hold nothing out",
         )
     size = share(fraction, len(train))
     chosen = set(draw(len(train), size, torch.Generator().manual_seed(seed)))
     kept = [sample for i, sample in enumerate(train) if i not in chosen]
-    held = [replace(train[i], split="calibration") for i in sorted(chosen)]
+    held = [replace(train[i], split=split) for i in sorted(chosen)]
     return kept, held
 
 

@@ -119,12 +119,19 @@ def test_drop_last_drops_only_an_incomplete_batch_and_never_the_only_one(mvtec_r
     assert sizes(64) == [9]
 
 
-def test_validation_uses_held_out_normals_unless_the_paper_protocol_is_chosen(mvtec_root):
+def test_validation_has_normals_of_its_own_unless_the_paper_protocol_is_chosen(mvtec_root):
     cfg = config(mvtec_root)
-    assert joined(build_datamodule(cfg).val_dataloader())["label"].tolist() == [0, 0, 0]
+    cfg.validation = {"fraction": 0.6}
+    data = build_datamodule(cfg)
+    assert joined(data.val_dataloader())["index"].tolist() == [7, 8, 9, 10, 11]
+    assert joined(data.calibration_dataloader())["index"].tolist() == [4, 5, 6]
+    assert [sample.split for sample in data.samples[4:12]] == 3 * ["calibration"] + 5 * [
+        "validation"
+    ]
+    assert len({sample.image_path for sample in data.samples}) == 21
     cfg.protocol = "paper"
     assert len(joined(build_datamodule(cfg).val_dataloader())["label"]) == 9
-    cfg.protocol, cfg.calibration.fraction = "honest", 0.0
+    cfg.protocol, cfg.calibration.fraction, cfg.validation.fraction = "honest", 0.0, 0.0
     data = build_datamodule(cfg)
     assert data.val_dataloader() == []
     assert list(data.calibration_dataloader()) == []
@@ -156,6 +163,7 @@ class Counter(pl.LightningModule):
 def test_a_lightning_trainer_runs_every_loader(mvtec_root, tmp_path, fraction, workers):
     cfg = config(mvtec_root, cache="none" if workers else "auto")
     cfg.calibration.fraction, cfg.hardware.num_workers = fraction, workers
+    cfg.validation = {"fraction": 0.6 if fraction else 0.0}
     data, model = build_datamodule(cfg), Counter()
     trainer = pl.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
@@ -164,9 +172,9 @@ def test_a_lightning_trainer_runs_every_loader(mvtec_root, tmp_path, fraction, w
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
     trainer.predict(model, datamodule=data)
-    train = 9 if fraction else 12
+    train = 4 if fraction else 12
     assert sorted(model.seen["train"]) == sorted(list(range(train)) * 2)
-    assert model.seen["val"] == ([9, 10, 11] * 2 if fraction else [])
+    assert model.seen["val"] == ([7, 8, 9, 10, 11] * 2 if fraction else [])
     assert model.seen["predict"] == list(range(12, 21))
 
 

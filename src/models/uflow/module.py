@@ -8,7 +8,8 @@ Reading order is the paper's: features (features.py, src/backbones), flow (flow.
 map (here), segmentation by the number of false alarms (nfa.py). Deviations, each with its reason
 where it is made: LayerNorm without parameters, optional standardisation of channels, the clamped
 lower tail of the NFA, per-step learning-rate decay as an option, selection of the epoch by
-held-out normals unless `protocol: paper`.
+normals that neither train nor calibrate (the last epoch where there are too few) unless
+`protocol: paper`.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class UFlow(AnomalyModule):
         self.latent_facts: list[dict[str, Any]] = []
         self.log_nfa_offset = 0.0
         self.selected: dict[str, dict[str, Any]] = {}
+        self.validation_images = 0
         if weights is not None:
             self.start_from(Path(weights))
 
@@ -137,7 +139,7 @@ class UFlow(AnomalyModule):
         return nll
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Held-out normals: likelihood and latent statistics. Paper protocol: test metrics."""
+        """Validation normals: likelihood and latent statistics. Paper protocol: test metrics."""
         if self.protocol == "paper":
             self._evaluator.update(batch, self._with_log_nfa(batch["image"]))
             return
@@ -190,14 +192,15 @@ class UFlow(AnomalyModule):
 
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Latents of held-out normals: are they N(0, 1), and does log NFA < 0 fire on them?
+        """Latents of calibration normals: are they N(0, 1), and does log NFA < 0 fire on them?
 
-        Where no image was held out, the statistics are those of the training images.
+        None of them chose the epoch. Without any, the statistics are of the training images.
         """
         self.keep_best.restore(self)
         best = self.keep_best.best.items()
         self.selected = {name: {"value": kept.value, "epoch": kept.epoch} for name, kept in best}
         data: Any = getattr(self._trainer, "datamodule", None)
+        self.validation_images = 0 if data is None else len(data.validation_samples)
         held_out = data is not None and len(data.calibration_samples) > 0
         statistics, lowest = latent_statistics.LatentStatistics(), []
         for batch in data.calibration_dataloader() if held_out else loader:
@@ -228,12 +231,14 @@ class UFlow(AnomalyModule):
             self.wants_log_nfa = wanted
 
     def learning_metrics(self) -> dict[str, float]:
-        """The kept epoch and its likelihood; paper protocol: each metric's best on the test set.
+        """The kept epoch, its likelihood and on how many images; paper: each metric's best on test.
 
         In the paper each column comes from the epoch that is best for it; these are those numbers,
         in place of the metrics of the one epoch that the saved model has.
         """
         found: dict[str, float] = {}
+        if self.protocol == "honest":
+            found["val/images"] = float(self.validation_images)
         for monitor, best in self.selected.items():
             found[f"{monitor}_epoch"] = float(best["epoch"])
             if self.protocol == "honest":
@@ -253,6 +258,7 @@ class UFlow(AnomalyModule):
             "latents": self.latent_facts,
             "log_nfa_offset": self.log_nfa_offset,
             "selected": self.selected,
+            "validation_images": self.validation_images,
             "protocol": self.protocol,
         }
 
@@ -262,6 +268,7 @@ class UFlow(AnomalyModule):
         self.latent_facts = list(facts.get("latents", []))
         self.log_nfa_offset = float(facts.get("log_nfa_offset", 0.0))
         self.selected = dict(facts.get("selected", {}))
+        self.validation_images = int(facts.get("validation_images", 0))
 
     def start_from(self, path: Path) -> None:
         """Take flow and norm from a safetensors file, such as converted published weights."""

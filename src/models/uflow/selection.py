@@ -1,7 +1,9 @@
 """Which epoch is kept: by held-out normals, or, to repeat the paper, by the test set itself.
 
-`protocol: honest`: the epoch with the lowest negative log-likelihood of normal images kept out of
-training; no defect is looked at. `protocol: paper`: as the official code, one epoch each for the
+`protocol: honest`: the epoch with the lowest negative log-likelihood of normal images that neither
+train nor calibrate (`validation.fraction`), the last epoch where these are too few; no defect is
+looked at. The threshold has normals of its own: the epoch that suits them best would flatter it.
+`protocol: paper`: as the official code, one epoch each for the
 best pixel AUROC, AUPRO and mIoU at log NFA = 0 *on the test set*, early stopping on its pixel
 AUROC. Numbers of the second kind are labelled "best on test" and are not comparable with others.
 """

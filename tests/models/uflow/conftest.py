@@ -48,10 +48,10 @@ class ToyBackbone(nn.Module):
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory):
-    """12 good images to train on, 4 good and 4 with a bright square to test on."""
+    """18 good images to train on, 4 good and 4 with a bright square to test on."""
     root = tmp_path_factory.mktemp("toy")
     rng = np.random.default_rng(0)
-    for split, kind, count in (("train", "good", 12), ("test", "good", 4), ("test", "spot", 4)):
+    for split, kind, count in (("train", "good", 18), ("test", "good", 4), ("test", "spot", 4)):
         folder = root / "part" / split / kind
         folder.mkdir(parents=True)
         for n in range(count):
@@ -71,7 +71,7 @@ def toy_root(tmp_path_factory):
 def toy_data(toy_root):
     """A function that builds the data module."""
 
-    def build(protocol="honest", fraction=0.25, seed=0):
+    def build(protocol="honest", fraction=0.25, seed=0, validation=0.36):
         transform = ImageTransform(
             resize=SIDE,
             crop=None,
@@ -90,6 +90,7 @@ def toy_data(toy_root):
             batch_size=4,
             num_workers=0,
             calibration_fraction=0.0 if protocol == "paper" else fraction,
+            validation_fraction=0.0 if protocol == "paper" else validation,
             seed=seed,
             protocol=protocol,
             shuffle_train=True,

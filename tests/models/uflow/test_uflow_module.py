@@ -129,8 +129,8 @@ def test_cached_features_change_nothing_but_the_work(toy_model, toy_data, tmp_pa
         results.append(weights(model))
         passes.append(backbone.images)
     assert same(results[0], results[1]) and same(results[0], results[2])
-    assert passes[0] == 9 + 3 * (9 + 3)  # measuring, then three epochs of training and validation
-    assert passes[1] == passes[2] == 12  # every image once
+    assert passes[0] == 9 + 3 * (9 + 5)  # measuring, then three epochs of training and validation
+    assert passes[1] == passes[2] == 14  # every image once
 
 
 def test_batch_norm_statistics_of_the_backbone_never_move(toy_model, toy_data, tmp_path):
@@ -183,14 +183,23 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert whole.keep_best.best["val/nll"].value == second.keep_best.best["val/nll"].value
 
 
+class Spoil(pl.Callback):
+    """Ruins every epoch from the fourth on."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 3:
+            for parameter in module.flow.parameters():
+                parameter.data += 0.3
+
+
 def test_a_run_killed_after_its_last_epoch_still_gets_the_best_weights(
     toy_model, toy_data, tmp_path
 ):
     keep = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, save_on_train_epoch_end=True)
-    first, data = toy_model(optimizer={"lr": 0.3}), toy_data()  # diverges: an early epoch is best
-    trainer(tmp_path, max_epochs=4, callbacks=[keep]).fit(first, datamodule=data)
-    assert first.keep_best.best["val/nll"].epoch < 3
-    second, data = toy_model(optimizer={"lr": 0.3}), toy_data()
+    first, data = toy_model(), toy_data()
+    trainer(tmp_path, max_epochs=4, callbacks=[keep, Spoil()]).fit(first, datamodule=data)
+    assert first.keep_best.best["val/nll"].epoch == 2
+    second, data = toy_model(), toy_data()
     trainer(tmp_path, max_epochs=4).fit(second, datamodule=data, ckpt_path=tmp_path / "last.ckpt")
     second.eval()
     second.after_fit(data.ordered_train_dataloader())
@@ -209,12 +218,6 @@ def test_checkpoints_leave_the_backbone_out(toy_model, toy_data, tmp_path):
 
 
 def test_the_epoch_with_the_best_held_out_likelihood_is_kept(toy_model, toy_data, tmp_path):
-    class Spoil(pl.Callback):
-        def on_train_epoch_start(self, trainer, module):
-            if trainer.current_epoch == 3:  # ruins every epoch from here on
-                for parameter in module.flow.parameters():
-                    parameter.data += 0.3
-
     model, data = toy_model(patience=2), toy_data()
     run = trainer(tmp_path, max_epochs=20, callbacks=[Spoil()])
     run.fit(model, datamodule=data)
@@ -222,16 +225,40 @@ def test_the_epoch_with_the_best_held_out_likelihood_is_kept(toy_model, toy_data
     model.after_fit(data.ordered_train_dataloader())
     assert model.learning_metrics()["val/nll_epoch"] == 2
     assert run.current_epoch == 5  # two validations of patience
-    batch = next(iter(data.calibration_dataloader()))
-    nll = model.eval()._nll(batch).mean().item() / model.dimensions
+    nlls = torch.cat([model.eval()._nll(batch) for batch in data.val_dataloader()])
+    nll = nlls.mean().item() / model.dimensions
     assert nll == pytest.approx(model.keep_best.best["val/nll"].value, rel=1e-5)
 
 
-def test_without_held_out_images_the_last_epoch_is_kept(toy_model, toy_data, tmp_path):
-    model = toy_model(patience=1)
+def test_the_epoch_is_chosen_by_other_images_than_the_threshold(toy_model, toy_data, tmp_path):
+    seen = set()
+
+    class Record(pl.Callback):
+        def on_validation_batch_end(self, trainer, module, outputs, batch, *_):
+            seen.update(batch["index"].tolist())
+
+    model, data = toy_model(), toy_data()
+    trainer(tmp_path, max_epochs=1, callbacks=[Record()]).fit(model, datamodule=data)
+    calibrating = {i for batch in data.calibration_dataloader() for i in batch["index"].tolist()}
+    training = {i for batch in data.ordered_train_dataloader() for i in batch["index"].tolist()}
+    assert (len(seen), len(calibrating), len(training)) == (5, 4, 9)
+    assert not seen & calibrating and not seen & training
+    assert not calibrating & training
+    model.eval().after_fit(data.ordered_train_dataloader())
+    assert model.learning_metrics()["val/images"] == 5
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.29])  # none, and 4 of 14, which train instead
+def test_with_too_few_validation_images_the_last_epoch_is_kept(
+    toy_model, toy_data, tmp_path, validation
+):
+    model, data = toy_model(patience=1), toy_data(validation=validation)
     run = trainer(tmp_path, max_epochs=3)
-    run.fit(model, datamodule=toy_data(fraction=0.0))
+    run.fit(model, datamodule=data)
     assert run.current_epoch == 3 and not model.keep_best.best
+    assert (len(data.train_samples), data.validation_samples) == (14, [])
+    model.eval().after_fit(data.ordered_train_dataloader())
+    assert model.learning_metrics()["val/images"] == 0
 
 
 def test_the_paper_s_protocol_keeps_one_epoch_per_metric_of_the_test_set(
