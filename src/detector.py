@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from src.data.transforms import ImageTransform
 from src.errors import SavedModelError
 from src.evaluation.threshold import Threshold
-from src.models.base import AnomalyModule, Prediction
+from src.models.base import AnomalyModule, Prediction, read_model_card
 from src.models.build import build_model
 from src.saved_run import SavedRun
 
@@ -64,6 +67,16 @@ class Detector:
         chosen = _device(device)
         model.eval().to(chosen)
         return cls(model, transform, threshold, config, run.directory, chosen)
+
+    def identity(self) -> str:
+        """Sixteen hex digits of all that decides a score or an alarm, wherever the run lies."""
+        config = cast(dict[str, Any], OmegaConf.to_container(self.config, resolve=True))
+        parts = [
+            read_model_card(self.directory / "model"), self.threshold.to_json(),
+            config["model"], config["transform"],
+        ]  # fmt: skip
+        text = json.dumps(parts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image | np.ndarray]) -> list[Detection]:

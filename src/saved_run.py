@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import SavedModelError
-from src.files import atomic, write_text
+from src.files import write_rows, write_text
 
 if TYPE_CHECKING:
     from src.models.base import NormalScores
@@ -137,18 +137,31 @@ class SavedRun:
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a CSV file atomically, one dict a row."""
-        target = self.directory / name
-        with atomic(target) as partial, partial.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(self.directory / name, rows)
 
     def write_calibration(self, normal: NormalScores | None) -> None:
-        """Keep the scores the threshold came from, for drift warnings later."""
+        """Keep the scores a threshold is set with: for other rules and drift warnings later."""
         if normal is not None:
             pairs = zip(normal.image.tolist(), normal.map_max.tolist(), strict=True)
             rows = [{"score": score, "map_max": highest} for score, highest in pairs]
             self.write_rows("calibration.csv", rows)
+
+    def calibration(self) -> NormalScores | None:
+        """What `write_calibration` kept; None: the run had no normal scores to keep."""
+        import torch
+
+        from src.models.base import NormalScores
+
+        path = self.directory / "calibration.csv"
+        if not path.is_file():
+            return None
+        try:
+            with path.open(newline="", encoding="utf-8") as stream:
+                rows = [(float(r["score"]), float(r["map_max"])) for r in csv.DictReader(stream)]
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise self._unusable(f"{path.name}: {type(error).__name__}: {error}") from error
+        values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 2)
+        return NormalScores(values[:, 0], values[:, 1])
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Declare the run finished."""

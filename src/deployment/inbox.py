@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import glob
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from src.data.images import EXTENSIONS, list_images, natural_key
+from src.deployment.ledger import CARD, Version
 from src.errors import DataError
+from src.files import shown
+
+_log = logging.getLogger(__name__)
 
 
 def find_images(pattern: str) -> tuple[Path, list[Path]]:
     """Common parent folder and the images that `pattern` names, in natural order.
+
+    Pictures that this program made itself are left out, with a word: folders of `src.predict`
+    and runs. A pattern that begins inside such a folder still finds them.
 
     Raises:
         DataError: nothing there, or no image among it.
@@ -21,47 +29,66 @@ def find_images(pattern: str) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
-        found = list_images(path, recursive=True)
-        return path, _some(found, pattern)
+        return path, _some(_foreign(list_images(path, recursive=True), path, set()), pattern)
     hits = sorted(
         (Path(hit) for hit in glob.glob(str(path), recursive=True) if Path(hit).is_file()),  # noqa: PTH207
         key=natural_key,
     )
     found = [hit for hit in hits if hit.suffix.lower() in EXTENSIONS]
-    return _common_parent(_some(found, pattern)), found
+    root = _common_parent(_some(found, pattern))
+    return root, _some(_foreign(found, root, set()), pattern)
 
 
 def watch(folder: Path, pause_s: float, idle_s: float | None) -> Iterator[list[Path]]:
-    """Batches of images as they appear in `folder`; a file counts once its size stands still.
+    """Batches of images as they appear in `folder` or are written again there.
 
-    Ends after `idle_s` seconds without a new image; None: never. Times come from the monotonic
-    clock, so a change of the wall clock neither ends nor prolongs the watch.
+    A file counts once its size and time stand still between two looks. Ends after `idle_s` seconds
+    without a new image; None: never. Times come from the monotonic clock, so a change of the wall
+    clock neither ends nor prolongs the watch.
     """
-    seen: set[Path] = set()
-    sizes: dict[Path, int] = {}
+    given: dict[Path, Version] = {}
+    before: dict[Path, Version] = {}
+    skipped: set[Path] = set()
     last_new = time.monotonic()
     while idle_s is None or time.monotonic() - last_new < idle_s:
-        ready = []
-        for path in list_images(folder, recursive=True):
-            if path in seen:
-                continue
-            size = _size(path)
-            if size and sizes.get(path) == size:
-                ready.append(path)
-            sizes[path] = size
+        paths = _foreign(list_images(folder, recursive=True), folder, skipped)
+        now = {path: Version.of(path, path.name) for path in paths}
+        ready = [
+            path
+            for path, version in now.items()
+            if version.bytes and before.get(path) == version != given.get(path)
+        ]
+        before = now
         if ready:
-            seen.update(ready)
+            given |= {path: now[path] for path in ready}
             last_new = time.monotonic()
             yield ready
         else:
             time.sleep(pause_s)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # moved away between listing and looking
-        return 0
+def _foreign(paths: Sequence[Path], root: Path, skipped: set[Path]) -> list[Path]:
+    """`paths` without pictures of ours; their folders join `skipped` and are said once."""
+    top = root.absolute()
+    ours: dict[Path, Path | None] = {}  # folder -> the folder of ours it lies in, if any
+
+    def holder(folder: Path) -> Path | None:
+        if folder not in ours:
+            up = None if folder in (top, folder.parent) else holder(folder.parent)
+            ours[folder] = up or (folder if _is_ours(folder) else None)
+        return ours[folder]
+
+    kept = [path for path in paths if holder(path.absolute().parent) is None]
+    for folder in sorted({found for found in ours.values() if found} - skipped):
+        _log.warning("Skipping %s: it holds results, not images to score.", shown(folder))
+        skipped.add(folder)
+    return kept
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `src.predict` or a run writes to this folder."""
+    run = ("config.yaml", "manifest.json")
+    return (folder / CARD).is_file() or all((folder / name).is_file() for name in run)
 
 
 def _common_parent(paths: list[Path]) -> Path:
@@ -76,7 +103,9 @@ def _some(found: list[Path], pattern: str) -> list[Path]:
     if not found:
         raise DataError(
             f"There are no images at {pattern}.",
-            found="nothing there" if not Path(pattern).exists() else "no file of a known type",
+            found="nothing there"
+            if not Path(pattern).expanduser().exists()
+            else "no file of a known type, or results of earlier calls only",
             do=f"give a file, folder or quoted glob; known types: {', '.join(EXTENSIONS)}",
         )
     return found

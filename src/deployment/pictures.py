@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from src.reporting.records import Picture
 from src.saved_run import SavedRun
 
 MAP_FORMATS = ("none", "npy", "png")
+_LONGEST_NAME = 255  # bytes; what common file systems allow
 
 
 class PictureWriter:
@@ -30,15 +33,9 @@ class PictureWriter:
             )
         self.out, self.detector, self.save = out, detector, save
         self.scale = run_scale(SavedRun(detector.directory))
-        if save.maps == "png":
-            low, high = self._range()
-            facts = {"value": f"{low} + grey / 65535 * {high - low}", "low": low, "high": high}
-            write_text(out / "maps" / "scale.json", json.dumps(facts, indent=2) + "\n")
 
-    def write(self, name: str, image: Image.Image | None, found: Detection) -> None:
+    def write(self, name: str, image: Image.Image, found: Detection) -> None:
         """Write what is wanted of one image; `name` is its path below the common root."""
-        if image is None:
-            return
         size = (image.height, image.width)
         if self.save.maps != "none":
             self._write_map(name, self.detector.to_original(found.anomaly_map, size))
@@ -60,6 +57,9 @@ class PictureWriter:
                 np.save(stream, full)
             return
         low, high = self._range()
+        facts = {"value": f"{low} + grey / 65535 * {high - low}", "low": low, "high": high}
+        if not (told := self.out / "maps" / "scale.json").is_file():
+            write_text(told, json.dumps(facts, indent=2) + "\n")
         grey = np.clip((full - low) / (high - low), 0, 1) * 65535
         self._write_image("maps", name, Image.fromarray(np.rint(grey).astype(np.uint16)))
 
@@ -73,7 +73,12 @@ class PictureWriter:
 
     def _target(self, kind: str, name: str, suffix: str) -> Path:
         # The original suffix stays in the name: a.png and a.jpg of one folder must not collide.
-        return self.out / kind / f"{name}{suffix}"
+        target = self.out / kind / f"{name}{suffix}"
+        if len(os.fsencode(target.name)) <= _LONGEST_NAME:
+            return target
+        start = os.fsdecode(os.fsencode(target.name)[: _LONGEST_NAME - 40]).encode(errors="ignore")
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        return target.with_name(f"{start.decode()}-{digest}{suffix}")
 
 
 def run_scale(run: SavedRun) -> ColourScale:

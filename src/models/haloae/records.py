@@ -6,7 +6,6 @@ two columns; here `probability_pasted` is the softmax output and every column is
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.samples import Sample
-from src.files import atomic
+from src.files import atomic, write_rows
 from src.models.base import Prediction
 from src.models.haloae.figures import reconstruction_sheet
 from src.models.haloae.losses import reconstruction_losses
@@ -101,7 +100,8 @@ def write_records(
                 | {name: float(value[position]) for name, value in anatomy.losses.items()}
             )
     if keep.losses and rows:
-        written.append(_write_table(folder / "losses.csv", rows))
+        written.append(folder / "losses.csv")
+        write_rows(written[-1], rows)
     return written
 
 
@@ -161,11 +161,3 @@ def _write_image(
             Image.fromarray(pixels.byte().numpy()).save(partial, format="PNG")
         written.append(path)
     return written
-
-
-def _write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
-    with atomic(path) as partial, partial.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path

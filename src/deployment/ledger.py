@@ -1,0 +1,186 @@
+"""The folder that `src.predict` writes: whose results it holds, and a row for every image.
+
+`predict.json` says which detector and which images a folder belongs to; it also marks the folder,
+so that its pictures are never taken for images. Rows go to `scores.csv.partial` as they come and
+become `scores.csv` at the end. A row belongs to one version of a file (`bytes`, `modified_ns`), so
+an image that was changed since is scored again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from src.errors import ConfigError
+from src.files import ESCAPE, write_rows, write_text
+
+CARD = "predict.json"
+
+_TABLES = ("scores.csv", "scores.csv.partial")
+_COLUMNS = ("path", "score", "decision", "map_max", "defective_share", "bytes", "modified_ns")
+
+
+class Version(NamedTuple):
+    """One state of an image file. Both numbers are 0 when there is no such file."""
+
+    path: str  # below the common root, as scores.csv shows it
+    bytes: int
+    modified_ns: int  # since 1970
+
+    @classmethod
+    def of(cls, path: Path, name: str) -> Version:
+        """The present version of `path`, which results call `name`."""
+        try:
+            facts = path.stat()
+        except OSError:  # moved away between listing and looking
+            return cls(name, 0, 0)
+        return cls(name, facts.st_size, facts.st_mtime_ns)
+
+
+class Scored(NamedTuple):
+    """What became of one image: a row of scores.csv, or a problem."""
+
+    version: Version
+    problem: str  # why it could not be scored; empty: it was
+    score: float = 0.0  # raw units, higher is more anomalous
+    alarm: bool = False
+    map_max: float = 0.0  # highest value of its anomaly map
+    defective_share: float = 0.0  # of its pixels, 0..1
+
+
+class Ledger:
+    """The rows of a folder while it grows; made by `open_ledger`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.unreadable: dict[str, str] = {}  # path -> reason
+        self._finished, self._partial = (folder / name for name in _TABLES)
+        self.rows = {_version(row): row for name in _TABLES for row in _rows(folder / name)}
+        write_rows(self._partial, list(self.rows.values()), _COLUMNS)
+        self._stream = self._partial.open("a", newline="", encoding="utf-8", errors=ESCAPE)
+
+    def add(self, found: Scored) -> None:
+        """Keep a row at once; a file that could not be read before is forgiven."""
+        if found.problem:
+            self.unreadable[found.version.path] = found.problem
+            return
+        self.unreadable.pop(found.version.path, None)
+        numbers = (
+            repr(found.score), str(int(found.alarm)), repr(found.map_max),
+            f"{found.defective_share:.6f}",
+        )  # fmt: skip
+        cells = (found.version.path, *numbers, *map(str, found.version[1:]))
+        row = dict(zip(_COLUMNS, cells, strict=True))
+        csv.DictWriter(self._stream, _COLUMNS).writerow(row)
+        self._stream.flush()
+        self.rows[found.version] = row
+
+    def list_unreadable(self) -> None:
+        """Write unreadable.csv as things stand; without any problem there is no such file."""
+        listing = self.folder / "unreadable.csv"
+        if self.unreadable:
+            rows = [{"path": path, "reason": why} for path, why in self.unreadable.items()]
+            write_rows(listing, rows)
+        else:
+            listing.unlink(missing_ok=True)
+
+    def finish(self, wanted: Iterable[Version] | None) -> None:
+        """Write scores.csv: rows of the `wanted` versions in their order; None: of all."""
+        if wanted is not None:
+            self.rows = {one: self.rows[one] for one in wanted if one in self.rows}
+        write_rows(self._finished, list(self.rows.values()), _COLUMNS)
+        self.list_unreadable()
+        self.close()
+        self._partial.unlink()
+
+    def close(self) -> None:
+        """Leave the rows as they are, for a later call to continue."""
+        self._stream.close()
+
+
+@contextlib.contextmanager
+def open_ledger(folder: Path, card: Mapping[str, Any]) -> Iterator[Ledger]:
+    """Hold `folder` alone and continue its rows; `card` says what they must belong to.
+
+    Raises:
+        ConfigError: the folder cannot be written, is in use, or holds other results.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(
+            f"Another src.predict is writing out={folder}.",
+            found=f"{lock.lock_file} is held",
+            do="wait for it, or give another folder with out=",
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(
+            f"Results cannot be written to out={folder}.",
+            found=f"{type(error).__name__}: {error}",
+            do="give a folder of your own with out=",
+        ) from error
+    try:
+        _claim(folder, card)
+        ledger = Ledger(folder)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+    finally:
+        lock.release()
+
+
+def _claim(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write the card; refuse a folder with results that have another card, or none."""
+    path = folder / CARD
+    earlier = _read_card(path)
+    other = [key for key in card if key != "run" and earlier.get(key) != card[key]]
+    if not other:
+        return
+    if not path.is_file():
+        foreign = [name for name in _TABLES if (folder / name).exists()]
+        found = f"{' and '.join(foreign)} without {CARD}"
+    else:
+        foreign = [name for name in _TABLES if _rows(folder / name)]
+        found = ", ".join(f"{key}={earlier.get(key)!r}" for key in (*other, "run"))
+    if foreign:
+        raise ConfigError(
+            f"out={folder} holds other results, which must not be mixed with new ones.",
+            found=found,
+            do="give another folder with out=, or remove this one if you no longer need it",
+        )
+    write_text(path, json.dumps(card, indent=2) + "\n")
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a table of ours; what a killed process left of its last row is dropped."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+    rows = [row for row in csv.reader(whole) if len(row) == len(_COLUMNS)]
+    return [dict(zip(_COLUMNS, row, strict=True)) for row in rows if row[-1].isdigit()]
+
+
+def _version(row: Mapping[str, str]) -> Version:
+    return Version(row["path"], int(row["bytes"]), int(row["modified_ns"]))
