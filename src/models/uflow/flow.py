@@ -166,8 +166,7 @@ class UShapedFlow(nn.Module):
     before. `latent_shapes` are those of the latents, finest first; together they hold as many
     numbers as the features, for the map is a bijection.
 
-    The connections are a FrEIA `GraphINN` (`graph`, used for the inverse); the forward pass runs
-    the same modules in a straight line, which costs no bookkeeping and compiles to one graph.
+    The connections are a FrEIA `GraphINN`, which runs in both directions.
     """
 
     def __init__(
@@ -182,27 +181,14 @@ class UShapedFlow(nn.Module):
                 do="the paper uses model.flow_steps=4 model.kernel_sizes=[3,1]",
             )
         self.shapes = list(shapes)
-        self.graph, self.stages, self.latent_shapes = _build_graph(
+        self.graph, self.latent_shapes = _build_graph(
             self.shapes, flow_steps, kernel_sizes, torch.Generator().manual_seed(seed)
         )
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Features (B, C, H, W) finest first -> latents finest first, log|det J| (B,)."""
-        latents: list[Tensor] = []
-        log_det = features[0].new_zeros(features[0].shape[0])
-        rising: Tensor | None = None  # what the coarser scale hands up
-        for scale in reversed(range(len(self.stages))):
-            x = features[scale]
-            if rising is not None:
-                x = torch.cat((x, F.pixel_shuffle(rising, 2)), dim=1)
-            for step in self.stages[scale]:
-                x, step_log_det = step.step(x)
-                log_det = log_det + step_log_det
-            if scale > 0:
-                up = rising_channels(x.shape[1])
-                rising, x = x[:, :up], x[:, up:]
-            latents.append(x)
-        return latents[::-1], log_det
+        latents, log_det = self.graph(list(features))
+        return list(latents), log_det
 
     def inverse(self, latents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Latents finest first -> features finest first, log|det| of the inverse (B,)."""
@@ -261,12 +247,11 @@ def _build_graph(
     flow_steps: int,
     kernel_sizes: Sequence[int],
     generator: torch.Generator,
-) -> tuple[GraphINN, list[list[CouplingStep]], list[Shape]]:
-    """FrEIA graph, its coupling steps by scale (finest first), and the latent shapes."""
+) -> tuple[GraphINN, list[Shape]]:
+    """The FrEIA graph and the shapes of its latents, finest first."""
     nodes: list[Node] = [InputNode(*shape, name=f"features_{i}") for i, shape in enumerate(shapes)]
     inputs = list(nodes)
     outputs: list[Node] = []
-    stages: list[list[CouplingStep]] = []
     rising: Node | None = None
     for scale in reversed(range(len(shapes))):
         last = inputs[scale]
@@ -274,13 +259,10 @@ def _build_graph(
             up = Node(rising, ShuffleUp, {}, name=f"up_{scale}")
             last = Node([last.out0, up.out0], Concat, {}, name=f"cat_{scale}")
             nodes += [up, last]
-        steps = []
         for n in range(flow_steps):
             arguments = {"kernel_size": kernel_sizes[n % len(kernel_sizes)], "generator": generator}
             last = Node(last, CouplingStep, arguments, name=f"flow{shapes[scale][2]}_step{n}")
-            steps.append(last)
-        nodes += steps
-        stages.append([step.module for step in steps])
+            nodes.append(last)
         latent: Any = last.out0
         if scale > 0:
             channels = last.output_dims[0][0]
@@ -291,4 +273,4 @@ def _build_graph(
         outputs.append(OutputNode(latent, name=f"latent_{scale}"))
     outputs.reverse()
     graph = GraphINN(nodes + outputs, force_tuple_output=True)
-    return graph, stages[::-1], [out.input_dims[0] for out in outputs]
+    return graph, [out.input_dims[0] for out in outputs]
