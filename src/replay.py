@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from src.errors import ConfigError
 from src.experiment import run_experiment
 from src.saved_run import SavedRun
+from src.scores_table import read_scores
 
 DIFFERENT = 1  # exit code
 _TIMING = ("speed/", "fit/")  # these depend on what else the machine does
@@ -143,18 +143,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _score_change(before: Path, now: Path) -> float:
-    old, new = _scores(before), _scores(now)
+    old, new = ({row.path: row.score for row in read_scores(run)} for run in (before, now))
     if list(old) != list(new):
         return math.nan
     return max((abs(new[path] - old[path]) for path in old), default=0.0)
-
-
-def _scores(folder: Path) -> dict[str, float]:
-    try:
-        with (folder / "scores.csv").open(newline="") as stream:
-            return {row["path"]: float(row["score"]) for row in csv.DictReader(stream)}
-    except FileNotFoundError:
-        return {}
 
 
 def _same(before: float, now: float) -> bool:

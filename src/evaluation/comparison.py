@@ -21,21 +21,12 @@ from src.evaluation import uncertainty
 from src.evaluation.pixel_statistics import PixelStatistics
 from src.evaluation.ranking import Floats
 from src.evaluation.uncertainty import Difference
+from src.scores_table import ScoreRow
 
 Weights = NDArray[np.int32]
 
 #: Rates where less is better.
 LOWER_IS_BETTER = frozenset({"test/false_alarm_rate"})
-
-
-class ScoreRow(NamedTuple):
-    """One row of scores.csv."""
-
-    path: str
-    label: int
-    defect: str
-    score: float
-    decision: bool
 
 
 class MetricPair(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,7 +18,6 @@ from src.evaluation.comparison import (
     LOWER_IS_BETTER,
     Matched,
     MetricPair,
-    ScoreRow,
     compare_images,
     compare_pixels,
     match,
@@ -29,6 +27,7 @@ from src.evaluation.pixel_statistics import read_pixel_statistics
 from src.reporting.figures import contact_sheet, overlay, save_png
 from src.reporting.records import Picture, outcome
 from src.saved_run import SavedRun
+from src.scores_table import ScoreRow, read_scores
 
 SIGNIFICANT = 0.05
 
@@ -36,7 +35,7 @@ SIGNIFICANT = 0.05
 def compare_runs(cfg: DictConfig) -> list[MetricPair]:
     """Compare `cfg.run_a` and `cfg.run_b`; print the table and write everything to `cfg.out`."""
     first, second = (SavedRun(Path(path).expanduser()) for path in (cfg.run_a, cfg.run_b))
-    matched = match(read_scores(first), read_scores(second))
+    matched = match(read_scores(first.directory), read_scores(second.directory))
     rows = compare_images(matched, cfg.resamples, cfg.seed)
     pixels = [read_pixel_statistics(run.directory) for run in (first, second)]
     if pixels[0] is not None and pixels[1] is not None:
@@ -50,26 +49,6 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair]:
         _draw(cfg, first, second, matched, out.directory / "disagreements.png")
     print(f"Written to {out.directory}")
     return rows
-
-
-def read_scores(run: SavedRun) -> list[ScoreRow]:
-    """The rows of scores.csv of a finished run."""
-    path = run.directory / "scores.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [
-                ScoreRow(
-                    row["path"], int(row["label"]), row["defect"], float(row["score"]),
-                    bool(int(row["decision"])),
-                )
-                for row in csv.DictReader(stream)
-            ]  # fmt: skip
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise SavedModelError(
-            f"{run.directory} has no usable scores.csv.",
-            found=f"{type(error).__name__}: {error}",
-            do="give the path of a finished run, as `python -m src.run` prints it",
-        ) from error
 
 
 def print_comparison(

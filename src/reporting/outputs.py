@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from src.reporting.report import write_report
 from src.reporting.run_table import print_run_table
 from src.reporting.wording import method_title
 from src.saved_run import SavedRun
+from src.scores_table import ScoreRow, write_scores
 
 _SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
 
@@ -59,10 +60,10 @@ def write_outputs(
     `sources`: the samples the model was fitted on, for pictures of patch matches.
     """
     rows = score_rows(data, evaluator)
-    run.write_rows("scores.csv", rows)
+    write_scores(run, rows)
     _write_pixel_statistics(run, evaluator, rows)
     detector = Detector(model, data.transform, threshold, cfg, run.directory, _device(model))
-    names = _short_names([Path(row["path"]) for row in rows])
+    names = _short_names([Path(row.path) for row in rows])
     results = [_result(row, name) for row, name in zip(rows, names, strict=True)]
     chosen = choose_pictures(results, threshold.image, cfg.report.max_images)
     samples = [data.samples[row["index"]] for row in evaluator.per_image_rows()]
@@ -81,32 +82,31 @@ def write_outputs(
     return pictures
 
 
-def score_rows(data: AnomalyDataModule, evaluator: Evaluator) -> list[dict[str, Any]]:
+def score_rows(data: AnomalyDataModule, evaluator: Evaluator) -> list[ScoreRow]:
     """One row per test image, in the order of the data set."""
     rows = []
-    for row in evaluator.per_image_rows():
-        sample = data.samples[row["index"]]
+    for found in evaluator.per_image_rows():
+        sample = data.samples[found["index"]]
         rows.append(
-            {
-                "path": _below(sample.image_path, data.root),
-                "label": sample.label,
-                "defect": sample.defect,
-                "score": row["score"],
-                "decision": int(row["decision"]),
-                "map_max": row["map_max"],
-                "split": sample.split,
-            }
+            ScoreRow(
+                path=_below(sample.image_path, data.root),
+                label=sample.label,
+                defect=sample.defect,
+                score=found["score"],
+                decision=found["decision"],
+                map_max=found["map_max"],
+                split=sample.split,
+                iou=math.nan if found["iou"] is None else found["iou"],
+            )
         )
     return rows
 
 
-def _write_pixel_statistics(
-    run: SavedRun, evaluator: Evaluator, rows: Sequence[Mapping[str, Any]]
-) -> None:
+def _write_pixel_statistics(run: SavedRun, evaluator: Evaluator, rows: Sequence[ScoreRow]) -> None:
     """Keep what `src.compare` resamples the pixel metrics from; nothing without masks."""
     if evaluator.has_masks:
         indices = [row["index"] for row in evaluator.per_image_rows()]
-        paths = dict(zip(indices, (str(row["path"]) for row in rows), strict=True))
+        paths = dict(zip(indices, (row.path for row in rows), strict=True))
         histograms = evaluator.pixel_histograms()
         named = [paths[index] for index in histograms.image.tolist()]
         write_pixel_statistics(run.directory, histograms, named)
@@ -222,8 +222,8 @@ def _curves(evaluator: Evaluator) -> list[Curve]:
 # --- pictures ----------------------------------------------------------------------------------
 
 
-def _result(row: Mapping[str, Any], name: str) -> ImageResult:
-    return ImageResult(name, row["label"], row["defect"], row["score"], bool(row["decision"]))
+def _result(row: ScoreRow, name: str) -> ImageResult:
+    return ImageResult(name, row.label, row.defect, row.score, row.decision)
 
 
 def _with_pictures(

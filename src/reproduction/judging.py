@@ -1,23 +1,26 @@
 """Ours beside the paper's: rows of a table, each with an interval and a verdict.
 
-The tolerance of a number is measured, not chosen. A paper's number and ours differ by the draw of
-the test images, by the seeds, and by rounding. So the paper's number is within tolerance when it
-lies in
+A paper's number and ours come from the same test images, so their draw allows no difference. What
+two faithful runs may differ by is the seed, and rounding. The spread over seeds `s` is pooled: the
+residuals of all runs of a variant from the mean of their category, with one degree of freedom less
+a category. Ours, a mean of n seeds, is within tolerance of the paper's number, taken as one run,
+when
 
-    ours - sqrt(test_low**2 + seeds**2) - rounding
-    ..  ours + sqrt(test_high**2 + seeds**2) + rounding
+    |ours - paper| <= t * s * sqrt(1 + 1/n) + half a unit of the paper's last digit
 
-where `test_low` and `test_high` are the distances to the limits of our run's 95 % interval over
-test images, `seeds` is the reach of Student's 95 % prediction interval for one more run, t * s *
-sqrt(1 + 1/k) from k >= 3 seeds (fewer seeds cannot tell a spread and add nothing), and `rounding`
-is half a unit of the paper's last digit. Distances add in squares as in MOVER (Zou and Donner
-2008, Statistics in Medicine 27:1693).
+and the mean of m categories likewise with s / sqrt(m). Categories do not spread alike: where there
+is more room, s grows with sqrt(x (1 - x)) of the value x as rates do, and never is below what the
+category's own seeds show. Student's `t` shares an error of 5 % among the numbers of the variant
+(Bonferroni), half of it among its means, which see what shifts all categories, half among its
+categories. So a faithful variant keeps all its numbers within tolerance with a probability of
+about 95 % or more (measured in tests/reproduction/test_judging.py for even and uneven spreads).
+Without MIN_FREEDOM degrees of freedom there is no spread to judge by, and nothing is judged.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,8 +29,9 @@ from scipy.stats import t as student
 from src.evaluation.uncertainty import LEVEL, Interval, mean_interval
 from src.reproduction.papers import GROUPS, MEAN, Published, Variant
 
-MIN_SEEDS = 3  # ours: Student's t of two seeds spans half the scale
-WITHIN, BELOW, ABOVE, UNJUDGED = "within", "below", "above", "not judged"
+MIN_FREEDOM = 2  # ours: three seeds of one category; with 1, t spans half the scale
+WITHIN, BELOW, ABOVE = "within", "below", "above"
+UNJUDGED, NO_SPREAD, MISSING = "not judged", "too few seeds", "not measured"
 #: Values are fractions in float64: differences below this are arithmetic, not results.
 _TINY = 1e-12
 _UNKNOWN = Interval(math.nan, math.nan)
@@ -56,10 +60,13 @@ class Row:
     ours: float = math.nan  # mean over seeds
     std: float = math.nan  # over seeds, n - 1
     seeds: int = 0
-    over_images: Interval = _UNKNOWN  # 95 % over test images
     interval: Interval = _UNKNOWN  # 95 % over test images and seeds
+    error: float = math.nan  # standard deviation of ours minus a faithful run; NaN: not known
+    pooled: float = math.nan  # the same by the pooled spread alone, of which means are made
+    freedom: int = 0  # degrees of freedom behind `error`
     column: int = 0  # which of the published columns of this metric
     paper: float | None = None
+    rounding: float = 0.0  # half a unit of the paper's last digit
     tolerance: Interval = _UNKNOWN  # where the paper's number may lie
     verdict: str = UNJUDGED
     source: str = ""
@@ -75,9 +82,19 @@ class Row:
         return math.nan if self.paper is None else self.ours - self.paper
 
     @property
+    def judged(self) -> bool:
+        """Whether there is a verdict for or against the number."""
+        return self.verdict in (WITHIN, BELOW, ABOVE, MISSING)
+
+    @property
     def fails(self) -> bool:
-        """Whether the number left its tolerance."""
-        return self.verdict in (BELOW, ABOVE)
+        """Whether the number left its tolerance, or was not measured although published."""
+        return self.judged and self.verdict != WITHIN
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the row is a mean of categories."""
+        return self.category == MEAN or self.category in GROUPS
 
 
 Cells = Mapping[str, Sequence[Measured]]  # runs by category
@@ -88,20 +105,24 @@ def judge_variant(table: str, variant: Variant, cells: Cells) -> list[Row]:
     rows: list[Row] = []
     for metric in variant.metrics:
         columns: list[Published | None] = [p for p in variant.published if p.metric == metric]
-        base = {c: _measure(table, variant.name, c, metric, cells.get(c, ())) for c in
-                variant.categories}  # fmt: skip
+        base = {c: _measure(table, variant.name, c, metric, cells[c]) for c in variant.categories
+                if cells.get(c)}  # fmt: skip
+        base = _with_errors(base)
         for column, published in enumerate(columns or [None]):
-            found = [_judge(row, published) for row in base.values() if row.seeds]
-            found += _means(base, published)
+            found = [_beside(row, published) for row in base.values()]
+            found += _means(base, variant.categories, published)
             rows += [replace(row, column=column) for row in found]
-    return rows
+    return _with_verdicts(rows)
 
 
 def verdict_line(rows: Sequence[Row], unfinished: int, absent: Sequence[str]) -> str:
     """The outcome in one line; it begins with PARTIAL when runs or data are missing."""
-    judged = [row for row in rows if row.verdict != UNJUDGED]
+    judged = [row for row in rows if row.judged]
     outside = sum(row.fails for row in judged)
+    spreadless = sum(row.verdict == NO_SPREAD for row in rows)
     parts = [f"{len(judged) - outside} of {len(judged)} judged numbers are within tolerance"]
+    if spreadless:
+        parts.append(f"{spreadless} not judged: their spread needs more seeds, as seeds=[0,1,2]")
     if unfinished:
         parts.append(f"{unfinished} runs missing")
     if absent:
@@ -111,140 +132,154 @@ def verdict_line(rows: Sequence[Row], unfinished: int, absent: Sequence[str]) ->
     return f"{word}: {'; '.join(parts)}."
 
 
-def tolerance(
-    value: float, over_images: Interval, std: float, seeds: int, rounding: float
-) -> Interval:
-    """Where a paper's number may lie beside ours; see the module's formula."""
-    reach = _seed_reach(std, seeds, predict=True)
-    down = math.hypot(value - over_images.low, reach) + rounding
-    up = math.hypot(over_images.high - value, reach) + rounding
-    return Interval(value - down, value + up)
-
-
-def verdict(paper: float, allowed: Interval) -> str:
-    """within, or on which side ours lies; a NaN limit cannot judge."""
-    if math.isnan(allowed.low) or math.isnan(allowed.high):
-        return UNJUDGED
-    if paper > allowed.high + _TINY:
-        return BELOW
-    return ABOVE if paper < allowed.low - _TINY else WITHIN
+# --- our side ----------------------------------------------------------------------------------
 
 
 def _measure(table: str, variant: str, category: str, metric: str, runs: Sequence[Measured]) -> Row:
-    """Our side of a row."""
-    row = Row(table, variant, category, metric)
+    """A row of one category; without a value when no run measured the metric."""
+    row = Row(table, variant, category, metric, protocol=_joined(run.protocol for run in runs))
     having = [run for run in runs if not math.isnan(run.metrics.get(metric, math.nan))]
     if not having:
         return row
     values = np.array([run.metrics[metric] for run in having], dtype=float)
     std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     value = float(values.mean())
-    limits = [run.intervals.get(metric, _UNKNOWN) for run in having]
-    down = float(np.mean([v - limit.low for v, limit in zip(values, limits, strict=True)]))
-    up = float(np.mean([limit.high - v for v, limit in zip(values, limits, strict=True)]))
-    reach = _seed_reach(std, len(values), predict=False)
+    limits = np.array([run.intervals.get(metric, _UNKNOWN) for run in having])
+    down, up = np.abs(limits - values[:, None]).mean(axis=0)
+    # The interval of the mean over seeds; two seeds cannot tell a spread and add nothing.
+    factor = float(student.ppf((1 + LEVEL) / 2, len(values) - 1)) if len(values) > 2 else 0.0
+    reach = factor * std / math.sqrt(len(values)) if factor else 0.0
     return replace(
         row,
         ours=value,
         std=std,
         seeds=len(values),
-        over_images=Interval(value - down, value + up),
         interval=Interval(value - math.hypot(down, reach), value + math.hypot(up, reach)),
-        protocol=", ".join(sorted({run.protocol for run in having})),
         hashes=tuple(run.config_hash for run in having),
         seconds=_mean_known([run.seconds for run in having]),
     )
 
 
-def _judge(row: Row, published: Published | None) -> Row:
-    """Add the paper's side."""
+def _with_errors(base: Mapping[str, Row]) -> dict[str, Row]:
+    """Add to each category how far a faithful run may be, from the seeds of all."""
+    repeated = [row for row in base.values() if row.seeds > 1]
+    freedom = sum(row.seeds - 1 for row in repeated)
+    if freedom < MIN_FREEDOM:
+        return dict(base)
+    pooled = math.sqrt(sum((row.seeds - 1) * row.std**2 for row in repeated) / freedom)
+    room = float(np.mean([_room(row) for row in repeated]))
+    return {
+        category: _with_error(row, pooled, room, freedom) if row.seeds else row
+        for category, row in base.items()
+    }
+
+
+def _with_error(row: Row, pooled: float, room: float, freedom: int) -> Row:
+    """Of a category with seeds; `room`: mean of x (1 - x) where the pool comes from."""
+    scaled = pooled * math.sqrt(_room(row) / room) if room > 0 else pooled
+    spread = max(pooled, scaled, row.std if row.seeds > 1 else 0.0)
+    apart = math.sqrt(1 + 1 / row.seeds)
+    return replace(row, error=spread * apart, pooled=pooled * apart, freedom=freedom)
+
+
+def _room(row: Row) -> float:
+    return max(row.ours * (1 - row.ours), 0.0)
+
+
+# --- the paper's side --------------------------------------------------------------------------
+
+
+def _beside(row: Row, published: Published | None) -> Row:
+    """Add the paper's number of a category, if it prints one."""
     if published is None or row.category not in published.values:
-        return replace(row, tolerance=_widened(row, 0.0))
-    paper = published.values[row.category]
-    allowed = _widened(row, published.rounding)
-    return replace(
-        row,
-        paper=paper,
-        tolerance=allowed,
-        verdict=verdict(paper, allowed) if published.judged else UNJUDGED,
-        source=published.source,
-        note=published.note,
-    )
+        return row
+    return _published(row, published, published.values[row.category], published.note)
 
 
-def _widened(row: Row, rounding: float) -> Interval:
-    return tolerance(row.ours, row.over_images, row.std, row.seeds, rounding)
+def _published(row: Row, published: Published, paper: float, note: str) -> Row:
+    verdict = UNJUDGED
+    if published.judged:
+        verdict = NO_SPREAD if math.isnan(row.error) else WITHIN  # settled by _with_verdicts
+        verdict = verdict if row.seeds else MISSING
+    return replace(row, paper=paper, rounding=published.rounding, verdict=verdict,
+                   source=published.source, note=note)  # fmt: skip
 
 
-def _means(base: Mapping[str, Row], published: Published | None) -> list[Row]:
-    """Rows of textures, objects and all categories, where the variant has more than one."""
-    groups = {name: members for name, members in GROUPS.items() if set(members) <= set(base)}
-    if len(base) > 1:
-        groups[MEAN] = tuple(base)
-    rows = [_mean_row(name, [base[c] for c in members], published) for name, members in
-            groups.items()]  # fmt: skip
-    return [row for row in rows if row.seeds]
+def _means(
+    base: Mapping[str, Row], categories: Sequence[str], published: Published | None
+) -> list[Row]:
+    """Rows of textures, objects and all categories, where at least two were measured."""
+    groups = {name: members for name, members in GROUPS.items() if set(members) <= set(categories)}
+    rows = []
+    for name, members in {**groups, MEAN: tuple(categories)}.items():
+        present = [base[c] for c in members if c in base and base[c].seeds]
+        if len(present) > 1:
+            rows.append(_mean_row(name, present, len(members), published))
+    return rows
 
 
-def _mean_row(name: str, members: Sequence[Row], published: Published | None) -> Row:
-    present = [row for row in members if row.seeds]
-    if not present:
-        return replace(members[0], category=name)
+def _mean_row(name: str, present: Sequence[Row], total: int, published: Published | None) -> Row:
+    """The mean of the categories that were measured, beside the paper's over the same ones."""
     values = [row.ours for row in present]
-    judged = [_judge(row, None) for row in present]
-    value = float(np.mean(values))
     row = replace(
         present[0],
         category=name,
-        ours=value,
-        std=_std_of_mean(present),
+        ours=float(np.mean(values)),
+        std=_norm([row.std for row in present]),
         seeds=min(row.seeds for row in present),
-        over_images=mean_interval(values, [row.over_images for row in present]),
         interval=mean_interval(values, [row.interval for row in present]),
-        tolerance=mean_interval(values, [row.tolerance for row in judged]),
-        protocol=", ".join(sorted({row.protocol for row in present})),
+        error=_norm([row.pooled for row in present]),
+        protocol=_joined(row.protocol for row in present),
         hashes=(),
         seconds=_mean_known([row.seconds for row in present]),
-        of=(len(present), len(members)),
+        of=(len(present), total),
     )
     if published is None:
         return row
-    return _judge_mean(row, published, [row.category for row in present])
-
-
-def _judge_mean(row: Row, published: Published, present: Sequence[str]) -> Row:
-    """The printed mean judges a complete set; a part is only shown beside the same part."""
-    complete = row.of[0] == row.of[1]
-    if complete and row.category in published.values:
-        paper = published.values[row.category]
-        allowed = Interval(
-            row.tolerance.low - published.rounding, row.tolerance.high + published.rounding
-        )
-        said = verdict(paper, allowed) if published.judged else UNJUDGED
-        return replace(row, paper=paper, tolerance=allowed, verdict=said, source=published.source,
-                       note=published.note)  # fmt: skip
-    if all(category in published.values for category in present):
-        paper = float(np.mean([published.values[category] for category in present]))
+    if len(present) == total and name in published.values:
+        return _published(row, published, published.values[name], published.note)
+    if all(member.category in published.values for member in present):
+        paper = float(np.mean([published.values[member.category] for member in present]))
         note = "the paper's mean over the same categories"
-        return replace(row, paper=paper, source=published.source, note=note)
+        return _published(row, published, paper, note)
     return row
+
+
+# --- verdicts ----------------------------------------------------------------------------------
+
+
+def _with_verdicts(rows: Sequence[Row]) -> list[Row]:
+    """Judge all numbers of a variant together, so that each gets its part of the error."""
+    kinds = [row.is_mean for row in rows if row.verdict == WITHIN]
+    counts = {kind: kinds.count(kind) for kind in set(kinds)}
+    return [
+        _judged(row, (1 - LEVEL) / len(counts) / counts[row.is_mean])
+        if row.verdict == WITHIN
+        else row
+        for row in rows
+    ]
+
+
+def _judged(row: Row, error: float) -> Row:
+    """The verdict on one number, wrong with probability `error` if the number is faithful."""
+    assert row.paper is not None
+    reach = float(student.ppf(1 - error / 2, row.freedom)) * row.error + row.rounding
+    allowed = Interval(row.ours - reach, row.ours + reach)
+    if row.paper > allowed.high + _TINY:
+        return replace(row, tolerance=allowed, verdict=BELOW)
+    verdict = ABOVE if row.paper < allowed.low - _TINY else WITHIN
+    return replace(row, tolerance=allowed, verdict=verdict)
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))
+
+
+def _norm(deviations: Sequence[float]) -> float:
+    """Standard deviation of the mean of independent values with these deviations."""
+    return math.hypot(*deviations) / len(deviations)
 
 
 def _mean_known(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
-
-
-def _seed_reach(std: float, seeds: int, *, predict: bool) -> float:
-    """Half width of Student's interval: of one more run, or of the mean."""
-    if seeds < MIN_SEEDS or math.isnan(std):
-        return 0.0
-    factor = math.sqrt(1 + 1 / seeds) if predict else math.sqrt(1 / seeds)
-    return float(student.ppf((1 + LEVEL) / 2, seeds - 1)) * std * factor
-
-
-def _std_of_mean(rows: Sequence[Row]) -> float:
-    """Standard deviation over seeds of a mean of independent categories."""
-    if any(math.isnan(row.std) for row in rows):
-        return math.nan
-    return math.sqrt(sum(row.std**2 for row in rows)) / len(rows)

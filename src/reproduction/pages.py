@@ -12,7 +12,7 @@ from src.reporting import tables
 from src.reporting.tables import FAILS, PLAIN, TOTAL, Cell, Column, Line, Table
 from src.reproduction.display import duration
 from src.reproduction.judging import Row, verdict_line
-from src.reproduction.papers import GROUPS, MEAN, Paper
+from src.reproduction.papers import Paper
 from src.reproduction.planning import Plan
 
 COLUMNS = (
@@ -110,7 +110,7 @@ def _line(row: Row) -> Line:
         Cell(row.verdict), Cell(str(row.seeds), row.seeds), Cell(row.protocol),
         Cell(" ".join(row.hashes) or "-"), _time(row.seconds),
     )  # fmt: skip
-    return Line(cells, FAILS if row.fails else TOTAL if _is_mean(row.category) else PLAIN)
+    return Line(cells, FAILS if row.fails else TOTAL if row.is_mean else PLAIN)
 
 
 def _long_line(row: Row) -> Line:
@@ -121,10 +121,6 @@ def _long_line(row: Row) -> Line:
     )  # fmt: skip
     last = (row.verdict, row.protocol, " ".join(row.hashes), row.note)
     return Line((*map(Cell, texts), *map(tables.number, numbers), *map(Cell, last)))
-
-
-def _is_mean(category: str) -> bool:
-    return category == MEAN or category in GROUPS
 
 
 def _time(seconds: float) -> Cell:

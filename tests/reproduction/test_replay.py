@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -15,6 +14,7 @@ from src.experiment import run_experiment
 from src.replay import compare_runs, replay_run, replayed_config
 from src.reproduction.papers import load_papers
 from src.saved_run import SavedRun
+from src.scores_table import ScoreRow, write_scores
 
 
 def compose(*words: str):
@@ -70,8 +70,8 @@ def fake_run(folder: Path, score: float, aupro: float | None, packages: dict) ->
     run = SavedRun(folder)
     run.write_json("metrics.json", {"test/aupro": aupro, "speed/latency_p50_ms": score})
     run.write_json("manifest.json", {"started": folder.name, "packages": packages, "cores": 2})
-    with (folder / "scores.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([["path", "score"], ["a.png", 1.0], ["b.png", score]])
+    rows = [ScoreRow("a.png", 0, "good", 1.0, False), ScoreRow("b.png", 0, "good", score, False)]
+    write_scores(run, rows)
     return run
 
 

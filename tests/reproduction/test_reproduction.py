@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import hydra
 import numpy as np
@@ -12,13 +10,19 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.command_line import CONF
-from src.errors import ConfigError, DataError
+from src.errors import ConfigError, DataError, SavedModelError
+from src.experiment import run_experiment
 from src.reproduction import working
-from src.reproduction.collecting import borrowed_intervals, resampled_intervals, stored_intervals
-from src.reproduction.ledger import Attempt
+from src.reproduction.collecting import cells, resampled_intervals, stored_intervals
+from src.reproduction.jobs import Identity, Job
+from src.reproduction.judging import judge_variant
+from src.reproduction.ledger import Attempt, Ledger
 from src.reproduction.pages import COLUMNS
+from src.reproduction.papers import Published, Variant
 from src.reproduction.reproduction import reproduce
 from src.reproduction.working import make_plan, workplace
+from src.saved_run import SavedRun
+from src.scores_table import ScoreRow, read_scores, write_scores
 
 
 @pytest.fixture
@@ -37,18 +41,21 @@ def settings(tmp_path, monkeypatch):
     return build
 
 
-def finish(job, cfg, value: float, width: float = 0.01) -> None:
-    """Write what a run leaves behind."""
+def finish(job, cfg, value: float, spread: float = 0.001, aupro: float = -0.092) -> None:
+    """Write what a run leaves behind; seeds 0, 1, 2 lie `spread` apart around `value`.
+
+    AUPRO lies `aupro` from it, as in conf/paper/smoke.yaml.
+    """
     job.folder.mkdir(parents=True)
     (job.folder / "config.yaml").write_text("protocol: honest\n")
     metrics = {}
     for name in ("image_auroc", "pixel_auroc", "aupro"):
-        metrics[f"test/{name}"] = value
-        metrics[f"test/{name}_ci_low"], metrics[f"test/{name}_ci_high"] = (
-            value - width,
-            value + width,
-        )
-    (job.folder / "metrics.json").write_text(json.dumps(metrics))
+        here = value + spread * (job.seed - 1) + (aupro if name == "aupro" else 0.0)
+        metrics[f"test/{name}"] = here
+        metrics[f"test/{name}_ci_low"], metrics[f"test/{name}_ci_high"] = here - 0.2, here + 0.01
+    run = SavedRun(job.folder)
+    write_scores(run, [ScoreRow(f"{y}.png", y, "x", y, bool(y)) for y in (0, 1)])
+    run.finish(metrics)
     workplace(cfg).ledger.add(
         job.key, Attempt(ended=1.0, seconds=90.0, exit_code=0, host="h", log="l")
     )
@@ -65,7 +72,7 @@ def test_numbers_within_tolerance_are_reproduced_and_exit_with_zero(settings, ca
     assert reproduce(cfg) == 0
     assert "DONE: 0 of 0" in capsys.readouterr().out  # the smoke file judges PatchCore only
     cfg = settings(variants=["patchcore"])
-    finish_all(cfg, width=0.2)
+    finish_all(cfg)
     assert reproduce(cfg) == 0
     assert "REPRODUCED: 2 of 2 judged numbers" in capsys.readouterr().out
 
@@ -79,13 +86,24 @@ def test_a_number_that_leaves_its_tolerance_fails_and_is_named(settings, capsys)
     assert "OUTSIDE: 0 of 2" in said
 
 
+def test_one_seed_reproduces_nothing_and_the_verdict_says_what_is_missing(settings, capsys):
+    cfg = settings(variants=["patchcore"], seeds=[0])
+    finish_all(cfg)
+    assert reproduce(cfg) == 0
+    said = capsys.readouterr().out
+    assert "DONE: 0 of 0" in said
+    assert "2 not judged: their spread needs more seeds" in said
+
+
 def test_a_partial_result_makes_a_partial_table_that_says_so(settings, tmp_path, capsys):
     cfg = settings(variants=["patchcore"], tables_only=True)
-    finish(make_plan(cfg).jobs[0], cfg, 0.97, width=0.2)
+    for job in make_plan(cfg).jobs[:2]:
+        finish(job, cfg, 0.9705)
     assert reproduce(cfg) == 1  # a run is missing
     assert "PARTIAL" in capsys.readouterr().out
     page = (tmp_path / "tables" / "smoke.md").read_text()
-    assert "PARTIAL: 2 of 2 judged numbers are within tolerance; 1 runs missing." in page
+    assert "PARTIAL: 0 of 0 judged numbers are within tolerance; 2 not judged" in page
+    assert "1 runs missing." in page
     assert "| gear | 97.10 | 97.00 | -0.10 |" in page
 
 
@@ -99,11 +117,11 @@ def test_categories_without_data_are_named_in_the_table(settings, tmp_path):
     plan = make_plan(cfg)
     assert [job.category for job in plan.jobs] == ["bottle"]
     assert len(plan.absent) == 14
-    finish(plan.jobs[0], cfg, 0.99)
+    finish(plan.jobs[0], cfg, 0.99, aupro=0.0)
     reproduce(cfg)
     page = (tmp_path / "tables" / "patchcore.md").read_text()
     assert "no data for 14 categories (cable, capsule," in page
-    assert "| mean of 1/15 | 100.00 | 99.00 |" in page
+    assert "| bottle | 100.00 | 98.90 | -1.10 |" in page
 
 
 def test_without_any_data_the_advice_is_to_set_data_dir(settings):
@@ -116,7 +134,7 @@ def test_without_any_data_the_advice_is_to_set_data_dir(settings):
 def test_a_dry_run_lists_commands_and_writes_nothing(settings, tmp_path, capsys):
     assert reproduce(settings(dry_run=True)) == 0
     said = capsys.readouterr().out
-    assert said.count("to run   smoke/") == 8
+    assert said.count("to run   smoke/") == 12
     assert "python -m src.run hardware=cpu data=synthetic" in said
     assert not (tmp_path / "tables").exists()
 
@@ -133,23 +151,23 @@ def test_a_table_of_changed_recipes_says_so(settings, tmp_path):
 
 def test_only_unfinished_jobs_are_started(settings, monkeypatch, capsys):
     cfg = settings(variants=["patchcore"])
-    first, second = make_plan(cfg).jobs
-    finish(first, cfg, 0.97, width=0.2)
+    first, second, third = make_plan(cfg).jobs
+    finish(first, cfg, 0.971)
     started = []
 
     def pretend(self):
         started.extend(job.key for job in self.waiting)
         for job in self.waiting:
-            finish(job, cfg, 0.97, width=0.2)
+            finish(job, cfg, 0.971)
         self.outcome.done = list(self.waiting)
         return self.outcome
 
     monkeypatch.setattr(working.Grid, "run", pretend)
     assert reproduce(cfg) == 0
-    assert started == [second.key]
+    assert started == [second.key, third.key]
     said = capsys.readouterr().out
-    assert "2 runs: 1 finished before, 1 to run." in said
-    assert "1 runs were finished before, 1 ran now." in said
+    assert "3 runs: 1 finished before, 2 to run." in said
+    assert "1 runs were finished before, 2 ran now." in said
 
 
 def test_two_variants_with_equal_configs_are_one_run(settings):
@@ -189,12 +207,12 @@ class Cells(HTMLParser):
 
 def test_all_four_formats_hold_the_same_numbers(settings, tmp_path):
     cfg = settings(variants=["patchcore", "uflow"])
-    finish_all(cfg, value=0.9512345)
+    finish_all(cfg, value=0.9512345, spread=0.0, aupro=0.0)
     reproduce(cfg)
     folder = tmp_path / "tables"
     rows = list(csv.DictReader((folder / "smoke.csv").open()))
     assert len(rows) == 6  # three metrics of two variants
-    assert {float(row["ours"]) for row in rows} == {0.9512345}
+    assert [float(row["ours"]) for row in rows] == pytest.approx([0.9512345] * 6)
     assert {row["seconds"] for row in rows} == {"90.0"}
     markdown = (folder / "smoke.md").read_text()
     assert markdown.count("95.12") >= 6
@@ -211,37 +229,56 @@ def test_all_four_formats_hold_the_same_numbers(settings, tmp_path):
 def test_intervals_of_f1_ap_and_miou_come_from_the_images_of_scores_csv(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.r_[np.zeros(20), np.ones(60)].astype(int)
-    scores = labels + rng.normal(size=80)
-    ious = rng.random(80)
-    lines = ["path,label,score,iou", "x.png,-1,0.5,0.1"]  # an unknown label counts nowhere
-    lines += [
-        f"{i}.png,{a},{b},{c}" for i, (a, b, c) in enumerate(zip(labels, scores, ious, strict=True))
+    scores, ious = labels + rng.normal(size=80), rng.random(80)
+    rows = [
+        ScoreRow(f"{i}.png", int(y), "x", s, s > 0.5, iou=iou)
+        for i, (y, s, iou) in enumerate(zip(labels, scores, ious, strict=True))
     ]
-    (tmp_path / "scores.csv").write_text("\n".join(lines))
-    found = resampled_intervals(tmp_path / "scores.csv", {"test/miou": float(ious.mean())})
+    rows.append(ScoreRow("x.png", -1, "unknown", 0.5, True, iou=0.1))  # counts nowhere
+    rows.append(ScoreRow("y.png", 1, "x", 9.0, True))  # no mask: not part of mIoU
+    write_scores(SavedRun(tmp_path), rows)
+    found = resampled_intervals(read_scores(tmp_path))
     low, high = found["test/miou"]
     assert low < ious.mean() < high
     assert (high - low) == pytest.approx(2 * 1.96 * ious.std() / np.sqrt(80), rel=0.15)
     assert set(found) == {"test/image_ap", "test/image_f1_max", "test/miou"}
 
 
-def test_scores_without_iou_give_no_interval_of_miou(tmp_path):
-    (tmp_path / "scores.csv").write_text("path,label,score\na,0,0.1\nb,1,0.9\nc,1,0.8\n")
-    found = resampled_intervals(tmp_path / "scores.csv", {"test/miou": 0.5})
-    assert "test/miou" not in found
-    assert resampled_intervals(Path("nowhere.csv"), {}) == {}
-
-
-def test_a_metric_outside_its_interval_gets_one_of_the_same_width_around_itself():
+def test_an_interval_that_does_not_hold_its_metric_belongs_to_another_epoch_and_is_left_out():
     limits = {"test/aupro_ci_low": 0.90, "test/aupro_ci_high": 0.94}
-    inside = stored_intervals({"test/aupro": 0.91, **limits})["test/aupro"]
-    assert inside == (0.90, 0.94)
-    outside = stored_intervals({"test/aupro": 0.97, **limits})["test/aupro"]
-    assert outside == pytest.approx((0.95, 0.99))
+    assert stored_intervals({"test/aupro": 0.91, **limits}) == {"test/aupro": (0.90, 0.94)}
+    assert stored_intervals({"test/aupro": 0.97, **limits}) == {}
 
 
-def test_relatives_borrow_distances():
-    metrics = {"test/aupro": 0.90, "test/aupro_defective_only": 0.95}
-    [(name, (low, high))] = borrowed_intervals(metrics, {"test/aupro": (0.88, 0.91)}).items()
-    assert name == "test/aupro_defective_only"
-    assert (low, high) == pytest.approx((0.93, 0.96))
+def test_miou_of_real_runs_is_judged_from_the_scores_they_wrote(
+    tmp_path, drawn_data, monkeypatch, app_config, tiny
+):
+    monkeypatch.setenv("DATA_DIR", str(drawn_data))
+    runs = [
+        run_experiment(app_config("run", *tiny, f"seed={seed}", f"runs_dir={tmp_path}")).run
+        for seed in (0, 1, 2)
+    ]
+    jobs = [
+        Job((), Identity(f"k{seed}", run.directory), "t", "v", "gear", seed)
+        for seed, run in enumerate(runs)
+    ]
+    found = cells(jobs, Ledger(tmp_path / "ledger"))
+    rows = read_scores(runs[0].directory)
+    stated = runs[0].metrics()["test/miou"]
+    assert np.mean([row.iou for row in rows]) == pytest.approx(stated)
+    low, high = found["gear"][0].intervals["test/miou"]
+    assert low < stated < high
+    for paper, said in ((stated, "within"), (stated + 0.5, "below")):
+        published = Published("test/miou", "a table", {"gear": paper}, 0.0005, True, "")
+        variant = Variant("v", "V", (), ("test/miou",), (published,), ("gear",))
+        [row] = judge_variant("t", variant, found)
+        assert row.verdict == said
+
+
+def test_a_table_that_lacks_a_column_is_refused(finished_run, tmp_path):
+    whole = (finished_run / "scores.csv").read_text()
+    (tmp_path / "scores.csv").write_text(whole.replace(",iou", ",other", 1))
+    with pytest.raises(SavedModelError, match="KeyError: 'iou'"):
+        read_scores(tmp_path)
+    with pytest.raises(SavedModelError, match="no usable scores"):
+        read_scores(tmp_path / "nowhere")
