@@ -42,6 +42,8 @@ def hold_out(
             do=f"set {split}.fraction=0.1, or 0 to hold nothing out",
         )
     size = share(fraction, len(train))
+    if size == 1 and len(train) > 2:
+        size = 2  # ours: a single image sets no threshold and chooses no epoch
     chosen = set(draw(len(train), size, torch.Generator().manual_seed(seed)))
     kept = [sample for i, sample in enumerate(train) if i not in chosen]
     held = [replace(train[i], split=split) for i in sorted(chosen)]

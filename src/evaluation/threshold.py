@@ -4,7 +4,7 @@ A decision is always `score > threshold`, a mask always `anomaly map > threshold
 the map comes from the same rule applied to the highest map value of each calibration image, so it
 bounds the probability that a normal image shows any marked pixel, not the share of such pixels.
 
-Rules that need no defect: `Conformal` (default, with a guarantee), `Quantile`, `Nfa`. `F1Oracle`
+Rules that need no defect: `Conformal` (default, with a promise), `Quantile`, `Nfa`. `F1Oracle`
 reads test labels and says so in `Threshold.oracle`.
 
 Every threshold is a float32 value: torch and exported models compare in float32.
@@ -29,6 +29,7 @@ from torch import Tensor
 from src.errors import ConfigError, SavedModelError
 from src.evaluation.processes import from_all_processes
 from src.evaluation.ranking import Ranking, best_f1, finite, rank
+from src.evaluation.uncertainty import realised_rate_limit
 from src.models.base import NormalScores, Prediction
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Threshold:
     pixel: float  # defective pixel when anomaly map > pixel
     rule: str  # "conformal" | "quantile" | "f1_oracle" | "nfa"
     alpha: float | None  # wanted probability of a false alarm; None: the rule has none
-    attained: float | None  # probability that n calibration images really guarantee
+    attained: float | None  # probability that n calibration images promise on average
     n: int  # calibration images
     oracle: bool  # True: test labels were used
 
@@ -57,6 +58,11 @@ class Threshold:
         if self.rule == Nfa.name:
             return log_nfa_of(prediction) < 0
         return prediction.anomaly_map > self.pixel
+
+    @property
+    def attained_limit(self) -> float | None:
+        """The false-alarm rate that 95 in 100 calibrations like this one keep."""
+        return None if self.attained is None else realised_rate_limit(self.n, self.attained)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
@@ -87,16 +93,19 @@ class Rule(Protocol):
 
 
 class Conformal:
-    """Split-conformal threshold: at most a share `alpha` of good parts raises an alarm.
+    """Split-conformal threshold: on average, a share `alpha` of good parts or less alarms.
 
-    The ceil((n + 1)(1 - alpha))-th smallest of n calibration scores. If calibration and future
-    normal scores are exchangeable, P(future score > threshold) <= alpha, for any distribution, any
-    n and with ties (Vovk et al., Algorithmic Learning in a Random World; Papadopoulos 2002). The
-    probability is over the draw of the calibration images too; one calibration may do better or
-    worse. With leave-one-image-out scores exchangeability is approximate.
+    The k-th smallest of n calibration scores, k = ceil((n + 1)(1 - alpha)). If calibration and
+    future normal scores are exchangeable, P(future score > threshold) <= alpha, for any
+    distribution, any n and with ties (Vovk et al., Algorithmic Learning in a Random World;
+    Papadopoulos 2002). That is an average over calibrations, not a promise for each: the rate that
+    one of them has in use follows Beta(n + 1 - k, k), and with n = 209 and alpha = 0.01 exceeds
+    alpha with probability 0.38. `Threshold.attained_limit` is what 95 in 100 calibrations keep.
+    With leave-one-image-out scores exchangeability is approximate.
 
     n images cannot promise less than 1 / (n + 1). Then the highest score is used, and the level
-    that it does guarantee is stored in `attained` and logged with the number of images needed.
+    that it does promise is stored in `attained` and logged with the number of images needed. A
+    single image is refused.
     """
 
     name = "conformal"
@@ -113,7 +122,7 @@ class Conformal:
         self.alpha = alpha
 
     def fit(self, normal: NormalScores | None) -> Threshold:
-        """The threshold of scores (n,), n >= 1; without any: ConfigError."""
+        """The threshold of scores (n,); ConfigError with fewer than two."""
         image, map_max = calibration_scores(normal)
         n = image.size
         # Fractions: 100 * (1 - 0.01) is 99.00000000000001 in floating point, one rank too many.
@@ -124,9 +133,9 @@ class Conformal:
 
     def _warn(self, n: int) -> None:
         _log.warning(
-            "%d normal calibration image%s cannot guarantee a false alarm rate of %g; the highest "
-            "score is the threshold, which guarantees %.3g (1/%d). For %g use at least %d images.",
-            n, "" if n == 1 else "s", self.alpha, 1 / (n + 1), n + 1, self.alpha,
+            "%d normal calibration images cannot promise a false alarm rate of %g; the highest "
+            "score is the threshold: %.3g (1/%d) on average. For %g use at least %d images.",
+            n, self.alpha, 1 / (n + 1), n + 1, self.alpha,
             math.ceil(1 / Fraction(str(self.alpha))) - 1,
         )  # fmt: skip
 
@@ -135,7 +144,7 @@ class Quantile:
     """The plain empirical quantile: the smallest score that a share `q` of the normals reaches.
 
     No correction for n: with few images the false alarm rate exceeds 1 - q on average; `attained`
-    says what the same order statistic guarantees.
+    says what the same order statistic promises on average.
     """
 
     name = "quantile"
@@ -152,7 +161,7 @@ class Quantile:
         self.q = q
 
     def fit(self, normal: NormalScores | None) -> Threshold:
-        """The threshold of scores (n,), n >= 1; without any: ConfigError."""
+        """The threshold of scores (n,); ConfigError with fewer than two."""
         image, map_max = calibration_scores(normal)
         share = Fraction(str(self.q))
         order = math.ceil(share * image.size)
@@ -276,10 +285,10 @@ def no_nfa() -> ConfigError:
 
 
 def calibration_scores(normal: NormalScores | None) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Image scores and map maxima (n,) float32, n >= 1.
+    """Image scores and map maxima (n,) float32, n >= 2.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or one: it could promise no better than every second alarm.
         DataError: some are NaN or infinite.
     """
     if normal is None or len(normal.image) == 0:
@@ -288,6 +297,13 @@ def calibration_scores(normal: NormalScores | None) -> tuple[NDArray[Any], NDArr
             found="calibration.fraction is 0, or rounds to no image, and this method cannot hold "
             "out its own training images",
             do="set calibration.fraction=0.1 to keep a tenth of the training images for it",
+        )
+    if len(normal.image) == 1:
+        raise ConfigError(
+            "One normal image cannot set a threshold.",
+            found="1 calibration image, so every second good part could be a false alarm",
+            do="give more good images: some 20, better 100; or raise calibration.fraction where "
+            "the method holds images out",
         )
     image = finite(normal.image.float(), what="calibration scores")
     return image, finite(normal.map_max.float(), what="calibration map maxima")

@@ -85,8 +85,8 @@ class ThresholdFacts:
     image: float  # alarm when score > image
     pixel: float  # defective pixel when anomaly map > pixel
     rule: str  # "conformal" | "quantile" | "f1_oracle" | "nfa" | ...
-    alpha: float | None = None  # promised false-alarm level, 0..1
-    attained: float | None = None  # level that n calibration images really allow
+    alpha: float | None = None  # wanted false-alarm level, 0..1
+    attained: float | None = None  # level that n calibration images promise on average
     n: int = 0  # calibration images
     oracle: bool = False  # True: test labels were used
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from src.evaluation.uncertainty import realised_rate_limit
 from src.saved_run import SavedRun
 
 _ROWS = (
@@ -54,9 +55,10 @@ def print_run_table(run: SavedRun) -> None:
 def _promise(threshold: Mapping[str, float]) -> str:
     if threshold.get("attained") is None:
         return ""
+    average, n = threshold["attained"], int(threshold["n"])
     return (
-        f" (at most {100 * threshold['attained']:.2g} % false alarms promised by "
-        f"{threshold['n']} normal images)"
+        f": {100 * average:.2g} % of good parts alarm on average, up to "
+        f"{100 * realised_rate_limit(n, average):.2g} % with these {n} calibration images (95 %)"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from src.evaluation.uncertainty import realised_rate_limit
 from src.reporting.records import ImageResult, ProtocolFacts, ThresholdFacts
 
 #: Metric key -> name, explanation, unit. Order is the order of the page.
@@ -98,24 +99,33 @@ def _conformal(facts: ThresholdFacts) -> list[str]:
     if reached <= facts.alpha:
         return [
             *sentences,
-            f"Promise: a new good part raises a false alarm with a probability of at most "
-            f"{share(facts.alpha)}, if it comes from the same source as the calibration images "
-            f"(split-conformal bound, on average over calibrations).",
+            f"Promise: on average over calibrations, {share(facts.alpha)} of good parts or less "
+            f"raise a false alarm, if parts in use and calibration images come from the same "
+            f"source. {_this_one(facts, reached)}",
         ]
     needed = math.ceil(1 / facts.alpha - 1e-9) - 1
     return [
         *sentences,
         f"{share(facts.alpha)} was asked for, but {_images(facts.n)} can promise no less than "
-        f"{share(reached)}: the highest calibration score became the threshold. "
-        f"{needed} images are needed for {share(facts.alpha)}.",
+        f"{share(reached)} on average: the highest calibration score became the threshold. "
+        f"{needed} images are needed for {share(facts.alpha)}. "
+        f"{_this_one(facts, reached)}",
     ]
+
+
+def _this_one(facts: ThresholdFacts, average: float) -> str:
+    limit = share(realised_rate_limit(facts.n, average))
+    return (
+        f"One calibration may be worse: with {_images(facts.n)}, 95 of 100 calibrations stay at "
+        f"or below {limit} false alarms."
+    )
 
 
 def _quantile(facts: ThresholdFacts) -> list[str]:
     level = "" if facts.alpha is None else f" that {share(1 - facts.alpha)} of them do not exceed"
     promise = "" if facts.attained is None else (
-        f" Without correction for the number of images; what it guarantees is "
-        f"{share(facts.attained)} false alarms."
+        f" Without correction for the number of images: {share(facts.attained)} false alarms on "
+        f"average. {_this_one(facts, facts.attained)}"
     )  # fmt: skip
     return [f"The score{level}, over {_images(facts.n, 'normal')}; no test label.{promise}"]
 

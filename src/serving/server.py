@@ -33,7 +33,8 @@ class Facts(BaseModel):
     backbone: str | None
     threshold: float
     rule: str
-    promised_false_alarm_rate: float | None
+    average_false_alarm_rate: float | None  # over calibrations
+    false_alarm_rate_limit: float | None  # what 95 in 100 calibrations keep
     files: int
     file_megabytes: float
 
@@ -97,7 +98,8 @@ def _facts(detector: Detector, max_files: int, max_megabytes: float) -> Facts:
         backbone=config.backbone.name,
         threshold=threshold.image,
         rule=threshold.rule,
-        promised_false_alarm_rate=threshold.attained,
+        average_false_alarm_rate=threshold.attained,
+        false_alarm_rate_limit=threshold.attained_limit,
         files=max_files,
         file_megabytes=max_megabytes,
     )

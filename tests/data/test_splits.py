@@ -15,9 +15,9 @@ TEST = [Sample(Path(f"/t{i}.png"), None, NORMAL, "good", "test") for i in range(
 
 
 @pytest.mark.parametrize(
-    ("fraction", "held"), [(0, 0), (0.001, 1), (0.1, 4), (0.5, 18), (0.999, 36)]
+    ("fraction", "held"), [(0, 0), (0.001, 2), (0.1, 4), (0.5, 18), (0.999, 36)]
 )
-def test_the_hold_out_has_the_rounded_share_and_at_least_one_image(fraction, held):
+def test_the_hold_out_has_the_rounded_share_and_at_least_two_images(fraction, held):
     kept, calibration = hold_out(TRAIN, fraction, seed=0)
     assert len(calibration) == held
     paths = [s.image_path for s in kept + calibration]

@@ -8,8 +8,10 @@ async function describe() {
   const facts = await (await fetch("api/detector")).json();
   limits = facts;
   find("title").textContent = `${facts.method} on ${facts.data} ${facts.category}`;
-  const promise = facts.promised_false_alarm_rate === null ? "" :
-    `, at most ${(100 * facts.promised_false_alarm_rate).toPrecision(2)} % false alarms promised`;
+  const percent = (share) => `${(100 * share).toPrecision(2)} %`;
+  const promise = facts.average_false_alarm_rate === null ? "" :
+    `, ${percent(facts.average_false_alarm_rate)} false alarms on average, up to ` +
+    `${percent(facts.false_alarm_rate_limit)} with this calibration (95 %)`;
   find("facts").textContent = facts.rule === "nfa" ?
     "alarm when log10 NFA < 0 somewhere in the image" :
     `alarm when score > ${facts.threshold.toPrecision(4)} (${facts.rule}${promise})`;
