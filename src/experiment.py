@@ -46,6 +46,7 @@ def run_experiment(cfg: DictConfig) -> Result:
         data = build_datamodule(cfg)
         data.prepare_data()
         data.setup()
+        data.announce()
         model = build_model(cfg, data.image_size)
         weights = getattr(model.backbone, "identity", None)
         run.start(cfg, manifest.describe_run(data.fingerprint(), weights), force=cfg.force)

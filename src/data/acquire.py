@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from src.data.images import list_images
 from src.data.layout import content_roots
+from src.data.listing import list_images
 from src.errors import DataError, DownloadError, did_you_mean
 
 Counts = Mapping[str, int]  # folder below the category -> number of images

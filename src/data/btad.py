@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.data.images import list_images
-from src.data.layout import category_folder, defects, normals, require_images
-from src.data.samples import Sample
+from src.data.findings import Found
+from src.data.layout import category_folder, index_layout
 
 
 def holds_category(folder: Path) -> bool:
@@ -18,17 +17,11 @@ def holds_category(folder: Path) -> bool:
     return (folder / "train" / "ok").is_dir()
 
 
-def index_btad(root: Path, category: str) -> list[Sample]:
+def index_btad(root: Path, category: str) -> Found:
     """Samples of one category: train/ok, test/ko, test/ok, each in natural order.
 
     Raises:
         DataError: unknown category or no training images.
     """
     folder = category_folder(root.absolute(), category, holds_category, "BTAD")
-    train = require_images(folder / "train" / "ok", "normal training images")
-    masks = list_images(folder / "ground_truth" / "ko")
-    return [
-        *normals(train, "train"),
-        *defects(list_images(folder / "test" / "ko"), masks, "ko"),
-        *normals(list_images(folder / "test" / "ok"), "test"),
-    ]
+    return index_layout(folder, "ok")

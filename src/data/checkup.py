@@ -29,7 +29,8 @@ def check_data_set(cfg: DictConfig) -> int:
     samples = hydra.utils.instantiate(data.index)(root, category)
     transform = ImageTransform.from_config(cfg.transform) if cfg.get("transform") else None
     published = (data.get("counts") or {}).get(category)
-    report = examine(samples, transform=transform, published=published)
+    named = bool(data.get("mask_dir", True))  # data sets without the key know where masks are
+    report = examine(samples, transform=transform, published=published, masks_named=named)
     console = Console()
     print_report(report, console, f"{data.name}/{category} in {root}")
     out = Path(cfg.out).expanduser()

@@ -12,7 +12,9 @@ import pytorch_lightning as pl
 import torch
 
 from src.data.dataset import CACHE_LIMIT_BYTES, CheckedLoader, ImageDataset, as_is, cache_bytes
+from src.data.findings import Finding, Found, summary
 from src.data.images import image_size
+from src.data.measured import empty_masks, measure_masks
 from src.data.samples import DEFECTIVE, Sample
 from src.data.shuffling import EpochShuffle
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
@@ -21,7 +23,7 @@ from src.errors import ConfigError, DataError, did_you_mean
 
 log = logging.getLogger(__name__)
 
-Index = Callable[[Path, str], list[Sample]]  # root, category -> samples
+Index = Callable[[Path, str], Found]  # root, category -> samples
 Prepare = Callable[[Path, str], None]  # root, category: download or generate what is missing
 
 _CACHES, _PROTOCOLS = ("auto", "memory", "none"), ("honest", "paper")
@@ -92,6 +94,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.shuffle_train, self.drop_last = shuffle_train, drop_last
         self.samples_per_epoch, self.cache = samples_per_epoch, cache
         self.limits = (limit_train, limit_test)
+        self.findings: list[Finding] = []  # what the lister noticed
         self.samples: list[Sample] = []
         self.train_samples: list[Sample] = []
         self.calibration_samples: list[Sample] = []
@@ -113,6 +116,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         if self.samples:
             return
         found = self.index(self.root, self.category)
+        self.findings = found.findings
         train = [sample for sample in found if sample.split == "train"]
         test = [sample for sample in found if sample.split == "test"]
         self._check_training(train)
@@ -146,6 +150,13 @@ class AnomalyDataModule(pl.LightningDataModule):
                 "missed. transform.resize=[%d,%d] transform.crop=null sees all of it.",
                 100 * share, width, height, *self.image_size,
             )  # fmt: skip
+
+    def announce(self) -> None:
+        """Say what the run consists of, and what was noticed about it."""
+        log.info("%s", summary(self.samples))
+        masks, _ = measure_masks(self.test_samples)
+        for finding in (*self.findings, *empty_masks(masks)):
+            log.warning("%s", finding)
 
     # --- loaders -----------------------------------------------------------------------------
 
@@ -200,17 +211,6 @@ class AnomalyDataModule(pl.LightningDataModule):
     def image_size(self) -> tuple[int, int]:
         """(H, W) of every image and mask in the batches."""
         return self.transform.size
-
-    @property
-    def has_defects(self) -> bool:
-        """Whether the test set holds a defective image; without, ranking metrics do not exist."""
-        return any(sample.label == DEFECTIVE for sample in self.test_samples)
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether every defective test image has a mask; else pixel metrics would be wrong."""
-        defective = [sample for sample in self.test_samples if sample.label == DEFECTIVE]
-        return bool(defective) and all(sample.mask_path for sample in defective)
 
     def fingerprint(self) -> str:
         """sha256 over the sorted (path below root, size in bytes) of every file used."""

@@ -16,13 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from src.data.duplicates import near_duplicates
-from src.data.images import list_images
-from src.data.measured import Measured, MeasuredMask, Unreadable, measure, measure_masks
+from src.data.findings import SEVERITIES, Finding, Found, some
+from src.data.measured import (
+    Measured,
+    MeasuredMask,
+    Unreadable,
+    empty_masks,
+    measure,
+    measure_masks,
+)
 from src.data.samples import DEFECTIVE, NORMAL, Sample
 from src.data.transforms import ImageTransform
 from src.errors import DataError
-
-SEVERITIES = ("note", "warning", "error")  # their positions are the exit codes
 
 #: Fewer training images than this hardly show the variation of a product. ours.
 FEW_IMAGES = 20
@@ -35,17 +40,6 @@ SUSPICIOUS = re.compile(
     r"|defekt\w*|fehler\w*|kratzer\w*|ausschuss)(?![a-z])",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was noticed, in the three parts of our errors."""
-
-    severity: str  # one of SEVERITIES
-    what: str
-    found: str
-    remedy: str
-    files: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -73,6 +67,7 @@ def examine(
     *,
     transform: ImageTransform | None = None,
     published: Mapping[str, int] | None = None,
+    masks_named: bool = True,
 ) -> Report:
     """Look at every image and mask of a data set once.
 
@@ -80,14 +75,16 @@ def examine(
         samples: as an index function lists them.
         transform: also check that its geometry fits every image.
         published: expected number of images in each split.
+        masks_named: whether the configuration says where masks are, so that this is no advice.
     """
     images, broken = measure(samples)
     masks, broken_masks = measure_masks(samples)
     report = Report(list(samples), images)
+    report.findings += samples.findings if isinstance(samples, Found) else []
     report.findings += _unreadable(broken, "image") + _unreadable(broken_masks, "mask")
     report.findings += _counts(samples, published or {})
     report.findings += _sizes(images, transform) + _formats(images)
-    report.findings += _masks(samples, images, masks)
+    report.findings += _missing_masks(samples, masks_named) + _masks(images, masks)
     report.findings += _copies(images)
     report.findings += _labels(samples) + _looks(images)
     report.findings.sort(key=lambda f: -SEVERITIES.index(f.severity))
@@ -174,16 +171,14 @@ def _formats(images: Sequence[Measured]) -> list[Finding]:
 # --- masks ----------------------------------------------------------------------------------
 
 
-def _masks(
-    samples: Sequence[Sample], images: Sequence[Measured], masks: Sequence[MeasuredMask]
-) -> list[Finding]:
+def _masks(images: Sequence[Measured], masks: Sequence[MeasuredMask]) -> list[Finding]:
     size_of = {image.sample.image_path: image.size for image in images}
-    findings = _missing_masks(samples)
+    findings = empty_masks(masks)
 
     def add(severity: str, what: str, remedy: str, wrong: Iterable[MeasuredMask]) -> None:
         files = tuple(Path(m.sample.mask_path or "") for m in wrong)
         if files:
-            findings.append(Finding(severity, what, _some(files), remedy, files))
+            findings.append(Finding(severity, what, some(files), remedy, files))
 
     bad = [m for m in masks if m.sample.label == DEFECTIVE]
     shapes = [(m, size_of[m.sample.image_path]) for m in masks if m.sample.image_path in size_of]
@@ -191,37 +186,27 @@ def _masks(
     scaled = [m for m, size in shapes if _same_view(m.size, size) and m.size != size]
     add("error", "Masks that do not fit their image.", "export them at the image's size", other)
     add("note", "Masks of another resolution.", "fine, but borders become coarse", scaled)
-    empty = [m for m in bad if m.area == 0]
-    add("warning", "Empty masks of defective images.",
-        "draw the defect, or move the image to the normal ones", empty)  # fmt: skip
     inverted = [m for m in bad if m.area > 0.6]
     add("warning", "Masks that cover most of the image; inverted?",
         "white must be the defect, black the rest", inverted)  # fmt: skip
     add("error", "Masks with defects on normal images.",
         "move the image to the defective ones, or remove the mask",
         [m for m in masks if m.sample.label == NORMAL and m.area > 0])  # fmt: skip
-    used = {m.sample.mask_path for m in masks}
-    folders = {m.sample.mask_path.parent for m in masks if m.sample.mask_path}
-    unused = [path for folder in folders for path in list_images(folder) if path not in used]
-    if unused:
-        remedy = "rename them to the stem of their image, or remove them"
-        findings.append(
-            Finding("warning", "Masks without an image.", _some(unused), remedy, tuple(unused))
-        )
     return findings
 
 
-def _missing_masks(samples: Sequence[Sample]) -> list[Finding]:
+def _missing_masks(samples: Sequence[Sample], masks_named: bool) -> list[Finding]:
     bad = [s for s in samples if s.label == DEFECTIVE]
     without = tuple(s.image_path for s in bad if s.mask_path is None)
     if not without:
         return []
     if len(without) == len(bad):
-        remedy = "pixel metrics are left out; set data.mask_dir if you have masks"
+        advice = "" if masks_named else "; set data.mask_dir if you have masks"
+        remedy = f"expect no pixel metrics{advice}"
         return [Finding("note", "No masks.", f"{len(bad)} defective images", remedy)]
-    remedy = "add their masks, or pixel metrics are left out for all images"
+    remedy = "add their masks; pixel metrics do not count these images"
     what = "Defective images without a mask."
-    return [Finding("warning", what, _some(without), remedy, without)]
+    return [Finding("warning", what, some(without), remedy, without)]
 
 
 def _same_view(a: tuple[int, int], b: tuple[int, int]) -> bool:
@@ -276,7 +261,7 @@ def _labels(samples: Sequence[Sample]) -> list[Finding]:
     if not odd:
         return []
     what = "Normal images with the name of a defect."
-    return [Finding("warning", what, _some(odd), "check their labels", odd)]
+    return [Finding("warning", what, some(odd), "check their labels", odd)]
 
 
 # --- looks ----------------------------------------------------------------------------------
@@ -288,7 +273,7 @@ def _looks(images: Sequence[Measured]) -> list[Finding]:
     blank = tuple(i.sample.image_path for i in images if i.contrast < 1)
     if blank:
         remedy = "remove them or photograph the part again"
-        findings.append(Finding("error", "Blank images.", _some(blank), remedy, blank))
+        findings.append(Finding("error", "Blank images.", some(blank), remedy, blank))
     normal = [i for i in images if i.sample.label == NORMAL and i.contrast >= 1]
     train = [i for i in normal if i.sample.split == "train"]
     test = [i for i in normal if i.sample.split == "test"]
@@ -301,7 +286,7 @@ def _looks(images: Sequence[Measured]) -> list[Finding]:
         odd = tuple(train[k].sample.image_path for k in np.flatnonzero(far))
         if odd:
             what, remedy = f"Training images of unusual {name}.", "look at them; remove bad shots"
-            findings.append(Finding("warning", what, _some(odd), remedy, odd))
+            findings.append(Finding("warning", what, some(odd), remedy, odd))
         if len(test) >= 5:
             there = float(np.median([getattr(i, name) for i in test]))
             if abs(there - centre) > 3 * spread:
@@ -321,12 +306,6 @@ def _spread(values: np.ndarray) -> float:
     """Deviation estimated from the median absolute deviation, at least 1 % of the level."""
     centre = np.median(values)
     return max(1.4826 * float(np.median(np.abs(values - centre))), 0.01 * abs(float(centre)), 1e-6)
-
-
-def _some(files: Sequence[Path]) -> str:
-    """`3 files: a/b.png, ...` with the folder that names class or split."""
-    names = ", ".join(f"{path.parent.name}/{path.name}" for path in files[:3])
-    return f"{len(files)} files: {names}{', ...' if len(files) > 3 else ''}"
 
 
 def _pair(files: Sequence[Path]) -> str:

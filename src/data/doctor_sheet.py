@@ -14,7 +14,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from src.data.doctor import Finding, Report
+from src.data.doctor import Report
+from src.data.findings import Finding, summary
 from src.data.images import open_rgb
 from src.data.measured import Measured
 from src.errors import DataError
@@ -27,6 +28,7 @@ _SHOWN = 12  # pictures on the contact sheet
 def print_report(report: Report, console: Console, title: str) -> None:
     """Counts and findings as tables."""
     console.print(title, style="bold", soft_wrap=True, highlight=False)
+    console.print(summary(report.samples), soft_wrap=True, highlight=False, markup=False)
     counts = Table()
     for name in ("split", "defect", "images", "with mask"):
         counts.add_column(name, justify="right" if name in ("images", "with mask") else "left")

@@ -6,7 +6,6 @@ palettes, transparency, CMYK, EXIF orientation, animations, broken and oversized
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +15,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from src.data.samples import Sample
 from src.errors import DataError
 
-#: File names taken for images, in any letter case.
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 #: Larger images are refused: 2**27 pixels are 400 MB in RGB. Change it here, nowhere else.
 MAX_PIXELS = 2**27
 # Pillow's own bomb check is a process-wide constant: it must not refuse what we allow.
@@ -97,31 +94,6 @@ def image_header(path: Path) -> Header:
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) in pixels after EXIF orientation, read from the header only."""
     return image_header(path).size
-
-
-def is_image_name(path: Path) -> bool:
-    """Whether the name is that of an image; hidden files (macOS "._x.png") are not."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-
-
-def natural_key(path: Path | str) -> tuple[tuple[int, int | str], ...]:
-    """Sort key that puts 9.png before 10.png; ties in letter case are broken by the raw name."""
-    parts = re.split(r"(\d+)", str(path))
-    words: list[tuple[int, int | str]] = [
-        (0, int(part)) if part.isdigit() and part.isascii() else (1, part.lower()) for part in parts
-    ]
-    return (*words, (2, str(path)))
-
-
-def list_images(directory: Path, *, recursive: bool = False) -> list[Path]:
-    """Images in a folder in natural order; an absent folder has none, hidden ones are skipped."""
-    if not directory.is_dir():
-        return []
-    found = directory.rglob("*") if recursive else directory.iterdir()
-    images = [p for p in found if is_image_name(p) and p.is_file()]
-    depth = len(directory.parts)
-    visible = (p for p in images if not any(n.startswith(".") for n in p.parts[depth:]))
-    return sorted(visible, key=natural_key)
 
 
 # --- decoding -------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
-"""What every folder layout shares: finding the root, the category and the mask of an image."""
+"""What every folder layout shares: finding the root, the category and its samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from src.data.images import list_images, natural_key
-from src.data.samples import DEFECTIVE, NORMAL, Sample
+from src.data.findings import Finding, Found, some
+from src.data.gathering import Folders, gather
+from src.data.listing import EXTENSIONS, natural_key, walk
+from src.data.samples import NORMAL, Sample
 from src.errors import DataError, did_you_mean
 
-#: A category name, and whether a folder holds that category.
+#: Whether a folder holds a category.
 Holds = Callable[[Path], bool]
 
 
@@ -63,20 +65,52 @@ def normals(paths: Iterable[Path], split: str) -> list[Sample]:
     return [Sample(path, None, NORMAL, "good", split) for path in paths]
 
 
-def require_images(folder: Path, expected: str) -> list[Path]:
-    """Images of a folder that must not be empty."""
-    images = list_images(folder)
-    if not images:
+def no_images(folder: Path) -> DataError:
+    """The error for a folder that must not be empty, with what is there instead."""
+    there = walk(folder)
+    if there.images:
+        found = f"its {len(there.images)} images belong to another folder of the configuration"
+    elif there.foreign:
+        found = f"{len(there.foreign)} pictures of a type that is not read, {there.foreign[0].name}"
+    else:
+        found = "no image in it" if folder.is_dir() else "no such folder"
+    return DataError(
+        f"There are no images in {folder}.",
+        found=found,
+        do=f"put images there ({' '.join(EXTENSIONS)}), or correct the path (data.root and the "
+        "folders below it)",
+    )
+
+
+def index_layout(folder: Path, good: str) -> Found:
+    """Samples of a category laid out as MVTec AD: train first, then the test in natural order.
+
+    Args:
+        folder: of the category.
+        good: name of the folders of good parts below train and test.
+
+    Raises:
+        DataError: no training images, or no test folder.
+    """
+    train, test, masks = folder / "train" / good, folder / "test", folder / "ground_truth"
+    found = gather(Folders(train, test / good, [test], masks))
+    if not found.train:
+        raise no_images(train)
+    if not test.is_dir():
         raise DataError(
-            f"There are no images in {folder}.",
-            found="an empty folder" if folder.is_dir() else "no such folder",
-            do=f"put {expected} there (png, jpg, bmp, tif or webp), or correct data.root",
+            f"{folder} has no test set.",
+            found=", ".join(entry.name for entry in subfolders(folder)),
+            do=f"put test/{good} and test/<defect> there, or use data=folder for normals only",
         )
-    return images
+    tested = normals(found.good_test, "test") + found.defective
+    tested.sort(key=lambda sample: natural_key(sample.image_path))
+    stray = walk(folder, skip=[train, test, masks]).images
+    return Found(normals(found.train, "train") + tested, found.findings + _stray(stray, good))
 
 
-def defects(images: Sequence[Path], masks: Sequence[Path], defect: str) -> list[Sample]:
-    """Defective test samples, each with the mask of its stem (`NNN` or `NNN_mask`) if any."""
-    by_stem = {mask.stem.removesuffix("_mask"): mask for mask in masks}
-    by_stem |= {mask.stem: mask for mask in masks}  # an image may itself be called x_mask
-    return [Sample(path, by_stem.get(path.stem), DEFECTIVE, defect, "test") for path in images]
+def _stray(files: list[Path], good: str) -> list[Finding]:
+    if not files:
+        return []
+    what = "Images that are not used."
+    remedy = f"move them to train/{good}, test or ground_truth, or out of the category"
+    return [Finding("warning", what, some(files), remedy, tuple(files))]

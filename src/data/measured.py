@@ -13,8 +13,9 @@ from typing import TypeVar, cast
 import numpy as np
 
 from src.data.duplicates import dhash, thumbnail
+from src.data.findings import Finding, some
 from src.data.images import image_header, read_mask, read_sample
-from src.data.samples import Sample
+from src.data.samples import DEFECTIVE, Sample
 from src.errors import DataError
 
 
@@ -55,6 +56,16 @@ def measure(samples: Sequence[Sample]) -> tuple[list[Measured], Unreadable]:
 def measure_masks(samples: Sequence[Sample]) -> tuple[list[MeasuredMask], Unreadable]:
     """Every mask in order, and those that cannot be read with the reason."""
     return _each([s for s in samples if s.mask_path is not None], _measure_mask)
+
+
+def empty_masks(masks: Sequence[MeasuredMask]) -> list[Finding]:
+    """Masks of defective images that mark nothing."""
+    files = tuple(cast(Path, m.sample.mask_path) for m in masks
+                  if m.sample.label == DEFECTIVE and m.area == 0)  # fmt: skip
+    if not files:
+        return []
+    remedy = "draw the defect, or move the image to the normal ones; pixel metrics do not count it"
+    return [Finding("warning", "Empty masks of defective images.", some(files), remedy, files)]
 
 
 def _each(samples: Sequence[Sample], one: Callable[[Sample], T]) -> tuple[list[T], Unreadable]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.data.images import list_images
-from src.data.layout import category_folder, defects, normals, require_images, subfolders
-from src.data.samples import Sample
-from src.errors import DataError
+from src.data.findings import Found
+from src.data.layout import category_folder, index_layout
 
 
 def holds_category(folder: Path) -> bool:
@@ -19,7 +17,7 @@ def holds_category(folder: Path) -> bool:
     return (folder / "train" / "good").is_dir()
 
 
-def index_mvtec(root: Path, category: str) -> list[Sample]:
+def index_mvtec(root: Path, category: str) -> Found:
     """Samples of one category: train/good, then test by defect name, each in natural order.
 
     The label comes from the folder directly below `test`, never from "good" elsewhere in a path.
@@ -28,20 +26,6 @@ def index_mvtec(root: Path, category: str) -> list[Sample]:
     Raises:
         DataError: unknown category, no training images, or no test folder.
     """
-    folder = category_folder(root.absolute(), category, holds_category, "MVTec AD")
-    train = require_images(folder / "train" / "good", "normal training images")
-    samples = normals(train, "train")
-    if not (folder / "test").is_dir():
-        raise DataError(
-            f"{folder} has no test set.",
-            found=", ".join(entry.name for entry in subfolders(folder)),
-            do="put test/good and test/<defect> there, or use data=folder for normals only",
-        )
-    for group in subfolders(folder / "test"):
-        images = list_images(group)
-        if group.name == "good":
-            samples += normals(images, "test")
-        else:
-            masks = list_images(folder / "ground_truth" / group.name)
-            samples += defects(images, masks, group.name)
-    return samples
+    return index_layout(
+        category_folder(root.absolute(), category, holds_category, "MVTec AD"), "good"
+    )

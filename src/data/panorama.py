@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from src.data.findings import Finding, Found, some
+from src.data.layout import normals
 from src.data.road_images import TRAIN_SHARE, find_root, roots_below, sorted_images
-from src.data.samples import DEFECTIVE, NORMAL, Sample
+from src.data.samples import DEFECTIVE, Sample
 
 BAD_PER_TRAINING_IMAGE = 2  # official code
 
@@ -24,7 +26,7 @@ def holds_panorama(folder: Path) -> bool:
     return bool(roots_below(folder, _INSIDE))
 
 
-def index_panorama(root: Path, category: str) -> list[Sample]:
+def index_panorama(root: Path, category: str) -> Found:
     """Samples in the order of the official code: train, bad test, good test.
 
     Args:
@@ -37,11 +39,17 @@ def index_panorama(root: Path, category: str) -> list[Sample]:
     base = find_root(root.absolute(), "Panorama", _INSIDE)
     good, bad = sorted_images(base / "good_ones"), sorted_images(base / "bad_ones")
     train = int(TRAIN_SHARE * len(good))
-    return [
-        *(Sample(path, None, NORMAL, "good", "train") for path in good[:train]),
-        *(
-            Sample(path, None, DEFECTIVE, "bad", "test")
-            for path in bad[: BAD_PER_TRAINING_IMAGE * train]
-        ),
-        *(Sample(path, None, NORMAL, "good", "test") for path in good[train:]),
+    tested = BAD_PER_TRAINING_IMAGE * train
+    samples = [
+        *normals(good[:train], "train"),
+        *(Sample(path, None, DEFECTIVE, "bad", "test") for path in bad[:tested]),
+        *normals(good[train:], "test"),
     ]
+    return Found(samples, _left_out(bad[tested:]))
+
+
+def _left_out(files: list[Path]) -> list[Finding]:
+    if not files:
+        return []
+    what = "Bad images that the official split leaves out of the test."
+    return [Finding("note", what, some(files), "nothing: the paper did the same", tuple(files))]

@@ -15,8 +15,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.data.images import list_images
+from src.data.findings import Found
 from src.data.layout import missing_root
+from src.data.listing import list_images
 from src.data.samples import DEFECTIVE, NORMAL, Sample
 from src.errors import ConfigError, DataError, did_you_mean
 
@@ -29,7 +30,7 @@ _DEEPEST = 4  # folders between data.root and good_ones; archives bring one or t
 _MODALITIES = ("height", "heights", "intensity", "intensities")
 
 
-def index_road_images(root: Path, category: str, *, pairing: str) -> list[Sample]:
+def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
     """Samples in the order of the official code: train, good test, bad test.
 
     Args:
@@ -52,11 +53,13 @@ def index_road_images(root: Path, category: str, *, pairing: str) -> list[Sample
     good = _pairs(base / "good_ones", pairing)
     bad = _pairs(base / "bad_ones", pairing)
     train = int(TRAIN_SHARE * len(good))
-    return [
-        *(_sample(pair, NORMAL, "train") for pair in good[:train]),
-        *(_sample(pair, NORMAL, "test") for pair in good[train:]),
-        *(_sample(pair, DEFECTIVE, "test") for pair in bad),
-    ]
+    return Found(
+        [
+            *(_sample(pair, NORMAL, "train") for pair in good[:train]),
+            *(_sample(pair, NORMAL, "test") for pair in good[train:]),
+            *(_sample(pair, DEFECTIVE, "test") for pair in bad),
+        ]
+    )
 
 
 def holds_road_images(folder: Path) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from src.data.images import natural_key
+from src.data.findings import Found
 from src.data.layout import content_roots, missing_root
+from src.data.listing import natural_key
 from src.data.samples import DEFECTIVE, NORMAL, Sample
 from src.errors import DataError, did_you_mean
 
@@ -19,7 +20,7 @@ _SPLIT = Path("split_csv", "1cls.csv")
 _COLUMNS = {"object", "split", "label", "image", "mask"}
 
 
-def index_visa(root: Path, category: str) -> list[Sample]:
+def index_visa(root: Path, category: str) -> Found:
     """Samples of one category as the official 1cls.csv lists them, in natural order.
 
     Raises:
@@ -41,7 +42,8 @@ def index_visa(root: Path, category: str) -> list[Sample]:
         )
     samples = [_sample(base, row) for row in chosen]
     _require_files(samples, base)
-    return sorted(samples, key=lambda s: (s.split != "train", s.label, natural_key(s.image_path)))
+    samples.sort(key=lambda s: (s.split != "train", s.label, natural_key(s.image_path)))
+    return Found(samples)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from src.data.images import EXTENSIONS, list_images, natural_key
+from src.data.listing import EXTENSIONS, list_images, natural_key
 from src.deployment.ledger import CARD, Version
 from src.errors import DataError
 from src.files import shown

@@ -20,6 +20,7 @@ from rich.table import Table
 from src import experiment
 from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule, Index
+from src.data.findings import Found
 from src.data.images import read_sample
 from src.data.samples import DEFECTIVE, NORMAL, Sample
 from src.data.splits import limit_test
@@ -107,10 +108,10 @@ def _contaminated(cfg: DictConfig, detector: Detector, samples: list[Sample], fo
     order = np.random.default_rng(cfg.seed).permutation(len(defective))[:count]
     slipped = {defective[i].image_path for i in order}
 
-    def index(root: Path, category: str) -> list[Sample]:
+    def index(root: Path, category: str) -> Found:
         """The data set with some defective test images filed as good training images."""
         found = clean_index(root, category)
-        return [_filed_as_good(one) if one.image_path in slipped else one for one in found]
+        return Found(_filed_as_good(one) if one.image_path in slipped else one for one in found)
 
     dirty.index = index
     dirty.setup()

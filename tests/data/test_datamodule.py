@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from src.data.build import build_datamodule, worker_count
+from src.data.findings import Found
 from src.data.images import read_image, read_mask
 from src.errors import ConfigError, DataError
 
@@ -211,17 +212,6 @@ def test_limits_shrink_the_sets_and_keep_both_classes(mvtec_root):
     assert len(data.test_samples) == 3
 
 
-def test_facts_say_whether_detection_and_localisation_can_be_measured(mvtec_root):
-    data = build_datamodule(config(mvtec_root))
-    data.setup()
-    assert data.has_defects and data.has_masks
-    assert data.image_size == (16, 16)
-    (mvtec_root / "bolt/ground_truth/hole/000_mask.png").unlink()
-    data = build_datamodule(config(mvtec_root))
-    data.setup()
-    assert data.has_defects and not data.has_masks
-
-
 def test_the_fingerprint_ignores_the_place_and_notices_any_changed_file(mvtec_root, tmp_path):
     def of(root):
         data = build_datamodule(config(root))
@@ -250,7 +240,7 @@ def test_a_defective_image_among_the_training_images_is_refused(mvtec_root):
 
     data = build_datamodule(config(mvtec_root))
     listed = data.index(mvtec_root, "bolt")
-    data.index = lambda root, category: [replace(listed[0], label=1), *listed[1:]]
+    data.index = lambda root, category: Found([replace(listed[0], label=1), *listed[1:]])
     with pytest.raises(DataError, match="1 of them defective"):
         data.setup()
 

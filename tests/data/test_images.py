@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from src.data import images
-from src.data.images import image_size, list_images, natural_key, read_image, read_mask, read_sample
+from src.data.images import image_size, read_image, read_mask, read_sample
+from src.data.listing import is_image_name, list_images, natural_key
 from src.data.samples import Sample
 from src.errors import DataError
 
@@ -24,7 +25,7 @@ def saved(path, array_or_image, **options):
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.bmp", "a.tif", "a.TIFF"])
 def test_lossless_formats_give_the_same_rgb_in_any_letter_case(tmp_path, name):
     assert np.array_equal(read_image(saved(tmp_path / name, COLOUR)), COLOUR)
-    assert images.is_image_name(tmp_path / name)
+    assert is_image_name(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.webp"])

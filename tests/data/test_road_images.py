@@ -240,7 +240,7 @@ def test_a_missing_data_set_is_fetched_verified_and_found_by_its_contents(
     assert len(data.calibration_samples) == 6
     batch = next(iter(data.test_dataloader()))
     assert batch["image"].shape == (64, 3, 128, 128)
-    assert not data.has_masks
+    assert not any(sample.mask_path for sample in data.samples)
     names = {p.name for p in root.iterdir() if not p.name.startswith(".")}
     assert names == {"good_ones", "bad_ones"}  # without the archive's own top folder
 

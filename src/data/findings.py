@@ -1,0 +1,61 @@
+"""What is noticed about a data set, and the line that says what it consists of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.data.samples import DEFECTIVE, Sample
+
+SEVERITIES = ("note", "warning", "error")  # their positions are the doctor's exit codes
+_TYPES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was noticed, in the three parts of our errors."""
+
+    severity: str  # one of SEVERITIES
+    what: str
+    found: str
+    remedy: str
+    files: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.what} Found: {self.found}. Do: {self.remedy}."
+
+
+class Found(list[Sample]):
+    """The samples of a data set, and what the lister noticed beside them."""
+
+    def __init__(self, samples: Iterable[Sample], findings: Sequence[Finding] = ()) -> None:
+        super().__init__(samples)
+        self.findings = list(findings)
+
+
+def some(files: Sequence[Path]) -> str:
+    """`3 files: a/b.png, ...` with the folder that names class or split."""
+    names = ", ".join(f"{path.parent.name}/{path.name}" for path in files[:3])
+    return f"{len(files)} files: {names}{', ...' if len(files) > 3 else ''}"
+
+
+def summary(samples: Sequence[Sample]) -> str:
+    """The line "train n, test good n, defective n (types), masks n".
+
+    Normals held out for the calibration count as training images.
+    """
+    bad = Counter(s.defect for s in samples if s.label == DEFECTIVE)
+    train = sum(s.split != "test" for s in samples)
+    types = [f"{name} {count}" for name, count in bad.items()]
+    if len(types) > _TYPES_SHOWN:
+        types[_TYPES_SHOWN:] = [f"{len(types) - _TYPES_SHOWN} more types"]
+    masks = sum(s.mask_path is not None for s in samples if s.label == DEFECTIVE)
+    parts = [
+        f"train {train}",
+        f"test good {len(samples) - train - bad.total()}",
+        f"defective {bad.total()}" + (f" ({', '.join(types)})" if types else ""),
+        f"masks {masks}",
+    ]
+    return ", ".join(parts)

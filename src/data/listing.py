@@ -1,0 +1,128 @@
+"""Which files below a folder are images: every one, once, and nothing passed over in silence."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import features
+
+from src.errors import DataError
+
+#: File names taken for images, in any letter case: what this Pillow decodes by itself.
+EXTENSIONS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+    *((".webp",) if features.check("webp") else ()),
+    *((".avif",) if features.check("avif") else ()),
+    *((".jp2", ".j2k") if features.check("jpg_2000") else ()),
+)  # fmt: skip
+# Pictures that are not read; they are named, so that nobody takes them for part of the data set.
+_FOREIGN = {
+    ".avif", ".webp", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".heic", ".heif", ".hif", ".svg",
+    ".eps", ".psd", ".xcf", ".ico", ".icns", ".tga", ".dds", ".exr", ".hdr", ".pfm", ".pcx", ".sgi",
+    ".dcm", ".fits", ".czi", ".npy", ".npz", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf",
+    ".rw2", ".raf", ".pef", ".mpo",
+} - set(EXTENSIONS)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files below a folder, each list in natural order."""
+
+    images: list[Path]
+    foreign: list[Path]  # pictures of a type that is not read
+    broken: list[Path]  # named like an image, but no file: links to nowhere, devices
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether the name is that of an image; hidden files (macOS "._x.png") are not."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def natural_key(path: Path | str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key that puts 9.png before 10.png; ties in letter case are broken by the raw name."""
+    parts = re.split(r"(\d+)", str(path))
+    words: list[tuple[int, int | str]] = [
+        (0, int(part)) if part.isdigit() and part.isascii() else (1, part.lower()) for part in parts
+    ]
+    return (*words, (2, str(path)))
+
+
+def list_images(directory: Path, *, recursive: bool = False) -> list[Path]:
+    """Images in a folder in natural order; an absent folder has none, hidden ones are skipped."""
+    return walk(directory, recursive=recursive).images
+
+
+def walk(folder: Path, *, skip: Collection[Path] = (), recursive: bool = True) -> Listing:
+    """Every visible file below `folder` that is a picture.
+
+    Links to folders are followed. A folder that is reached twice counts once, under its own path
+    if that lies below `folder`; links back to `folder` or above it lead nowhere new.
+
+    Args:
+        folder: where to look; it has no files if it does not exist.
+        skip: folders below it that are left out, whatever path leads there.
+        recursive: also in subfolders.
+
+    Raises:
+        DataError: a folder that must not be read.
+    """
+    listing = Listing([], [], [])
+    above = folder.resolve().parents
+    seen = {_identity(path) for path in (*skip, *above) if path.is_dir()}
+    waiting = [(False, natural_key(folder), folder)] if folder.is_dir() else []
+    while waiting:  # in natural order, links last
+        place = heapq.heappop(waiting)[2]
+        for below, linked in _enter(place, seen, listing):
+            if recursive:
+                heapq.heappush(waiting, (linked, natural_key(below), below))
+    for found in (listing.images, listing.foreign, listing.broken):
+        found.sort(key=natural_key)
+    return listing
+
+
+def _enter(place: Path, seen: set[tuple[int, int]], listing: Listing) -> list[tuple[Path, bool]]:
+    """Sort the files of a folder into `listing`; (path, whether a link) of its subfolders."""
+    below = []
+    try:
+        identity = _identity(place)
+        if identity in seen:
+            return []
+        seen.add(identity)
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                path, linked = place / entry.name, entry.is_symlink()
+                if path.is_dir() if linked else entry.is_dir():
+                    below.append((path, linked))
+                else:
+                    _sort_in(path, listing)
+    except FileNotFoundError:  # removed while we looked
+        return []
+    except OSError as error:
+        raise DataError(
+            f"The folder {place} cannot be read, so its images would be missed.",
+            found=error.strerror or str(error),
+            do="allow reading it (chmod u+rx), or move it out of the data set",
+        ) from error
+    return below
+
+
+def _sort_in(path: Path, listing: Listing) -> None:
+    suffix = path.suffix.lower()
+    if suffix in _FOREIGN:
+        listing.foreign.append(path)
+    elif suffix in EXTENSIONS:
+        (listing.images if path.is_file() else listing.broken).append(path)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """The same for every path of one folder."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
