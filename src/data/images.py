@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from src.data.samples import Sample
 from src.errors import DataError
@@ -21,8 +21,13 @@ MAX_PIXELS = 2**27
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 # Only formats decoded in-process: EPS would start another program. Phone JPEGs turn into MPO.
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-_LOSSY = ("JPEG", "MPO", "WEBP")
+_FORMATS = (
+    "PNG", "JPEG", "BMP", "TIFF", "GIF", "PPM",
+    *(("WEBP",) if features.check("webp") else ()),
+    *(("AVIF",) if features.check("avif") else ()),
+    *(("JPEG2000",) if features.check("jpg_2000") else ()),
+)  # fmt: skip
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 

@@ -22,16 +22,18 @@ def saved(path, array_or_image, **options):
     return path
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.bmp", "a.tif", "a.TIFF"])
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.bmp", "a.tif", "a.TIFF", "a.ppm"])
 def test_lossless_formats_give_the_same_rgb_in_any_letter_case(tmp_path, name):
     assert np.array_equal(read_image(saved(tmp_path / name, COLOUR)), COLOUR)
     assert is_image_name(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.webp"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.jfif", "a.webp", "a.avif", "a.jp2"])
 def test_lossy_formats_give_nearly_the_same_rgb(tmp_path, name):
     smooth = np.full((16, 16, 3), (200, 100, 50), np.uint8)
-    read = read_image(saved(tmp_path / name, smooth, quality=95))
+    options = {} if name.endswith("jp2") else {"quality": 95}
+    read = read_image(saved(tmp_path / name, smooth, **options))
+    assert is_image_name(tmp_path / name)
     assert read.dtype == np.uint8
     assert np.abs(read.astype(int) - smooth).max() <= 4
 
@@ -97,7 +99,7 @@ def test_exif_orientation_is_applied_and_known_from_the_header(tmp_path, orienta
     assert np.array_equal(read, upright)
 
 
-@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif", "a.gif"])
 def test_an_animation_gives_its_first_frame(tmp_path, name):
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     options = {"lossless": True} if name.endswith("webp") else {}
