@@ -7,6 +7,7 @@ nothing of models. Normal images alone reach `fit` and `calibrate`; test labels 
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from src.models.build import build_model
 from src.reporting.outputs import print_result, write_outputs
 from src.saved_run import SavedRun, run_directory
 from src.training import build_trainer, interruptible, last_checkpoint, score_images
+
+log = logging.getLogger(__name__)
 
 
 class Result(NamedTuple):
@@ -116,9 +119,11 @@ def evaluate(
 
     A missing threshold is an oracle's: it is chosen here, from labels, and marked as such.
     """
-    evaluator = build_evaluator(cfg)
+    evaluator = build_evaluator(cfg, data.transform, data.samples)
     score_images(trainer, model, data.test_dataloader(), evaluator.update)
     threshold = threshold or evaluator.oracle_threshold()
     metrics = evaluator.compute(threshold, data.samples)
+    for note in evaluator.notes():
+        log.warning("%s", note)
     speed = measure_latency(model, data.test_dataloader(), cfg.evaluation.latency_images)
     return evaluator, threshold, metrics | speed

@@ -28,6 +28,10 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+#: nearest: ours, exact at the border to half a pixel; eroded: the official PatchCore code resizes
+#: masks bilinearly and truncates to integers, so that only pixels that are defective to the full
+#: stay: up to a pixel is lost around each defect.
+MASK_RULES = ("nearest", "eroded")
 Picture = Image.Image | np.ndarray  # RGB; arrays are uint8 (H, W, 3)
 
 
@@ -112,11 +116,18 @@ class ImageTransform:
         scaled = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.clone()
         return scaled.sub_(self._mean).div_(self._std)
 
-    def mask(self, mask: np.ndarray | Path) -> np.ndarray:
-        """Mask bool (h, w), or its file -> bool (H, W) with the geometry of the image."""
+    def mask(
+        self, mask: np.ndarray | Path, *, rule: str = "nearest", crop: bool = True
+    ) -> np.ndarray:
+        """Mask bool (h, w), or its file -> bool (H, W) with the geometry of the image.
+
+        `rule` is one of `MASK_RULES`; without `crop` the whole resized image, of any size.
+        """
         values = read_mask(mask) if isinstance(mask, Path) else mask
         grey = Image.fromarray(values.astype(np.uint8) * 255)
-        return np.asarray(self._cut(grey, Image.Resampling.NEAREST)) > 0
+        if rule == "eroded":
+            return np.asarray(self._cut(grey, Image.Resampling.BILINEAR, crop)) == 255
+        return np.asarray(self._cut(grey, Image.Resampling.NEAREST, crop)) > 0
 
     def display(self, image: Picture | Path) -> np.ndarray:
         """RGB uint8 (H, W, 3) with the geometry of the network input, for figures."""
@@ -132,25 +143,37 @@ class ImageTransform:
     # --- backward: anomaly map to the original image -----------------------------------------
 
     def to_original(
-        self, anomaly_map: Tensor | np.ndarray, original: tuple[int, int], fill: float | None = None
+        self,
+        anomaly_map: Tensor | np.ndarray,
+        original: tuple[int, int],
+        fill: float | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Tensor:
         """Anomaly map (h, w) on any grid -> float32 (H, W) over the original image.
 
-        Sampled bilinearly at the centre of each original pixel, so nothing shifts. Pixels that
-        the centre crop removed were never looked at: they get `fill`, or the minimum of the map.
+        Sampled bilinearly at the centre of each original pixel, so nothing shifts, or at those of
+        another `grid` over the whole image. Pixels that the centre crop removed were never looked
+        at: they get `fill`, or the minimum of the map.
         """
         values = torch.as_tensor(anomaly_map).detach().float().cpu()
-        resized = self._resized(original)
-        top, left, height, width = self._window(resized)
-        rows = _unit_positions(original[0], resized[0], top, height)
-        columns = _unit_positions(original[1], resized[1], left, width)
-        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (H, W, 2)
+        rows, columns = self._positions(original, grid or original)
+        points = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (H, W, 2)
         out = F.grid_sample(
-            values[None, None], grid[None], mode="bilinear", padding_mode="border",
+            values[None, None], points[None], mode="bilinear", padding_mode="border",
             align_corners=False,
         )[0, 0]  # fmt: skip
         outside = (rows.abs() > 1)[:, None] | (columns.abs() > 1)[None, :]
         return out.masked_fill(outside, float(values.min()) if fill is None else fill)
+
+    def seen(self, original: tuple[int, int]) -> np.ndarray:
+        """Which pixels of an original image the network sees, by their centres: bool (H, W)."""
+        rows, columns = self._positions(original, original)
+        return ((rows.abs() <= 1)[:, None] & (columns.abs() <= 1)[None, :]).numpy()
+
+    @property
+    def crops(self) -> bool:
+        """Whether some image may lose its borders."""
+        return self.crop is not None and self.crop != self.resize
 
     def seen_share(self, original: tuple[int, int]) -> float:
         """Share of an original image (H, W) that the network sees, 0..1; less than 1: cropped."""
@@ -159,6 +182,15 @@ class ImageTransform:
         return height * width / (resized[0] * resized[1])
 
     # --- geometry ----------------------------------------------------------------------------
+
+    def _positions(self, original: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Centres of the rows and columns of a grid over an image, where the crop is [-1, 1]."""
+        resized = self._resized(original)
+        top, left, height, width = self._window(resized)
+        return (
+            _unit_positions(grid[0], resized[0], top, height),
+            _unit_positions(grid[1], resized[1], left, width),
+        )
 
     def _output_size(self) -> tuple[int, int]:
         if self.crop is not None:
@@ -213,13 +245,15 @@ class ImageTransform:
         top, left = round((resized[0] - height) / 2), round((resized[1] - width) / 2)
         return top, left, height, width
 
-    def _cut(self, picture: Image.Image, resample: Image.Resampling) -> Image.Image:
+    def _cut(
+        self, picture: Image.Image, resample: Image.Resampling, crop: bool = True
+    ) -> Image.Image:
         """Pillow resize and centre crop."""
         resized = self._resized((picture.height, picture.width))
         top, left, height, width = self._window(resized)
         if resized != (picture.height, picture.width):
             picture = picture.resize((resized[1], resized[0]), resample)
-        if (height, width) == resized:
+        if not crop or (height, width) == resized:
             return picture
         return picture.crop((left, top, left + width, top + height))
 
@@ -239,9 +273,9 @@ class ImageTransform:
         return out[:, top : top + height, left : left + width].clamp(0, 1).contiguous()
 
 
-def _unit_positions(original: int, resized: int, start: int, length: int) -> Tensor:
-    """Centres of original pixels in the crop's own coordinates, where it spans [-1, 1]."""
-    centres = (torch.arange(original, dtype=torch.float64) + 0.5) * (resized / original)
+def _unit_positions(count: int, resized: int, start: int, length: int) -> Tensor:
+    """Centres of `count` pixels over an image in coordinates where its crop spans [-1, 1]."""
+    centres = (torch.arange(count, dtype=torch.float64) + 0.5) * (resized / count)
     return ((centres - start) / length * 2 - 1).float()
 
 

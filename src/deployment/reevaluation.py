@@ -118,6 +118,8 @@ def _merge(saved: DictConfig, cfg: DictConfig) -> DictConfig:
         if cfg.get("data") is not None:
             merged.data = OmegaConf.to_container(cfg.data, resolve=False)
         merged.report = cfg.report
+        changed = {key: value for key, value in cfg.evaluation.items() if value is not None}
+        merged.evaluation = OmegaConf.merge(merged.evaluation, changed)
     assert isinstance(merged, DictConfig)
     return merged
 

@@ -40,9 +40,12 @@ _CARDS = {
         the grid.""",
     "test/pixel_auroc": """
         AUROC of single pixels of all usable test images, good ones included, on the grid
-        evaluation.size (maps bilinear, masks nearest). Pixels are not independent and nearly all
-        are normal: values near 1 are common, compare AUPRO and AP. test/pixel_auroc_defective_only
-        leaves good images out.""",
+        evaluation.size. Pixels are not independent and nearly all are normal: values near 1 are
+        common, compare AUPRO and AP. test/pixel_auroc_defective_only leaves good images out.""",
+    "test/unseen_defect_pixels": """
+        Share of the pixels marked in the masks, as they lie on disk, that the centre crop cuts off,
+        over all defective test images with a mask. No pixel metric counts them, unless
+        evaluation.whole_image=true. 0 without a crop.""",
     "test/pixel_ap": """
         Average precision of single pixels, same pixels as test/pixel_auroc, same definition as
         test/image_ap. Guessing gives the share of defective pixels, often below 0.05.""",
@@ -70,6 +73,16 @@ _CARDS = {
 #: Definition of every metric that has one, by key.
 CARDS = MappingProxyType({name: " ".join(text.split()) for name, text in _CARDS.items()})
 
+#: What every metric of pixels depends on besides the maps; each table says how it was chosen.
+_CONVENTION = (
+    " Pixels: of the part of an image that the network sees (transform.crop of transform.resize), "
+    "or with evaluation.whole_image=true of the whole image, where unseen pixels have the lowest "
+    "of all scores; on a grid of evaluation.size pixels, maps resized bilinearly; masks by "
+    "evaluation.masks: nearest neighbour, or eroded as by the official PatchCore code. An image "
+    "whose whole defect is cut off is left out, by name, and stays in image metrics."
+)
+_OF_PIXELS = ("pixel_", "aupro", "miou", "iou_", "mask_")
+
 _INTERVAL = (
     " This is the {end} end of its 95 % interval: Newcombe's score interval for image AUROC, "
     "Wilson's for rates, percentiles of resampled images for pixel metrics."
@@ -95,7 +108,8 @@ def explain(name: str) -> str:
             found=name,
             do=did_you_mean(base, CARDS),
         )
-    return CARDS[base]
+    of_pixels = base.removeprefix("test/").startswith(_OF_PIXELS)
+    return CARDS[base] + (_CONVENTION if of_pixels else "")
 
 
 def main(names: list[str]) -> int:

@@ -6,8 +6,7 @@ the tables of `ranking` and `pixels`. What cannot be computed is left out or NaN
 why: no masks, no defective images, labels that are unknown.
 
 Pixel metrics use test images whose pixels are all known: normal images, and defective ones with a
-mask that still marks a pixel on the grid. Maps are resized bilinearly, masks by nearest neighbour,
-both with half-pixel centres.
+mask that still marks a pixel on the grid. What the grid covers is said and chosen in `view`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from src.data.samples import DEFECTIVE, UNKNOWN, Sample
+from src.data.transforms import ImageTransform
 from src.errors import DataError
 from src.evaluation import overlap, ranking, uncertainty
 from src.evaluation.image_rows import (
@@ -31,7 +31,7 @@ from src.evaluation.image_rows import (
     mask_state,
     notes_of,
     overlap_counts,
-    resize_masks,
+    unseen_metric,
 )
 from src.evaluation.localisation import (
     HISTOGRAM_BINS,
@@ -44,7 +44,8 @@ from src.evaluation.processes import from_all_processes
 from src.evaluation.ranking import Counts, Curve
 from src.evaluation.threshold import F1Oracle, Nfa, Threshold, no_nfa
 from src.evaluation.uncertainty import Interval, rate_interval
-from src.models.base import Prediction, resize_maps
+from src.evaluation.view import Grid, View, build_view
+from src.models.base import Prediction
 
 CURVE_POINTS = 400
 
@@ -79,6 +80,7 @@ class Evaluator:
         resamples: bootstrap resamples of pixel metrics; 0 leaves their intervals out.
         limits: false positive rates up to which PRO is integrated, in 0..1.
         seed: of the resampling.
+        view: which part of an image the grid covers; None: what the network sees.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class Evaluator:
         resamples: int,
         limits: Sequence[float],
         seed: int,
+        view: View | None = None,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else size
+        self.view = view or Grid(self.size)
         self.resamples, self.seed = resamples, seed
         self.limits = {aupro_key(limit): limit for limit in limits}
         self._rows: dict[int, ImageRow] = {}
@@ -110,26 +114,30 @@ class Evaluator:
         index, label = batch["index"].tolist(), batch["label"].tolist()
         scores = ranking.finite(prediction.score.float(), what="image scores").tolist()
         highest = prediction.anomaly_map.flatten(1).amax(dim=1).tolist()
-        maps = resize_maps(prediction.anomaly_map.float(), self.size).cpu().numpy()
-        masks = resize_masks(batch["mask"], self.size).cpu().numpy()
+        maps = self.view.maps(index, prediction.anomaly_map.float()).cpu().numpy()
+        masks = self.view.masks(index, batch["mask"]).cpu().numpy()
         marked = batch["mask"].flatten(1).any(dim=1).tolist()
-        alarms, detected = self._nfa(prediction)
+        alarms, detected = self._nfa(index, prediction)
         for b in range(len(index)):
             if index[b] in self._rows:
                 continue
-            state = mask_state(label[b], marked[b], bool(masks[b].any()))
+            pixels = self.view.defect_pixels(index[b])
+            state = mask_state(label[b], marked[b], bool(masks[b].any()), pixels)
             counts = None if detected is None else overlap_counts(detected[b], masks[b])
             alarm = None if alarms is None else alarms[b]
-            self._rows[index[b]] = ImageRow(label[b], scores[b], highest[b], state, alarm, counts)
+            row = ImageRow(label[b], scores[b], highest[b], state, alarm, counts, pixels)
+            self._rows[index[b]] = row
             if state == "known":
                 self._pixels.add(index[b], maps[b], masks[b])
 
-    def _nfa(self, prediction: Prediction) -> tuple[list[bool] | None, NDArray[np.bool_] | None]:
+    def _nfa(
+        self, index: list[int], prediction: Prediction
+    ) -> tuple[list[bool] | None, NDArray[np.bool_] | None]:
         if prediction.log_nfa is None:
             return None, None
         log_nfa = prediction.log_nfa
         alarms = (log_nfa < 0).flatten(1).any(dim=1).tolist()
-        return alarms, (resize_maps(log_nfa.float(), self.size) < 0).cpu().numpy()
+        return alarms, (self.view.maps(index, log_nfa.float(), unseen=0.0) < 0).cpu().numpy()
 
     def state(self) -> State:
         """All that was collected, picklable, for `merge` in another process."""
@@ -173,6 +181,7 @@ class Evaluator:
         if samples is not None:
             recalls = self.defect_recalls(samples)
             metrics |= {f"test/recall/{row.defect}": row.found / row.total for row in recalls}
+        metrics |= unseen_metric(self._rows.values())
         if self.has_masks:
             tp, fp = self._counts(threshold)
             ranked = self.pixel_ranking()
@@ -268,7 +277,7 @@ class Evaluator:
 
     def notes(self) -> list[str]:
         """What was left out of the metrics and why, one sentence each."""
-        return notes_of(self._rows.values(), self.size)
+        return notes_of(dict(sorted(self._rows.items())), self.size, self.view.name)
 
     # --- parts of compute ---------------------------------------------------------------------
 
@@ -319,14 +328,17 @@ class Evaluator:
         return overlap.image_ious(*self._counts(threshold), self._pixels.defects)
 
 
-def build_evaluator(cfg: DictConfig) -> Evaluator:
-    """The evaluator of the config group `evaluation`."""
+def build_evaluator(
+    cfg: DictConfig, transform: ImageTransform, samples: Sequence[Sample]
+) -> Evaluator:
+    """The evaluator of the config group `evaluation` for images of this geometry."""
     options = cfg.evaluation
-    size = options.size if isinstance(options.size, int) else tuple(options.size)
+    view = build_view(options, transform, samples)
     return Evaluator(
-        size,
+        view.size,
         memory_gb=options.memory_gb,
         resamples=options.bootstrap,
         limits=options.aupro_limits,
         seed=cfg.seed,
+        view=view,
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN
 from src.evaluation.threshold import Nfa, Threshold, no_nfa
+from src.evaluation.view import DefectPixels
+
+NAMES = 20  # file names in one sentence
 
 
 class ImageRow(NamedTuple):
@@ -20,9 +21,10 @@ class ImageRow(NamedTuple):
     label: int  # NORMAL, DEFECTIVE or UNKNOWN
     score: float
     map_max: float  # of the map as the model made it
-    mask: str  # "known" | "missing" | "vanished" on the grid | "on a normal image"
+    mask: str  # "known" | "missing" | "vanished" | "outside" | "on a normal image"
     nfa_alarm: bool | None  # log10 NFA < 0 anywhere; None: not computed
     nfa_counts: tuple[int, int] | None  # true and false positive pixels of log10 NFA < 0
+    pixels: DefectPixels | None = None  # of a mask that the network may not see all of
 
 
 def decide(row: ImageRow, threshold: Threshold) -> bool:
@@ -34,13 +36,21 @@ def decide(row: ImageRow, threshold: Threshold) -> bool:
     return row.nfa_alarm
 
 
-def mask_state(label: int, marked: bool, marked_on_grid: bool) -> str:
-    """Whether the pixels of an image are known; see ImageRow.mask."""
+def mask_state(
+    label: int, marked: bool, marked_on_grid: bool, pixels: DefectPixels | None = None
+) -> str:
+    """Whether the pixels of an image are known.
+
+    A defect is `outside` when it is marked, but nowhere in the network's view, and `vanished`
+    when it is too small for the grid or for the rule that resizes masks.
+    """
     if label == NORMAL:
-        return "on a normal image" if marked else "known"
-    if label == UNKNOWN or not marked:
+        return "on a normal image" if marked or marked_on_grid else "known"
+    if label == UNKNOWN or not (marked or marked_on_grid or pixels):
         return "missing"
-    return "known" if marked_on_grid else "vanished"
+    if marked_on_grid:
+        return "known"
+    return "vanished" if pixels is None or pixels.unseen < pixels.marked else "outside"
 
 
 def overlap_counts(detected: NDArray[np.bool_], mask: NDArray[np.bool_]) -> tuple[int, int]:
@@ -49,23 +59,27 @@ def overlap_counts(detected: NDArray[np.bool_], mask: NDArray[np.bool_]) -> tupl
     return hits, int(detected.sum()) - hits
 
 
-def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (B, h, w) bool -> (B, H, W) bool, nearest neighbour with half-pixel centres."""
-    if masks.shape[-2:] == size:
-        return masks
-    return torch.nn.functional.interpolate(
-        masks[:, None].to(torch.uint8), size=size, mode="nearest-exact"
-    )[:, 0].bool()
-
-
 def has_mask(row: ImageRow) -> bool:
     """Whether the image is defective with a mask that counts."""
     return row.label == DEFECTIVE and row.mask == "known"
 
 
-def notes_of(rows: Iterable[ImageRow], size: tuple[int, int]) -> list[str]:
-    """What is left out of the metrics of these images on this grid, and why."""
+def unseen_metric(rows: Iterable[ImageRow]) -> dict[str, float]:
+    """Share of all defect pixels of masks that the network cannot see, under its key."""
     rows = list(rows)
+    known = [row.pixels for row in rows if row.pixels]
+    if not known and not any(has_mask(row) for row in rows):
+        return {}
+    unseen = sum(p.unseen for p in known) / max(1, sum(p.marked for p in known))
+    return {"test/unseen_defect_pixels": unseen}
+
+
+def notes_of(
+    by_index: Mapping[int, ImageRow], size: tuple[int, int], name: Callable[[int], str]
+) -> list[str]:
+    """What is left out of the metrics of these images on this grid, and why; `name` of an index."""
+    rows = list(by_index.values())
+    outside = [name(index) for index, row in by_index.items() if row.mask == "outside"]
     labels = [row.label for row in rows]
     masks = [row.mask for row in rows if row.label != UNKNOWN]
     masked = any(has_mask(row) for row in rows)
@@ -85,11 +99,23 @@ def notes_of(rows: Iterable[ImageRow], size: tuple[int, int]) -> list[str]:
     if vanished:
         notes.append(
             f"{_images(vanished)} whose mask marks no pixel on the {size[0]}x{size[1]} grid: left "
-            "out of pixel metrics; a larger evaluation.size keeps them."
+            "out of pixel metrics; a larger evaluation.size or evaluation.masks=nearest keeps them."
         )
+    if outside:
+        notes.append(_outside_note(outside))
     if misplaced:
         notes.append(f"{_images(misplaced)} labelled normal but masked: left out of pixel metrics.")
     return notes
+
+
+def _outside_note(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return (
+        f"{_images(len(names))} with the whole defect outside the centre crop: left out of pixel "
+        f"metrics for that reason, counted in image metrics ({', '.join(names[:NAMES])}{more}). "
+        "evaluation.whole_image=true counts such pixels as never found; transform.crop=null looks "
+        "at all of an image."
+    )
 
 
 def _images(count: int) -> str:

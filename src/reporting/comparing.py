@@ -24,6 +24,7 @@ from src.evaluation.comparison import (
 )
 from src.evaluation.localisation import aupro_key
 from src.evaluation.pixel_statistics import read_pixel_statistics
+from src.evaluation.view import pixel_convention
 from src.reporting.figures import contact_sheet, overlay, save_png
 from src.reporting.records import Picture, outcome
 from src.saved_run import SavedRun
@@ -64,6 +65,8 @@ def print_comparison(
         + f"; decisions differ on {len(matched.disagreements)}",
         highlight=False,
     )
+    if any(row.metric.startswith(("test/pixel", "test/aupro")) for row in rows):
+        console.print(*_conventions(first, second), sep="\n", highlight=False)
     table = Table("metric", "A", "B", "B - A", "95 % interval", "p", box=None)
     for row in rows:
         apart = row.difference
@@ -73,6 +76,15 @@ def print_comparison(
             f"{apart.p_value:.4f}", style="bold" if apart.p_value < SIGNIFICANT else "",
         )  # fmt: skip
     console.print(table)
+
+
+def _conventions(first: SavedRun, second: SavedRun) -> list[str]:
+    """What the pixel metrics of both runs were measured on, and whether that is the same."""
+    a, b = (pixel_convention(run.config()) for run in (first, second))
+    if a == b:
+        return [a]
+    advice = "src.evaluate evaluation.whole_image=true evaluation.size=256"
+    return [f"A  {a}", f"B  {b}", f"These cover different pixels; {advice} measures both alike."]
 
 
 def verdict(row: MetricPair) -> str:

@@ -21,6 +21,7 @@ from src.detector import Detection, Detector
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.pixel_statistics import write_pixel_statistics
 from src.evaluation.threshold import Threshold
+from src.evaluation.view import pixel_convention
 from src.models.base import AnomalyModule
 from src.reporting import curves as draw
 from src.reporting.colour_scale import ColourScale
@@ -174,7 +175,7 @@ def _report_data(
         title=f"{method} on {data.name} {data.category}",
         metrics=metrics,
         threshold=ThresholdFacts(**threshold.to_json()),
-        protocol=_protocol(cfg, data, threshold),
+        protocol=_protocol(cfg, data, threshold, evaluator.has_masks),
         images=results,
         scale=scale,
         intervals=_intervals(metrics),
@@ -188,7 +189,9 @@ def _report_data(
     )
 
 
-def _protocol(cfg: DictConfig, data: AnomalyDataModule, threshold: Threshold) -> ProtocolFacts:
+def _protocol(
+    cfg: DictConfig, data: AnomalyDataModule, threshold: Threshold, has_masks: bool
+) -> ProtocolFacts:
     held_out = f"{len(data.calibration_samples)} held-out normal images"
     if threshold.oracle:
         calibration = "test labels (oracle)"
@@ -204,6 +207,7 @@ def _protocol(cfg: DictConfig, data: AnomalyDataModule, threshold: Threshold) ->
         train_images=len(data.train_samples),
         calibration=calibration,
         selection="best on the test set, as in the paper" if cfg.protocol == "paper" else "",
+        pixels=pixel_convention(cfg) if has_masks else "",
     )
 
 

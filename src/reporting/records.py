@@ -99,6 +99,7 @@ class ProtocolFacts:
     train_images: int
     calibration: str = ""  # "leave-one-image-out", "held-out normal images", ...
     selection: str = ""  # how the checkpoint was chosen; empty: nothing to choose
+    pixels: str = ""  # what pixel metrics were measured on; empty: none were
     notes: tuple[str, ...] = ()
 
 

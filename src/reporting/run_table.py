@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.evaluation.uncertainty import realised_rate_limit
+from src.evaluation.view import pixel_convention
 from src.saved_run import SavedRun
 
 _ROWS = (
@@ -21,6 +22,7 @@ _ROWS = (
     ("test/recall", "defective images found"),
     ("test/false_alarm_rate", "false alarms among good images"),
     ("test/miou", "mean IoU at the threshold"),
+    ("test/unseen_defect_pixels", "defect pixels that the crop cuts off"),
 )
 
 
@@ -36,6 +38,8 @@ def print_run_table(run: SavedRun) -> None:
         if key in metrics:
             table.add_row(name, _number(metrics[key]), _interval(metrics, key))
     console.print(table)
+    if "test/pixel_auroc" in metrics:
+        console.print(pixel_convention(config))
     if threshold:
         labels = "TEST LABELS WERE USED" if threshold["oracle"] else "no test label was used"
         console.print(

@@ -16,6 +16,8 @@ HEADLINES: dict[str, tuple[str, str, str]] = {
         "Pixel AUROC", "chance that a defective pixel scores above a normal one", ""),
     "test/aupro": (
         "AUPRO", "share of each defect covered, up to 30 % false pixels", ""),
+    "test/unseen_defect_pixels": (
+        "Never seen", "share of the defect pixels that the centre crop cuts off", ""),
     "test/miou": ("Mean IoU", "overlap of prediction and mask at the threshold", ""),
     "test/recall": ("Recall", "share of defective images found at the threshold", ""),
     "test/false_alarm_rate": (
@@ -145,6 +147,8 @@ def protocol_facts(
     if protocol.calibration:
         rows.append(("Calibration", protocol.calibration))
     rows.append(("Test", f"{tested}. {_labels_sentence(protocol, threshold)}"))
+    if protocol.pixels:
+        rows.append(("Pixels", f"{protocol.pixels[:1].upper()}{protocol.pixels[1:]}."))
     return rows + [("Note", note) for note in protocol.notes]
 
 

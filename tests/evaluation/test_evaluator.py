@@ -11,12 +11,13 @@ from omegaconf import OmegaConf
 from sklearn import metrics as referee
 
 from src.data.samples import Sample
+from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError
 from src.evaluation import overlap, ranking
 from src.evaluation.evaluator import Evaluator, build_evaluator
-from src.evaluation.image_rows import resize_masks
 from src.evaluation.pixels import PixelStore
 from src.evaluation.threshold import Conformal, Nfa, Threshold
+from src.evaluation.view import resize_masks
 from src.models.base import NormalScores, Prediction, resize_maps
 from tests import reference
 
@@ -31,6 +32,13 @@ def new(size=GRID, **changes):
 
 def at(image=0.5, pixel=0.5, rule="conformal"):
     return Threshold(image, pixel, rule, 0.1, 0.1, 9, oracle=False)
+
+
+def geometry(resize, crop):
+    return ImageTransform(
+        resize=resize, crop=crop, interpolation="bilinear", antialias=True,
+        mean=[0.5] * 3, std=[0.5] * 3,
+    )  # fmt: skip
 
 
 class Scene:
@@ -82,6 +90,7 @@ def test_every_metric_equals_its_slow_twin():
     wanted = {
         "test/images_normal": 4,
         "test/images_defective": 8,
+        "test/unseen_defect_pixels": 0,
         "test/image_auroc": reference.auroc(scores, labels),
         "test/image_ap": reference.average_precision(scores, labels),
         "test/image_f1_max": reference.f1_max(scores, labels),
@@ -354,13 +363,14 @@ def test_the_config_builds_the_evaluator():
             "seed": 3,
             "evaluation": {
                 "size": [16, 20], "memory_gb": 2.0, "bootstrap": 0, "aupro_limits": [0.3, 0.1],
+                "whole_image": False, "masks": "nearest",
             },
         }
     )  # fmt: skip
-    evaluator = build_evaluator(cfg)
+    scene = Scene()
+    evaluator = build_evaluator(cfg, geometry(12, None), scene.samples)
     assert evaluator.size == (16, 20)
     assert evaluator.limits == {"test/aupro": 0.3, "test/aupro_10": 0.1}
-    scene = Scene()
     got = scene.fill(evaluator).compute(at(), None)
     assert "test/pixel_auroc_ci_low" not in got
     assert not [key for key in got if key.startswith("test/recall/")]

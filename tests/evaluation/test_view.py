@@ -1,0 +1,121 @@
+"""Pixel metrics of a cropped image: right values by hand, on a 4 x 4 image with a 2 x 2 centre."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.data.samples import Sample
+from src.data.transforms import ImageTransform
+from src.errors import ConfigError
+from src.evaluation.evaluator import Evaluator
+from src.evaluation.threshold import Nfa, Threshold
+from src.evaluation.view import View, pixel_convention
+from src.models.base import Prediction, resize_maps
+
+CONFORMAL = Threshold(0.5, 0.5, "conformal", 0.1, 0.1, 9, oracle=False)
+#: Maps of the centre: a defective image, a good one, and one whose defect is in the corner.
+MAPS = torch.tensor([[[0.9, 0.1], [0.2, 0.3]], [[0.05, 0.15], [0.25, 0.35]], [[0.4] * 2] * 2])
+
+
+def geometry(resize, crop):
+    return ImageTransform(
+        resize=resize, crop=crop, interpolation="bilinear", antialias=True,
+        mean=[0.5] * 3, std=[0.5] * 3,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """Marked: pixel (1, 1), which is seen, and (0, 0), which is not; nothing; (3, 3)."""
+    made = []
+    for n, marked in enumerate([[(0, 0), (1, 1)], [], [(3, 3)]]):
+        mask = np.zeros((4, 4), np.uint8)
+        for place in marked:
+            mask[place] = 255
+        image, path = tmp_path / f"{n}.png", tmp_path / f"{n}_mask.png"
+        Image.fromarray(mask).convert("RGB").save(image)
+        Image.fromarray(mask).save(path)
+        made.append(Sample(image, path if marked else None, int(bool(marked)), "spot", "test"))
+    return made
+
+
+def evaluated(samples, size, *, whole, rule=CONFORMAL):
+    """An evaluator that has seen the three images."""
+    transform = geometry(4, 2)
+    view = View(transform, samples, (size, size), whole_image=whole, masks="nearest")
+    evaluator = Evaluator(size, memory_gb=1, resamples=0, limits=[0.3], seed=0, view=view)
+    masks = [
+        torch.from_numpy(transform.mask(s.mask_path)) if s.mask_path else torch.zeros(2, 2).bool()
+        for s in samples
+    ]
+    batch = {"mask": torch.stack(masks), "index": torch.arange(3)}
+    batch["label"] = torch.tensor([s.label for s in samples])
+    log_nfa = 0.5 - MAPS
+    evaluator.update(batch, Prediction(MAPS.flatten(1).amax(1), MAPS, log_nfa))
+    return evaluator, evaluator.compute(rule, samples)
+
+
+def test_by_default_pixels_are_those_the_network_sees(samples):
+    evaluator, got = evaluated(samples, 2, whole=False)
+    assert got["test/pixel_auroc"] == 1.0  # .9 against seven normal pixels
+    assert got["test/unseen_defect_pixels"] == pytest.approx(2 / 3)
+    assert got["test/images_defective"] == 2
+    (note,) = evaluator.notes()
+    assert note.startswith("1 image with the whole defect outside the centre crop: left out of")
+    assert f"{samples[2].image_path.parent.name}/2.png" in note
+
+
+def test_over_the_whole_image_unseen_pixels_are_never_found(samples):
+    evaluator, got = evaluated(samples, 4, whole=True)
+    # Defective: .9 and two unseen. Normal: 11 seen below .9, 34 unseen that tie with the two.
+    assert got["test/pixel_auroc"] == pytest.approx((45 + 2 * 34 / 2) / (3 * 45))
+    assert got["test/unseen_defect_pixels"] == pytest.approx(2 / 3)
+    # Above .5 lies one pixel: half of a defect, a clean good image, a missed defect.
+    assert got["test/miou"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert evaluator.notes() == []
+
+
+def test_regions_of_an_a_contrario_mask_do_not_reach_outside_the_view(samples):
+    _, got = evaluated(samples, 4, whole=True, rule=Nfa().fit(None))
+    assert got["test/miou"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+
+
+def test_without_a_crop_there_is_nothing_to_choose(samples):
+    view = View(geometry(4, None), samples, (4, 4), whole_image=True, masks="nearest")
+    assert torch.equal(view.maps([0, 1, 2], MAPS), resize_maps(MAPS, (4, 4)))
+    assert view.defect_pixels(0) is None  # no file is read for it
+
+
+def test_eroded_masks_keep_what_bilinear_resizing_leaves_whole():
+    mask = np.zeros((8, 8), bool)
+    mask[2:, 2:] = True
+    # Halving weighs the pixels 2 i - 1 .. 2 i + 2: output 1 touches pixel 1, 2 and 3 do not.
+    eroded, nearest = (geometry(4, None).mask(mask, rule=r) for r in ("eroded", "nearest"))
+    assert np.flatnonzero(eroded.any(axis=0)).tolist() == [2, 3]
+    assert np.flatnonzero(nearest.any(axis=0)).tolist() == [1, 2, 3]
+    assert (eroded.sum(), nearest.sum()) == (4, 9)
+    assert geometry(4, 2).mask(mask, rule="eroded").tolist() == [[False, False], [False, True]]
+    assert geometry(8, None).mask(mask, rule="eroded").sum() == 36  # nothing is resized
+
+
+def test_an_unknown_rule_for_masks_names_the_nearest(samples):
+    with pytest.raises(ConfigError, match="Did you mean 'eroded'"):
+        View(geometry(4, 2), samples, (4, 4), whole_image=False, masks="erode")
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "whole", "words"),
+    [
+        (256, 224, False, "over the centre 224x224 after resizing to a shorter side of 256, on a"),
+        ([256, 300], 224, True, "over the whole image (the network sees the centre 224x224 after "
+         "resizing to 256x300; the rest counts as never found), on a"),
+        ([256, 256], None, True, "over the whole image, on a 64x64 grid, masks by nearest"),
+    ],
+)  # fmt: skip
+def test_the_convention_is_one_line(resize, crop, whole, words):
+    options = {"whole_image": whole, "masks": "nearest", "size": 64}
+    said = pixel_convention({"transform": {"resize": resize, "crop": crop}, "evaluation": options})
+    assert words in said
