@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.allocator import keep_freed_memory
 from src.errors import GoodpartsError, did_you_mean
+from src.files import print_any_name
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -46,6 +47,7 @@ def app(config_name: str) -> Callable[[Main], Callable[[], None]]:
     def decorate(function: Main) -> Callable[[], None]:
         @functools.wraps(function)
         def program() -> None:
+            print_any_name()
             load_dotenv(Path.cwd() / ".env")
             keep_freed_memory()
             leave = _Leaving()

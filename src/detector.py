@@ -40,7 +40,7 @@ class Detector:
     model: AnomalyModule
     transform: ImageTransform
     threshold: Threshold
-    config: DictConfig
+    config: DictConfig  # of the run, with the hardware that works here
     directory: Path
     device: torch.device
 
@@ -65,6 +65,7 @@ class Detector:
         threshold = Threshold.from_json(run.read_json("model/threshold.json"))
         model.wants_log_nfa = threshold.rule == "nfa"
         chosen = _device(device)
+        config.hardware = _hardware(config, chosen)
         model.eval().to(chosen)
         return cls(model, transform, threshold, config, run.directory, chosen)
 
@@ -109,3 +110,14 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def _hardware(config: DictConfig, device: torch.device) -> DictConfig:
+    """The hardware of a run, but one device of this machine in place of those it was fitted on."""
+    here = {
+        "accelerator": "cpu" if device.type == "cpu" else "gpu",
+        "devices": 1 if device.index is None else [device.index],
+        "strategy": "auto",
+        "num_nodes": 1,
+    }
+    return cast(DictConfig, OmegaConf.merge(config.hardware, here))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
+import io
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +17,33 @@ from typing import Any
 #: How bytes of a file name that are not UTF-8 are written: the byte FC becomes `\udcfc`, as in
 #: JSON and in Python's own messages. In a Python string that text names the same file again.
 ESCAPE = "backslashreplace"
+_LINE_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # and other control characters
+_LONGEST_NAME = 255  # bytes; what common file systems allow
 
 
 def shown(path: Path | str) -> str:
-    """A path, or text that holds one, as every file and console can take it; see `ESCAPE`."""
+    r"""A path or name as one printable line, with forward slashes: the only form we write.
+
+    Bytes that are not UTF-8 and line breaks are written as in Python's strings, `\udcfc` and `\n`.
+    """
     text = path if isinstance(path, str) else path.as_posix()
+    text = _LINE_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return text.encode(errors=ESCAPE).decode()
+
+
+def fitting(path: Path) -> Path:
+    """`path`, or one with a shorter name where a disk would refuse it as too long."""
+    name = os.fsencode(path.name)
+    if len(name) <= _LONGEST_NAME:
+        return path
+    start = os.fsdecode(name[: _LONGEST_NAME - 40]).encode(errors="ignore").decode()
+    return path.with_name(f"{start}-{hashlib.sha256(name).hexdigest()[:16]}{path.suffix[:20]}")
+
+
+def print_any_name() -> None:
+    """Let `print` show names with bytes that are not UTF-8, as `ESCAPE` says."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ESCAPE)
 
 
 def write_text(path: Path, text: str) -> None:

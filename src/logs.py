@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from src.files import ESCAPE
+
 _OURS = "src"
 
 
@@ -21,7 +23,7 @@ def logging_to(path: Path) -> Iterator[None]:
     ours, root = logging.getLogger(_OURS), logging.getLogger()
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = logging.FileHandler(path, encoding="utf-8", errors=ESCAPE)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     level = ours.level
     ours.setLevel(logging.INFO)

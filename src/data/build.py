@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.data.datamodule import AnomalyDataModule
 from src.data.transforms import ImageTransform
@@ -42,6 +42,14 @@ def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
         limit_train=data.get("limit_train"),
         limit_test=data.get("limit_test"),
     )
+
+
+def with_data_at(config: DictConfig, root: str | None) -> DictConfig:
+    """The config of a run with its images in the folder `root`; None: where they were."""
+    if root is None:
+        return config
+    place = str(Path(root).expanduser().absolute())
+    return cast(DictConfig, OmegaConf.merge(config, {"data": {"root": place}}))
 
 
 def worker_count(wanted: int | str | None) -> int:

@@ -20,6 +20,7 @@ from src.data.shuffling import EpochShuffle
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError, did_you_mean
+from src.files import shown
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +268,7 @@ def fingerprint(samples: Sequence[Sample], root: Path) -> str:
 
 
 def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    return shown(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _require_choice(key: str, value: str, choices: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from src.data.findings import Finding, summary
 from src.data.images import open_rgb
 from src.data.measured import Measured
 from src.errors import DataError
+from src.files import shown
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _COLOUR = {"train": "#4477aa", "test": "#ee6677", "calibration": "#228833"}
@@ -125,7 +126,7 @@ def _reason(finding: Finding) -> str:
 
 
 def _pictures(chosen: Sequence[tuple[Path, str]]) -> list[tuple[Image.Image, str, str]]:
-    shown = []
+    drawn = []
     for path, reason in chosen:
         try:
             picture = open_rgb(path)
@@ -134,8 +135,9 @@ def _pictures(chosen: Sequence[tuple[Path, str]]) -> list[tuple[Image.Image, str
         picture.thumbnail((220, 220))
         colour = "#aa0000" if reason.startswith("error") else "#333333"
         words = reason if len(reason) <= 34 else f"{reason[:33]}…"
-        shown.append((picture, f"{path.parent.name}/{path.name}\n{words}", colour))
-    return shown
+        name = shown(Path(*path.parts[-2:]))
+        drawn.append((picture, f"{name}\n{words}", colour))
+    return drawn
 
 
 def _histogram(axes: Axes, images: Sequence[Measured], name: str) -> None:

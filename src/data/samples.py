@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.files import shown
+
 NORMAL, DEFECTIVE, UNKNOWN = 0, 1, -1
 
 
@@ -18,3 +20,6 @@ class Sample:
     defect: str  # folder name of the defect type, "good" for normal images
     split: str  # "train" | "calibration" | "validation" | "test"
     channel_paths: tuple[Path, ...] = ()  # further files that complete the image (height maps)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "defect", shown(self.defect))  # it is printed, not opened

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from src.data.build import build_datamodule
+from src.data.build import build_datamodule, with_data_at
 from src.data.images import open_rgb
 from src.data.samples import Sample
 from src.deployment.fixed_input import FixedInput, camera_size
@@ -69,7 +69,7 @@ def export_run(cfg: DictConfig) -> Parity:
             found="the run was made with threshold=nfa",
             do="run again with threshold=conformal (the model is the same) and export that run",
         )
-    samples = _real_images(detector, cfg.parity.images)
+    samples = _real_images(with_data_at(detector.config, cfg.data.root), cfg.parity.images)
     size = camera_size(*cfg.camera_size) if cfg.camera_size else _size_of(samples[0])
     images = np.stack([_camera_image(sample, size) for sample in samples])
     target = Path(cfg.out) if cfg.out else detector.directory / "export" / "detector"
@@ -183,9 +183,9 @@ _RUNNERS = {"onnx": _onnx_runner, "torch": _export_runner}
 # --- real images -------------------------------------------------------------------------------
 
 
-def _real_images(detector: Detector, count: int) -> list[Sample]:
+def _real_images(config: DictConfig, count: int) -> list[Sample]:
     """Test images of the run, both classes in turn, then training images."""
-    data = build_datamodule(detector.config)
+    data = build_datamodule(config)
     data.prepare_data()
     data.setup()
     by_label = sorted(data.test_samples, key=lambda sample: sample.label)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +11,13 @@ from PIL import Image
 
 from src.detector import Detection, Detector
 from src.errors import ConfigError, did_you_mean
-from src.files import atomic, write_text
+from src.files import atomic, fitting, write_text
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import overlay
 from src.reporting.records import Picture
 from src.saved_run import SavedRun
 
 MAP_FORMATS = ("none", "npy", "png")
-_LONGEST_NAME = 255  # bytes; what common file systems allow
 
 
 class PictureWriter:
@@ -73,12 +70,7 @@ class PictureWriter:
 
     def _target(self, kind: str, name: str, suffix: str) -> Path:
         # The original suffix stays in the name: a.png and a.jpg of one folder must not collide.
-        target = self.out / kind / f"{name}{suffix}"
-        if len(os.fsencode(target.name)) <= _LONGEST_NAME:
-            return target
-        start = os.fsdecode(os.fsencode(target.name)[: _LONGEST_NAME - 40]).encode(errors="ignore")
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        return target.with_name(f"{start.decode()}-{digest}{suffix}")
+        return fitting(self.out / kind / f"{name}{suffix}")
 
 
 def run_scale(run: SavedRun) -> ColourScale:

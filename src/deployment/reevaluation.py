@@ -39,13 +39,8 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
         )
     out = SavedRun(_folder(cfg, data))
     trainer = build_trainer(merged, out.directory, [], single_pass=True)
-    threshold: Threshold | None = detector.threshold
-    if cfg.get("threshold") is not None:
-        rule = build_rule(cfg.threshold)
-        detector.model.wants_log_nfa = rule.wants_log_nfa
-        threshold = None if rule.needs_labels else rule.fit(detector.model.held_out_scores())
     evaluator, threshold, metrics = experiment.evaluate(
-        merged, trainer, detector.model, data, threshold
+        merged, trainer, detector.model, data, _threshold(cfg, detector)
     )
     manifest = SavedRun(detector.directory).read_json("manifest.json")
     out.start(merged, manifest | {"data_fingerprint": data.fingerprint()}, force=True)
@@ -57,6 +52,25 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
     if cfg.checkpoints:
         _compare_checkpoints(cfg, merged, detector, trainer, data, out)
     return metrics
+
+
+def _threshold(cfg: DictConfig, detector: Detector) -> Threshold | None:
+    """The saved threshold, or what another rule makes of the run's normal scores; None: oracle."""
+    if cfg.get("threshold") is None:
+        return detector.threshold
+    rule = build_rule(cfg.threshold)
+    detector.model.wants_log_nfa = rule.wants_log_nfa
+    normal = SavedRun(detector.directory).calibration()
+    if normal is None and not (rule.needs_labels or rule.wants_log_nfa):
+        raise ConfigError(
+            "The run kept no scores of normal images, which this threshold is set with.",
+            found=f"no calibration.csv in {detector.directory}; its rule, "
+            f"{detector.threshold.rule}, needs none",
+            do="run again with calibration.fraction=0.1 and the threshold that you want; with the "
+            "present run only its own threshold, threshold=f1_oracle and, for U-Flow, "
+            "threshold=nfa are possible",
+        )
+    return None if rule.needs_labels else rule.fit(normal)
 
 
 def _sources(detector: Detector) -> list[Sample]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from src.data.images import read_sample
 from src.data.samples import Sample
+from src.files import shown
 from src.reporting.matching import match_grid
 from src.reporting.patch_match import match_at
 from src.reporting.records import PatchMatch
@@ -30,5 +31,5 @@ def explain(detector: Detector, image: Image.Image, sources: Sequence[Sample]) -
     source = sources[int(grid.image[row, column])]
     if not source.image_path.is_file():
         return None
-    shown = source.image_path.name, detector.transform.display(read_sample(source))
-    return match_at(grid, row, column, lambda _: shown)
+    normal = shown(source.image_path.name), detector.transform.display(read_sample(source))
+    return match_at(grid, row, column, lambda _: normal)

@@ -10,12 +10,13 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from src.data.build import build_datamodule
+from src.data.build import build_datamodule, with_data_at
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
 from src.data.samples import Sample
 from src.detector import Detector
 from src.errors import ConfigError, DataError, did_you_mean
+from src.files import fitting, shown
 from src.reporting import patch_match as draw
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import save_png
@@ -40,7 +41,7 @@ def explain_image(cfg: DictConfig) -> list[Path]:
             found=f"run={cfg.run}",
             do="give the folder of a PatchCore run",
         )
-    data = build_datamodule(detector.config)
+    data = build_datamodule(with_data_at(detector.config, cfg.data.root))
     data.setup()
     sample = find_sample(Path(str(cfg.image)), data)
     image = read_sample(sample)
@@ -48,7 +49,7 @@ def explain_image(cfg: DictConfig) -> list[Path]:
     picture = _picture(detector, image, sample, grid, data)
     folder = _folder(cfg, sample)
     scale = ColourScale(**SavedRun(detector.directory).read_json("figures/scale.json"))
-    facts = (sample.image_path.name, *_facts(detector))
+    facts = (shown(sample.image_path.name), *_facts(detector))
     save_png(draw.match_figure(picture, scale, facts), folder / "match.png")
     save_png(_pair(detector, image, picture, grid), folder / "distances.png")
     written = [folder / "match.png", folder / "distances.png"]
@@ -130,7 +131,7 @@ def _source(detector: Detector, data: AnomalyDataModule) -> draw.Source:
 
     def read(index: int) -> tuple[str, np.ndarray]:
         sample = data.samples[index]
-        return sample.image_path.name, detector.transform.display(read_sample(sample))
+        return shown(sample.image_path.name), detector.transform.display(read_sample(sample))
 
     return read
 
@@ -179,4 +180,4 @@ def _folder(cfg: DictConfig, sample: Sample) -> Path:
     if cfg.out:
         return Path(cfg.out).expanduser()
     name = f"{sample.image_path.parent.name}_{sample.image_path.stem}"
-    return Path(cfg.run).expanduser() / "patch_match" / name
+    return fitting(Path(cfg.run).expanduser() / "patch_match" / name)

@@ -22,6 +22,7 @@ from src.evaluation.evaluator import Evaluator
 from src.evaluation.pixel_statistics import write_pixel_statistics
 from src.evaluation.threshold import Threshold
 from src.evaluation.view import pixel_convention
+from src.files import fitting, shown
 from src.models.base import AnomalyModule
 from src.reporting import curves as draw
 from src.reporting.colour_scale import ColourScale
@@ -139,7 +140,7 @@ def write_figures(
             continue
         caption = f"{results[index].outcome}: {results[index].path} ({results[index].score:.4g})"
         name = results[index].path.replace("/", "_").rsplit(".", 1)[0]
-        save_png(triptych(picture, scale, caption), folder / "images" / f"{name}.png")
+        save_png(triptych(picture, scale, caption), fitting(folder / "images" / f"{name}.png"))
         tiles.append(overlay(picture, scale))
         captions.append(caption)
     if tiles:
@@ -299,7 +300,7 @@ def _device(model: AnomalyModule) -> torch.device:
 
 
 def _below(path: Path, root: Path) -> str:
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+    return shown(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _short_names(paths: list[Path]) -> list[str]:

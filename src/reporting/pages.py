@@ -17,13 +17,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 def render_page(template: str, style: str, script: str, **content: Any) -> str:
     """The page `template` with `content`; names of files in the folder `templates`.
 
-    The template gets `style`, `script` and `policy` besides. Everything else is escaped. Characters
-    that UTF-8 cannot hold (file names of unknown encoding) become question marks.
+    The template gets `style`, `script` and `policy` besides. Everything else is escaped.
     """
     inline = {"style": resource(style), "script": resource(script)}
     policy = content_policy(inline["style"], inline["script"])
-    text = _environment().get_template(template).render(**inline, policy=policy, **content)
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return _environment().get_template(template).render(**inline, policy=policy, **content)
 
 
 def content_policy(style: str, script: str) -> str:

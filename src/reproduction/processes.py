@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from src.files import ESCAPE
+
 STOP_TIMEOUT_S = 20.0  # ours: longer than the guard's own grace period
 
 
@@ -26,7 +28,7 @@ class GuardedProcess:
         self.log, self.started = log, time.monotonic()
         guard = [sys.executable, "-m", "src.reproduction.guard", "--", *command]
         with log.open("ab") as stream:
-            stream.write(f"$ {' '.join(command)}\n".encode())
+            stream.write(f"$ {' '.join(command)}\n".encode(errors=ESCAPE))
             stream.flush()
             self._process = subprocess.Popen(
                 guard,

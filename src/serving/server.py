@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from pydantic import BaseModel
 
 from src.detector import Detector
+from src.files import shown
 from src.reporting.wording import method_title
 from src.serving.answers import Answer, Answering
 
@@ -94,7 +95,7 @@ def _facts(detector: Detector, max_files: int, max_megabytes: float) -> Facts:
     return Facts(
         method=method_title(str(config.model.name)),
         data=str(config.data.name),
-        category=str(config.data.category or Path(str(config.data.root)).name),
+        category=shown(str(config.data.category or Path(str(config.data.root)).name)),
         backbone=config.backbone.name,
         threshold=threshold.image,
         rule=threshold.rule,

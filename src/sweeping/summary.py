@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from src.files import atomic, write_text
+from src.files import write_rows, write_text
 from src.reproduction.display import duration
 from src.sweeping.definition import SweepDefinition
 from src.sweeping.trials import Trial, best_trial
@@ -39,10 +38,7 @@ def write_tables(
     header = ["trial", "state", *list(definition.parameters), "metric", "seconds", "run"]
     rows = [_row(definition, trial) for trial in trials]
     table, page = folder / "trials.csv", folder / "trials.md"
-    with atomic(table) as partial, partial.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_rows(table, [dict(zip(header, row, strict=True)) for row in rows], header)
     ranked = [_row(definition, trial) for trial in ranking(definition, trials)]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in ranked]

@@ -82,7 +82,7 @@ def setting(tmp_path, monkeypatch):
 def config(tmp_path, **changes):
     animation = {"format": "gif", "side": 40, "step": 1, "milliseconds": 50}
     values = {"run": str(tmp_path / "run"), "image": "bad/1.png", "out": None, "device": "cpu"}
-    return OmegaConf.create(values | {"animation": animation} | changes)
+    return OmegaConf.create(values | {"animation": animation, "data": {"root": None}} | changes)
 
 
 def test_the_command_writes_the_match_both_distances_and_a_frame_for_each_patch(setting, tmp_path):

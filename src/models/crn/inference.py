@@ -12,11 +12,10 @@ and files named by the path below the data root, so that no image overwrites ano
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.detector import Detector
 from src.errors import ConfigError, GoodpartsError
-from src.files import atomic
+from src.files import atomic, fitting, shown, write_rows
 from src.models.crn.module import CRN
 
 _PAD = 2  # white pixels between the pictures of a row, as the official code
@@ -56,14 +55,19 @@ def write_inference(model: CRN, data: AnomalyDataModule, folder: Path) -> Path:
     """
     table = folder / "anomaly_scores.csv"
     taken: set[str] = set()
-    with atomic(table) as partial, partial.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["file_name", "anomaly_score", "split", "label"])
-        for row in infer(model, data):
-            name = _unique_name(row.sample.image_path, data.root, taken)
-            _save_pictures(row, data.transform, folder, name)
-            shown = _below(row.sample.image_path, data.root)
-            writer.writerow([shown, repr(row.score), row.sample.split, row.sample.label])
+    rows: list[dict[str, Any]] = []
+    for row in infer(model, data):
+        name = _unique_name(row.sample.image_path, data.root, taken)
+        _save_pictures(row, data.transform, folder, name)
+        rows.append(
+            {
+                "file_name": _below(row.sample.image_path, data.root),
+                "anomaly_score": row.score,
+                "split": row.sample.split,
+                "label": row.sample.label,
+            }
+        )
+    write_rows(table, rows)
     return table
 
 
@@ -122,7 +126,7 @@ def _side_by_side(row: Row, transform: ImageTransform) -> Image.Image:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    with atomic(path) as partial:
+    with atomic(fitting(path)) as partial:
         picture.save(partial, format="PNG")
 
 
@@ -139,7 +143,7 @@ def _unique_name(path: Path, root: Path, taken: set[str]) -> str:
 
 def _below(path: Path, root: Path) -> str:
     inside = path.relative_to(root) if path.is_relative_to(root) else path.relative_to(path.anchor)
-    return inside.as_posix()
+    return shown(inside)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.samples import Sample
-from src.files import atomic, write_rows
+from src.files import atomic, fitting, shown, write_rows
 from src.models.base import Prediction
 from src.models.haloae.figures import reconstruction_sheet
 from src.models.haloae.losses import reconstruction_losses
@@ -96,7 +96,7 @@ def write_records(
             sample = samples[index]
             written += _write_image(anatomy, position, sample, folder, model)
             rows.append(
-                {"path": str(sample.image_path), "defect": sample.defect}
+                {"path": shown(sample.image_path), "defect": sample.defect}
                 | {name: float(value[position]) for name, value in anatomy.losses.items()}
             )
     if keep.losses and rows:
@@ -150,13 +150,13 @@ def _write_image(
     stem = sample.image_path.stem
     written = []
     for name, array in arrays.items():
-        path = place / f"{stem}_{name}.npy"
+        path = fitting(place / f"{stem}_{name}.npy")
         with atomic(path) as partial, partial.open("wb") as stream:
             np.save(stream, array)
         written.append(path)
     if keep.recon_image and anatomy.reconstruction is not None:
         pixels = anatomy.reconstruction[position].permute(1, 2, 0).mul(255).round()
-        path = place / f"{stem}_reconstruction.png"
+        path = fitting(place / f"{stem}_reconstruction.png")
         with atomic(path) as partial:
             Image.fromarray(pixels.byte().numpy()).save(partial, format="PNG")
         written.append(path)
