@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.errors import SavedModelError
-from src.saved_run import SavedRun, atomic, config_hash, run_directory
+from src.files import atomic
+from src.saved_run import SavedRun, config_hash, run_directory
 
 
 def config(**changes):

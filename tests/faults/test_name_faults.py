@@ -146,7 +146,7 @@ def test_the_live_page_explains_with_odd_names(odd_run, drawn_images):
 
 def test_the_console_shows_odd_names_also_through_a_pipe(odd_run, odd_root, tmp_path):
     command = (
-        sys.executable, "-m", "src.predict", f"run={odd_run}", "images=.", f"out={GERMAN}",
+        sys.executable, "-m", "src.predict", f"run={odd_run}", "images=.", f"out='{GERMAN}'",
         "save.overlays=false", "save.masks=false",
     )  # fmt: skip
     there = shutil.copytree(odd_root / "bad", tmp_path / GERMAN / "bad")
