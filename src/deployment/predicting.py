@@ -96,13 +96,14 @@ class _Session:
         self.console.print(
             f"{len(ledger.rows)} images scored, {alarms} alarms "
             f"(threshold {rule.image:.4g}, rule {rule.rule}); results in {shown(ledger.folder)}",
-            markup=False,
-        )
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
         if ledger.unreadable:
             listing = shown(ledger.folder / "unreadable.csv")
             self.console.print(
-                f"{len(ledger.unreadable)} files could not be read; see {listing}", markup=False
-            )
+                f"{len(ledger.unreadable)} files could not be read; see {listing}",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
         if ledger.rows and rule.image == float("inf"):
             self.console.print("The threshold is infinite, so no alarm is possible: calibrate.")
 
