@@ -44,10 +44,20 @@ def _rebuild(kind: type[GoodpartsError], what: str, found: str, do: str) -> Good
     return kind(what, found=found, do=do)
 
 
+def root_of(error: BaseException) -> BaseException:
+    """The user's own mistake inside wrappers such as hydra's InstantiationException."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GoodpartsError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
 def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
     """Up to `count` of `options` that look most like `name`, best first."""
     choices = {option.lower(): option for option in options}
-    hits = difflib.get_close_matches(name.lower(), list(choices), n=count, cutoff=0.5)
+    hits = difflib.get_close_matches(name.lower(), list(choices), n=count, cutoff=0.6)
     return [choices[hit] for hit in hits]
 
 

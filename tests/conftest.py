@@ -56,7 +56,7 @@ def compose_app(name: str, *overrides: str):
     """The config of an entry point as the command line would make it."""
     from hydra import compose, initialize_config_dir
 
-    from src.command_line import CONF
+    from src.composing import CONF
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose(name, overrides=list(overrides))

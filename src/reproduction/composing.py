@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from omegaconf import DictConfig
 
-from src.command_line import CONF
+from src.composing import CONF, compose_checked
 from src.errors import ConfigError
 
 
@@ -29,11 +30,11 @@ def run_composer() -> Iterator[Compose]:
 
     def compose(overrides: Sequence[str]) -> DictConfig:
         try:
-            return hydra.compose("run", overrides=list(overrides))
+            return compose_checked("run", overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(
                 "A job of the grid does not compose.",
-                found=f"python -m src.run {' '.join(overrides)}: {_first_line(error)}",
+                found=f"python -m src.run {shlex.join(overrides)}: {_first_line(error)}",
                 do="try that command with `--cfg job` added, then repair the file in conf/paper",
             ) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import ConfigError, did_you_mean
+from src.grammar import quoted
 from src.reproduction.jobs import Identify, Job, unique
 from src.reproduction.papers import Paper, Variant
 
 HasData = Callable[[Sequence[str], str], bool]  # (overrides, category) -> data are there
-_PLAIN = re.compile(r"[A-Za-z_][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,6 @@ def _cell(
             identity = identify(overrides, category, seed)
             jobs.append(Job(words, identity, paper.name, variant.name, category, seed))
     return Cell(paper, variant, tuple(jobs), tuple(absent))
-
-
-def quoted(value: str) -> str:
-    """A value as an override that Hydra reads as this very text."""
-    if _PLAIN.fullmatch(value) and value.lower() not in ("true", "false", "null", "nan", "inf"):
-        return value
-    # Hydra reads a backslash as itself, unless it stands before a quote
-    escaped = re.sub(r"(\\*)('|$)", lambda hit: hit[1] * 2 + ("\\'" if hit[2] else ""), value)
-    return f"'{escaped}'"
 
 
 @contextmanager

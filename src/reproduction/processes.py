@@ -35,7 +35,7 @@ class GuardedProcess:
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env={**_inherited(), **_importable(), **environment},
+                env={**os.environ, **_importable(), **environment},
                 start_new_session=True,  # a signal to the grid's group must not reach the guard
             )
 
@@ -80,14 +80,6 @@ def last_lines(log: Path, count: int = 3) -> str:
     except OSError:
         return ""
     return "\n".join([line for line in lines if line.strip()][-count:])
-
-
-def _inherited() -> dict[str, str]:
-    """This process's environment without what its own Hydra program put there.
-
-    With HYDRA_FULL_ERROR a run answers mistakes of the user with a stack trace and exit code 1.
-    """
-    return {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
 
 
 def _importable() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def reproduce(cfg: DictConfig) -> int:
     if cfg.dry_run:
         for job in plan.jobs:
             state = "finished" if job.is_finished() else "to run"
-            print(f"{state:8} {job.name}: python -m src.run {' '.join(job.overrides)}")
+            print(f"{state:8} {job.name}: python -m src.run {shlex.join(job.overrides)}")
         return 0
     outcome = Outcome() if cfg.tables_only else run_all(cfg, plan)
     if outcome.interrupted:

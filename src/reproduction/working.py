@@ -8,11 +8,12 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from src.errors import DataError
+from src.grammar import quoted
 from src.reproduction.display import LiveTable
 from src.reproduction.engine import Grid, Outcome, Workplace
 from src.reproduction.jobs import config_identity
 from src.reproduction.papers import load_papers
-from src.reproduction.planning import Choice, Plan, data_finder, plan_jobs, quoted
+from src.reproduction.planning import Choice, Plan, data_finder, plan_jobs
 from src.reproduction.slots import find_slots
 
 

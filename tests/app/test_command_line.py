@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from src.command_line import explain_overrides, quick_imports
+from src.command_line import quick_imports
+from src.mistakes import explain_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +60,7 @@ def test_help_does_not_import_torch():
     ],
 )
 def test_a_typo_is_answered_with_the_nearest_name(overrides, hint):
-    assert hint in explain_overrides(overrides, "run")
+    assert hint in str(explain_overrides(overrides, "run"))
 
 
 def test_valid_overrides_need_no_explanation():

@@ -24,7 +24,7 @@ def demo(folder: Path) -> tuple[Path, list[Path]]:
     """A finished demo run and its test images."""
     from hydra import compose, initialize_config_dir
 
-    from src.command_line import CONF
+    from src.composing import CONF
     from src.data.build import build_datamodule
     from src.experiment import run_experiment
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from hydra import compose, initialize_config_dir
 
-from src.command_line import CONF
+from src.composing import CONF
 from src.data.checkup import check_data_set
 from src.errors import DataError
 

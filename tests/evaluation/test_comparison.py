@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from src.command_line import CONF
+from src.composing import CONF
 from src.errors import DataError, SavedModelError
 from src.evaluation import comparison, overlap, ranking
 from src.evaluation.comparison import ScoreRow

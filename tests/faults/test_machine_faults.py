@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src import command_line, saved_run
+from src import mistakes, saved_run
 from src.detector import Detector
 from src.errors import SavedModelError
 from src.experiment import run_experiment
@@ -170,7 +170,7 @@ def test_a_loss_that_is_no_number_stops_training_with_advice():
     ],
 )
 def test_trouble_of_the_machine_is_met_with_advice(error, hint, capsys):
-    command_line._explain(error, "run")
+    mistakes.explain(error, "run", [])
     said = capsys.readouterr().err
     assert hint in said
     assert "Traceback" not in said

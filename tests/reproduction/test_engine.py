@@ -60,8 +60,7 @@ def test_a_mistake_of_the_user_is_not_retried(make_job, work, diary):
     assert outcome.failed[0][1].exit_code == 2
 
 
-def test_a_real_run_with_a_wrong_config_is_not_retried(tmp_path, make_job, monkeypatch):
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as this program itself sets it
+def test_a_real_run_with_a_wrong_config_is_not_retried(tmp_path, make_job):
     job = make_job("wrong")
     place = Workplace(tmp_path / "grid", (sys.executable, "-m", "src.run"), 30.0, retries=1)
     with LiveTable([job], 1, place.ledger) as watcher:

@@ -6,7 +6,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from src.command_line import CONF
+from src.composing import CONF
 from src.sweep import name_the_file
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from src.command_line import CONF
+from src.composing import CONF
 from src.errors import ConfigError
+from src.grammar import quoted
 from src.reproduction.jobs import Identity, config_identity
 from src.reproduction.papers import GROUPS, MEAN, Paper, load_papers
-from src.reproduction.planning import Choice, plan_jobs, quoted
+from src.reproduction.planning import Choice, plan_jobs
 
 
 def papers_of(*names: str) -> list[Paper]:

@@ -8,7 +8,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-from src.command_line import CONF
+from src.composing import CONF
 from src.errors import SavedModelError
 from src.experiment import run_experiment
 from src.replay import compare_runs, replay_run, replayed_config

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from src.command_line import CONF
+from src.composing import CONF
 from src.errors import ConfigError, DownloadError, SavedModelError
 from src.models.uflow.fetching import fetch_published
 from tests.reference_uflow import freia_graph

@@ -1,0 +1,48 @@
+"""Configs as the command line makes them: words, groups, defaults, all options checked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from src.grammar import hydra_words
+from src.options import check_options
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def compose(config_name: str, words: Sequence[str]) -> DictConfig:
+    """The config of a program; works inside a running program too."""
+    running = GlobalHydra.instance().is_initialized()
+    place = (
+        contextlib.nullcontext()
+        if running
+        else hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF))
+    )
+    with place:
+        return hydra.compose(config_name, overrides=list(words))
+
+
+def compose_checked(config_name: str, words: Sequence[str]) -> DictConfig:
+    """The config that a program would make of these words of its command line."""
+    quoted_words = hydra_words(words, many=False)
+    cfg = compose(config_name, quoted_words)
+    check_options(cfg, defaults_of(config_name, quoted_words, cfg))
+    return cfg
+
+
+def defaults_of(config_name: str, words: Sequence[str], cfg: DictConfig) -> DictConfig:
+    """`cfg` without the values of the command line, with its choices of groups."""
+    groups = [word for word in words if is_group(word)]
+    return cfg if len(groups) == len(words) else compose(config_name, groups)
+
+
+def is_group(word: str) -> bool:
+    """Whether a word chooses a file of conf/, as `model=uflow` does, instead of setting a value."""
+    key = word.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
+    return key.startswith("hydra/") or (CONF / key).is_dir()

@@ -1,0 +1,258 @@
+"""What each option may be: the composed config is checked against its defaults, once, at the start.
+
+An option takes values of the kind of its default; RULES says more where the default does not. All
+spellings of a boolean count. What fits nowhere is refused with the key and the nearest valid value.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.errors import ConfigError, nearest
+from src.grammar import LISTS, NAMES, PATHS
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "y": True, "1": True,
+             "false": False, "no": False, "off": False, "n": False, "0": False}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What fits an option: in words, as a test, and the value that a wrong one was meant to be."""
+
+    words: str
+    fits: Callable[[Any], bool]
+    meant: Callable[[str], object] = lambda found: None  # None or ValueError: nothing is near
+
+
+def whole(low: int, high: int | None = None) -> Rule:
+    """A whole number from `low` to `high`."""
+    top = math.inf if high is None else high
+    words = f"of at least {low}" if high is None else f"from {low} to {high}"
+    return Rule(
+        f"a whole number {words}",
+        lambda x: _whole(x) and low <= x <= top,
+        lambda found: int(min(max(_value(found), low), top)),
+    )
+
+
+def share(*, zero: bool) -> Rule:
+    """A share of a whole, 1 being all of it; what lies above 1 was meant as per cent."""
+
+    def meant(found: str) -> str | None:
+        value = _value(found)
+        value = value / 100 if 1 < value <= 100 else value
+        return f"{value:g}" if 0 < value <= 1 else None
+
+    words = "a number from 0 to 1" if zero else "a number above 0 and not above 1"
+    return Rule(words, lambda x: _number(x) and 0 <= x <= 1 and (zero or x > 0), meant)
+
+
+def choice(*names: str) -> Rule:
+    """One of a few words."""
+    return Rule(
+        f"one of {', '.join(names)}",
+        lambda x: x in names,
+        lambda found: (
+            next((n for n in names if n.startswith(found)), None)
+            or next(iter(nearest(found, names)), None)
+        ),
+    )
+
+
+def several(item: Rule, words: str = "") -> Rule:
+    """A list, every item of which fits."""
+    return Rule(
+        words or f"a list [a,b,...], each {item.words}",
+        lambda x: isinstance(x, list) and all(map(item.fits, x)),
+    )
+
+
+def either(*rules: Rule) -> Rule:
+    """What fits any of the rules."""
+    words = ", or ".join(rule.words for rule in rules)
+    return Rule(words, lambda x: any(rule.fits(x) for rule in rules), rules[0].meant)
+
+
+def _whole(x: object) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _number(x: object) -> bool:
+    return _whole(x) or (isinstance(x, float) and math.isfinite(x))
+
+
+def _value(found: str) -> float:
+    """The number a text was meant to be: '10%' is 0.1; ValueError: none."""
+    return float(found.removesuffix("%")) / (100 if found.endswith("%") else 1)
+
+
+TEXT = Rule("text", lambda x: isinstance(x, str), lambda found: f"'{found}'")
+PATH = Rule("a path (./null for a folder of that name)", lambda x: isinstance(x, str) and x != "")
+BOOLEAN = Rule("true or false", lambda x: isinstance(x, bool))
+WHOLE = Rule("a whole number", _whole, lambda found: round(_value(found)))
+NUMBER = Rule("a number", _number, _value)
+POSITIVE = Rule("a number of at least 0", lambda x: _number(x) and x >= 0,
+                lambda found: f"{max(_value(found), 0):g}")  # fmt: skip
+PAIR = Rule("[height,width]", lambda x: several(whole(1)).fits(x) and len(x) == 2)
+DEVICE = Rule(
+    "auto, cpu, gpu or cuda, or one GPU such as cuda:1",
+    lambda x: isinstance(x, str) and bool(re.fullmatch(r"auto|cpu|mps|(gpu|cuda)(:\d+)?", x)),
+)
+
+#: By key, or by its last part. null fits where it is the default, and where NULLABLE says so.
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(NAMES, TEXT),
+    **dict.fromkeys(PATHS, PATH),
+    **dict.fromkeys([*LISTS, "overrides"], either(TEXT, several(TEXT))),
+    **dict.fromkeys(
+        ("batch_size", "limit_train", "limit_test", "samples_per_epoch", "limit", "decoders",
+         "slots", "cores_per_job", "jobs_per_gpu", "workers", "count", "threads", "num_nodes",
+         "window", "resamples", "side", "step", "milliseconds", "max_side", "log_every_n_steps",
+         "checkpoint_every_n_epochs", "checkpoint_keep_every_n_epochs", "check_val_every_n_epoch",
+         "cells", "nprobe", "neighbors", "target_dim", "pretrain_dim", "projection_dim", "size",
+         "train"),
+        whole(1),
+    ),
+    **dict.fromkeys(
+        ("max_images", "latency_images", "bootstrap", "pictures", "test_normal", "test_defective",
+         "retries", "num_sanity_val_steps"),
+        whole(0),
+    ),
+    **dict.fromkeys(
+        ("limit_train_batches", "val_check_interval", "gradient_clip_val", "limit_gb", "memory_gb",
+         "memory_budget_gb", "stop_radius", "sigma", "lr", "lease_s", "file_megabytes",
+         "watch_seconds", "watch_idle_seconds"),
+        POSITIVE,
+    ),
+    **dict.fromkeys(("fraction", "contamination", "test_fraction"), share(zero=True)),
+    **dict.fromkeys(("ratio", "alpha", "q"), share(zero=False)),
+    **dict.fromkeys(("max_epochs", "max_steps"), whole(-1)),
+    **dict.fromkeys(("resize", "crop"), either(whole(1), PAIR)),
+    "camera_size": PAIR,
+    "seed": whole(0, 2**32 - 1),
+    "seeds": either(whole(0), several(whole(0))),
+    "port": whole(1, 65535),
+    "num_workers": either(whole(0), choice("auto")),
+    "devices": either(
+        Rule("a whole number but 0 (-1: all)", lambda x: _whole(x) and (x > 0 or x == -1)),
+        choice("auto"), several(whole(0)),
+    ),
+    "device": DEVICE,
+    "accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "hardware.precision": choice(
+        "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
+    ),
+    "protocol": choice("honest", "paper"),
+}  # fmt: skip
+
+NULLABLE = ("crop", "jitter", "log_images_every_n_epochs", "projection_dim", "ratio", "num_workers",
+            "animation.format", "padding_mode", "samples_per_epoch",
+            "checkpoint_keep_every_n_epochs")  # fmt: skip
+
+
+def check_options(cfg: DictConfig, defaults: DictConfig) -> None:
+    """Refuse values of `cfg` that cannot be meant; spell its booleans as booleans, in place.
+
+    `defaults`: the config of the same groups without any value of the command line.
+
+    Raises:
+        ConfigError: names the key, what was found, what is allowed and the nearest valid value.
+    """
+    usual = dict(_leaves(OmegaConf.to_container(defaults)))
+    for key, found in list(_leaves(OmegaConf.to_container(cfg))):
+        if found == "???":
+            raise ConfigError(f"{key} is needed.", found="no value", do=f"add {key}=...")
+        if "${" in str(found):
+            continue  # it refers to another option, which is checked itself
+        default = _resolved(defaults, key, usual.get(key))
+        if isinstance(default, bool) and str(found).lower() in _BOOLEANS:
+            OmegaConf.update(cfg, key, is_true(str(found)))
+            continue
+        rule = _rule(key, default, usual)
+        null = found is None and (default is None or _listed(key, NULLABLE))
+        if rule is not None and not null and not rule.fits(found):
+            raise _refusal(key, found, rule, default)
+
+
+def is_true(word: str) -> bool:
+    """Whether a text is one of the spellings of true."""
+    return _BOOLEANS.get(word.lower(), False)
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, child in node.items():
+        if isinstance(child, dict) and child:
+            yield from _leaves(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _resolved(defaults: DictConfig, key: str, default: Any) -> Any:
+    """The default, or what it refers to; None where that cannot be told."""
+    if "${" not in str(default):
+        return default
+    try:
+        value = OmegaConf.select(defaults, key)
+    except OmegaConfBaseException:
+        return None
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _rule(key: str, default: Any, usual: Mapping[str, Any]) -> Rule | None:
+    """The rule that RULES gives to a key, else the kind of its default; None: anything goes."""
+    inner = sorted({name[len(key) + 1 :].split(".")[0] for name in usual if _below(name, key)})
+    if inner:
+        return Rule(f"set by its parts: {', '.join(f'{key}.{name}' for name in inner)}", _never)
+    return RULES.get(key) or RULES.get(key.rpartition(".")[2]) or _kind(default)
+
+
+def _kind(default: Any) -> Rule | None:
+    if isinstance(default, list):
+        for item in (TEXT, NUMBER):
+            if default and several(item).fits(default):
+                return several(item)
+        return several(Rule("anything", lambda x: True), "a list [a,b,...]")
+    for kind, rule in ((bool, BOOLEAN), (int, WHOLE), (float, NUMBER), (str, TEXT)):
+        if isinstance(default, kind):
+            return rule
+    return None
+
+
+def _never(found: Any) -> bool:
+    return False
+
+
+def _below(name: str, key: str) -> bool:
+    return name.startswith(f"{key}.")
+
+
+def _listed(key: str, keys: tuple[str, ...]) -> bool:
+    return key in keys or key.rpartition(".")[2] in keys
+
+
+def _refusal(key: str, found: Any, rule: Rule, default: Any) -> ConfigError:
+    try:
+        value = None if found is None else rule.meant(str(found))
+    except ValueError:
+        value = None
+    value = default if value is None and rule.fits(default) else value
+    return ConfigError(
+        f"{key} must be {rule.words}.",
+        found="null" if found is None else repr(found),
+        do=f"give such a value, or leave {key} out" if value is None else _word(key, value),
+    )
+
+
+def _word(key: str, value: object) -> str:
+    """`key=value` as it can be pasted into a shell."""
+    if isinstance(value, bool | list):
+        value = str(value).lower().replace(" ", "")
+    return shlex.quote(f"{key}={value}")
