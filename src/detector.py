@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from src.data.transforms import ImageTransform
-from src.errors import SavedModelError
+from src.errors import ConfigError, SavedModelError
 from src.evaluation.threshold import Threshold
 from src.models.base import AnomalyModule, Prediction, read_model_card
 from src.models.build import build_model
@@ -107,9 +107,18 @@ class Detector:
 
 
 def _device(name: str) -> torch.device:
+    """auto, cpu, mps, gpu or cuda, or one GPU such as cuda:1; ConfigError where it is missing."""
+    there = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+        return torch.device("cuda" if there else "cpu")
+    device = torch.device(name.replace("gpu", "cuda"))
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise ConfigError(
+            f"There is no such device as {name}.",
+            found=f"{there} GPUs that torch can use",
+            do="device=cpu, or install a CUDA build of torch and a driver",
+        )
+    return device
 
 
 def _hardware(config: DictConfig, device: torch.device) -> DictConfig:

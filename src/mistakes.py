@@ -101,17 +101,23 @@ def explain_overrides(arguments: Sequence[str], config_name: str) -> ConfigError
     for own, word in zip(flags.overrides, words, strict=True):
         if problem := _wrong_form(own, word) or _wrong_choice(word):
             return problem
+    several = [
+        w
+        for w, word in zip(flags.overrides, words, strict=True)
+        if _parse(word).is_sweep_override()
+    ]
+    groups = [word for word in words if is_group(word) and not _parse(word).is_sweep_override()]
     try:
-        keys = _keys(compose(config_name, [word for word in words if is_group(word)]))
+        keys = _keys(compose(config_name, groups))
     except (HydraException, OmegaConfBaseException):
         return None
+    known = any(is_group(word) for word in several)  # keys of other groups than the default ones
     for word in words:
         key = _parse(word).key_or_group
-        if word[0] not in "+~" and not is_group(word) and key not in keys:
+        if word[0] not in "+~" and not is_group(word) and key not in keys and not known:
             return ConfigError(
                 f"There is no key or group {key!r}.", found=word, do=_nearest_key(key, keys)
             )
-    several = [word for word in words if _parse(word).is_sweep_override()]
     return None if flags.multirun or not several else _without_m(several[0], arguments, config_name)
 
 

@@ -246,13 +246,13 @@ def _refusal(key: str, found: Any, rule: Rule, default: Any) -> ConfigError:
     value = default if value is None and rule.fits(default) else value
     return ConfigError(
         f"{key} must be {rule.words}.",
-        found="null" if found is None else repr(found),
-        do=f"give such a value, or leave {key} out" if value is None else _word(key, value),
+        found=_word(key, found),
+        do=f"leave {key} out" if value is None else shlex.quote(_word(key, value)),
     )
 
 
 def _word(key: str, value: object) -> str:
-    """`key=value` as it can be pasted into a shell."""
-    if isinstance(value, bool | list):
-        value = str(value).lower().replace(" ", "")
-    return shlex.quote(f"{key}={value}")
+    """`key=value` as on the command line."""
+    if value is None or isinstance(value, bool | list):
+        value = str(value).lower().replace("none", "null").replace(" ", "")
+    return f"{key}={value}"

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import SavedModelError
 from src.files import write_rows, write_text
+from src.grammar import literal
 
 if TYPE_CHECKING:
     from src.models.base import NormalScores
@@ -112,7 +113,8 @@ class SavedRun:
         """The resolved config of this run."""
         path = self.directory / "config.yaml"
         try:
-            return cast(DictConfig, OmegaConf.load(path))
+            plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            return cast(DictConfig, OmegaConf.create(literal(plain)))  # a name may hold ${
         except (OSError, ValueError) as error:
             raise self._unusable(f"{path.name}: {error}") from error
 

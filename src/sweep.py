@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.command_line import app, quick_imports
@@ -22,9 +23,11 @@ def main(cfg: DictConfig) -> int:
 
 def name_the_file(arguments: list[str]) -> list[str]:
     """Let the first word be the sweep file: `sweeps/x.yaml` becomes `file=sweeps/x.yaml`."""
-    if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+    if not arguments or arguments[0].startswith("-"):
         return arguments
-    return [f"file='{arguments[0]}'", *arguments[1:]]
+    if "=" in arguments[0] and not Path(arguments[0]).is_file():
+        return arguments
+    return [f"file={arguments[0]}", *arguments[1:]]
 
 
 if __name__ == "__main__":

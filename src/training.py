@@ -200,10 +200,10 @@ class _QuietBar(TQDMProgressBar):
 
 
 def _accelerator(name: str) -> str:
-    if name == "gpu" and not torch.cuda.is_available():
+    if name in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
             "hardware=gpu needs a GPU that torch can use.",
-            found="torch.cuda.is_available() is False",
+            found=f"hardware.accelerator={name}, and torch.cuda.is_available() is False",
             do="install a CUDA build of torch and a driver, or use hardware=cpu",
         )
     return name

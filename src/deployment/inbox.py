@@ -30,13 +30,24 @@ def find_images(pattern: str) -> tuple[Path, list[Path]]:
         return path.parent, [path]
     if path.is_dir():
         return path, _some(_foreign(list_images(path, recursive=True), path, set()), pattern)
-    hits = sorted(
-        (Path(hit) for hit in glob.glob(str(path), recursive=True) if Path(hit).is_file()),  # noqa: PTH207
-        key=natural_key,
-    )
+    hits = sorted((hit for hit in _matches(path) if hit.is_file()), key=natural_key)
     found = [hit for hit in hits if hit.suffix.lower() in EXTENSIONS]
     root = _common_parent(_some(found, pattern))
     return root, _some(_foreign(found, root, set()), pattern)
+
+
+def _matches(path: Path) -> list[Path]:
+    """What a glob matches; folders that exist mean themselves, and so does [7] where nothing else.
+
+    `line [7]/*.png` finds the images of the folder `line [7]`.
+    """
+    start = next(folder for folder in path.parents if folder.is_dir() or folder == Path())
+    below = str(path.relative_to(start))
+    for pattern in (below, below.replace("[", "[[]")):
+        hits = glob.glob(str(Path(glob.escape(str(start))) / pattern), recursive=True)  # noqa: PTH207
+        if hits:
+            return [Path(hit) for hit in hits]
+    return []
 
 
 def watch(folder: Path, pause_s: float, idle_s: float | None) -> Iterator[list[Path]]:

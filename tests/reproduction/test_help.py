@@ -30,7 +30,7 @@ def test_every_example_of_the_help_composes(program, line):
 
 
 def test_the_sweep_file_may_stand_first_or_be_named():
-    assert name_the_file(["a b.yaml", "count=2"]) == ["file='a b.yaml'", "count=2"]
+    assert name_the_file(["a b.yaml", "count=2"]) == ["file=a b.yaml", "count=2"]
     assert name_the_file(["file=a.yaml"]) == ["file=a.yaml"]
     assert name_the_file(["--help"]) == ["--help"]
     assert name_the_file([]) == []
