@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import command_line
+from src import mistakes
 from src.data import datamodule
 from src.errors import ConfigError, GoodpartsError
 from src.experiment import run_experiment
@@ -146,7 +146,7 @@ def test_a_killed_worker_process_is_met_with_advice(run, monkeypatch, capsys):
     monkeypatch.setattr(datamodule.ImageDataset, "__getitems__", killed)
     with pytest.raises(RuntimeError) as caught:
         run("hardware.num_workers=1", "data.cache=none")
-    command_line._explain(caught.value, "run")
+    mistakes.explain(caught.value, "run", [])
     said = capsys.readouterr().err
     assert "hardware.num_workers" in said
     assert "Traceback" not in said
