@@ -110,7 +110,7 @@ def _device(name: str) -> torch.device:
     """auto, cpu, mps, gpu or cuda, or one GPU such as cuda:1; ConfigError where it is missing."""
     there = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda" if there else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name.replace("gpu", "cuda"))
     if device.type == "cuda" and (device.index or 0) >= there:
         raise ConfigError(
