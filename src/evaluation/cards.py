@@ -108,8 +108,12 @@ def explain(name: str) -> str:
             found=name,
             do=did_you_mean(base, CARDS),
         )
-    of_pixels = base.removeprefix("test/").startswith(_OF_PIXELS)
-    return CARDS[base] + (_CONVENTION if of_pixels else "")
+    return CARDS[base] + (_CONVENTION if of_pixels(base) else "")
+
+
+def of_pixels(key: str) -> bool:
+    """Whether a metric depends on the view, the grid and the rule for masks."""
+    return key.removeprefix("test/").startswith(_OF_PIXELS)
 
 
 def main(names: list[str]) -> int:

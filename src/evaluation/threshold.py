@@ -172,8 +172,9 @@ class Nfa:
     """A-contrario decision of U-Flow: a pixel is defective when log10 NFA < 0.
 
     NFA < 1 means that less than one such region is expected in an image of pure noise. There is no
-    parameter and nothing to calibrate; the guarantee holds as far as the latent is N(0, 1). Both
-    thresholds are 0, on -log10 NFA.
+    parameter and nothing to calibrate, and no promise: latents of real images are not independent
+    N(0, 1), and without U-Flow's shift nearly every good part alarmed on four real sets
+    (docs/uflow_threshold.md). Both thresholds are 0, on -log10 NFA.
     """
 
     name = "nfa"

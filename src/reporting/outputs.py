@@ -40,7 +40,7 @@ from src.reporting.records import (
 )
 from src.reporting.report import write_report
 from src.reporting.run_table import print_run_table
-from src.reporting.wording import method_title
+from src.reporting.wording import checkpoint_choice, method_title
 from src.saved_run import SavedRun
 from src.scores_table import ScoreRow, write_scores
 
@@ -176,7 +176,7 @@ def _report_data(
         title=f"{method} on {data.name} {data.category}",
         metrics=metrics,
         threshold=ThresholdFacts(**threshold.to_json()),
-        protocol=_protocol(cfg, data, threshold, evaluator.has_masks),
+        protocol=_protocol(cfg, data, threshold, metrics),
         images=results,
         scale=scale,
         intervals=_intervals(metrics),
@@ -191,7 +191,7 @@ def _report_data(
 
 
 def _protocol(
-    cfg: DictConfig, data: AnomalyDataModule, threshold: Threshold, has_masks: bool
+    cfg: DictConfig, data: AnomalyDataModule, threshold: Threshold, metrics: Mapping[str, float]
 ) -> ProtocolFacts:
     held_out = f"{len(data.calibration_samples)} held-out normal images"
     if threshold.oracle:
@@ -207,8 +207,8 @@ def _protocol(
         name=cfg.protocol,
         train_images=len(data.train_samples),
         calibration=calibration,
-        selection="best on the test set, as in the paper" if cfg.protocol == "paper" else "",
-        pixels=pixel_convention(cfg) if has_masks else "",
+        selection=checkpoint_choice(cfg.protocol, metrics),
+        pixels=pixel_convention(cfg) if "test/pixel_auroc" in metrics else "",
     )
 
 

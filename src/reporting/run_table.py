@@ -11,6 +11,7 @@ from rich.table import Table
 
 from src.evaluation.uncertainty import realised_rate_limit
 from src.evaluation.view import pixel_convention
+from src.reporting.wording import checkpoint_choice
 from src.saved_run import SavedRun
 
 _ROWS = (
@@ -40,6 +41,8 @@ def print_run_table(run: SavedRun) -> None:
     console.print(table)
     if "test/pixel_auroc" in metrics:
         console.print(pixel_convention(config))
+    if chosen := checkpoint_choice(config.protocol, metrics):
+        console.print(f"checkpoint: {chosen}")
     if threshold:
         labels = "TEST LABELS WERE USED" if threshold["oracle"] else "no test label was used"
         console.print(

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.evaluation.cards import of_pixels
+from src.evaluation.view import pixel_convention
 from src.files import write_text
 from src.reporting import tables
 from src.reporting.tables import FAILS, PLAIN, TOTAL, Cell, Column, Line, Table
 from src.reproduction.display import duration
 from src.reproduction.judging import Row, verdict_line
 from src.reproduction.papers import Paper
+from src.reproduction.planning import Cell as VariantJobs
 from src.reproduction.planning import Plan
+from src.saved_run import SavedRun
 
 COLUMNS = (
     Column("category", numeric=False),
@@ -64,11 +68,16 @@ def paper_page(paper: Paper, plan: Plan, rows: Sequence[Row], changes: Sequence[
     for row in own:
         grouped.setdefault((row.variant, row.metric, row.column), []).append(row)
     titles = {variant.name: variant.title for variant in paper.variants}
+    pixels = {cell.variant.name: _convention(cell) for cell in cells}
     return Page(
         title=paper.title,
         notes=(f"Source: {paper.source}.", *changed, verdict),
         sections=tuple(
-            _section(f"{titles[variant]}: {metric.removeprefix('test/')}", members)
+            _section(
+                f"{titles[variant]}: {metric.removeprefix('test/')}",
+                members,
+                pixels.get(variant, "") if of_pixels(metric) else "",
+            )
             for (variant, metric, _), members in grouped.items()
         ),
         long=Table(paper.title, LONG, tuple(_long_line(row) for row in own)),
@@ -90,12 +99,18 @@ def write_page(page: Page, folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}.{ending}" for ending in texts]
 
 
-def _section(title: str, rows: Sequence[Row]) -> Table:
+def _convention(cell: VariantJobs) -> str:
+    """What the pixel metrics of a variant cover, from its first finished run."""
+    done = next((job for job in cell.jobs if job.is_finished()), None)
+    return "" if done is None else f"Ours: {pixel_convention(SavedRun(done.folder).config())}."
+
+
+def _section(title: str, rows: Sequence[Row], convention: str) -> Table:
     source = next((row.source for row in rows if row.source), "")
     note = next((row.note for row in rows if row.note), "")
     notes = [f"Paper: {source}." if source else "No published number."]
     notes += [f"Note: {note}."] if note else []
-    notes += ["Numbers in percent."]
+    notes += ["Numbers in percent.", *([convention] if convention else [])]
     return Table(title, COLUMNS, tuple(_line(row) for row in rows), tuple(notes))
 
 

@@ -82,3 +82,18 @@ def test_a_shifted_nfa_is_not_called_uncalibrated():
     assert "Nothing was calibrated" in plain
     assert "Nothing was calibrated" not in shifted
     assert "held-out" in shifted
+
+
+def test_the_choice_of_the_epoch_is_told_with_the_images_it_rests_on():
+    chosen = wording.checkpoint_choice("honest", {"val/images": 10.0, "val/nll_epoch": 37.0})
+    assert chosen.startswith("epoch 37, the likeliest for 10 normal images that neither trained")
+    assert "last epoch; too few" in wording.checkpoint_choice("honest", {"val/images": 0.0})
+    assert wording.checkpoint_choice("honest", {}) == ""
+    assert "test set" in wording.checkpoint_choice("paper", {})
+
+
+def test_no_level_is_promised_for_a_number_of_false_alarms():
+    rule = facts(rule="nfa", alpha=None, attained=None, n=0)
+    plain, shifted = (wording.threshold_sentences(rule, how) for how in ("none", "21 shift it"))
+    assert "nothing is promised" in " ".join(plain)
+    assert "promises no level" in " ".join(shifted)

@@ -47,7 +47,10 @@ def finish(job, cfg, value: float, spread: float = 0.001, aupro: float = -0.092)
     AUPRO lies `aupro` from it, as in conf/paper/smoke.yaml.
     """
     job.folder.mkdir(parents=True)
-    (job.folder / "config.yaml").write_text("protocol: honest\n")
+    (job.folder / "config.yaml").write_text(
+        "protocol: honest\ntransform: {resize: 256, crop: 224}\n"
+        "evaluation: {size: 256, whole_image: false, masks: eroded}\n"
+    )
     metrics = {}
     for name in ("image_auroc", "pixel_auroc", "aupro"):
         here = value + spread * (job.seed - 1) + (aupro if name == "aupro" else 0.0)
@@ -215,6 +218,8 @@ def test_all_four_formats_hold_the_same_numbers(settings, tmp_path):
     assert [float(row["ours"]) for row in rows] == pytest.approx([0.9512345] * 6)
     assert {row["seconds"] for row in rows} == {"90.0"}
     markdown = (folder / "smoke.md").read_text()
+    said = "Ours: pixel metrics over the centre 224x224 after resizing to a shorter side of 256"
+    assert said in markdown and "masks eroded as by the official PatchCore code" in markdown
     assert markdown.count("95.12") >= 6
     latex = (folder / "smoke.tex").read_text()
     assert latex.count(r"\toprule") == latex.count(r"\end{tabular}") == 6

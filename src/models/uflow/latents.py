@@ -99,6 +99,6 @@ def warnings_of(statistics: Sequence[ScaleStatistics], calibrated: bool) -> list
             said.append(
                 f"Scale {scale}: the energy of normal images varies {found.energy_spread:.1f} "
                 "times as much as independent latents would, so log NFA < 0 may fire on good "
-                "images; model.nfa.calibrate=true with calibration.fraction=0.1 prevents that."
+                "images; model.nfa.calibrate=true with calibration.fraction=0.1 makes that rarer."
             )
     return said

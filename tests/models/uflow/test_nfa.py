@@ -344,3 +344,13 @@ def test_unknown_options_are_answered_with_the_nearest_name():
         settings(lower_tail="legcy")
     with pytest.raises(ConfigError, match="counts"):
         log10_number_of_tests((4,), "guess")
+
+
+@pytest.mark.parametrize("n", [4, 19])
+def test_after_the_shift_one_in_n_plus_one_exchangeable_images_alarms(n):
+    rng = np.random.default_rng(n)
+    level = rng.normal(-30, 3, (20_000, 1))  # the draw of each day: exchangeable, not independent
+    lowest = level + 5 * rng.standard_t(3, (20_000, n + 1))  # of n calibrating images and a new one
+    alarms = [row[n] + offset_from_normals(row[:n]) < 0 for row in lowest]
+    rate, promised = np.mean(alarms), 1 / (n + 1)
+    assert abs(rate - promised) < 4 * (promised * (1 - promised) / 20_000) ** 0.5
