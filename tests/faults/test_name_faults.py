@@ -111,9 +111,9 @@ def test_prediction_of_odd_names_scores_all_of_them(odd_run, odd_root, app_confi
 
 def test_other_commands_take_odd_names(odd_run, odd_root, app_config, tmp_path):
     from src.data.checkup import check_data_set
-    from src.reporting.comparing import compare_runs, read_scores
+    from src.reporting.comparing import compare_runs
     from src.reporting.matching import explain_image
-    from src.saved_run import SavedRun
+    from src.scores_table import read_scores
 
     data = ("data=folder", "data.abnormal_dir=bad", f"data.root='{odd_root}'")
     (odd_root / "good" / f"cut{GERMAN}.png").write_bytes(b"no image")
@@ -123,7 +123,7 @@ def test_other_commands_take_odd_names(odd_run, odd_root, app_config, tmp_path):
     named = [Path(file).name for finding in found["findings"] for file in finding["files"]]
     assert f"cut{GERMAN}.png" in named
     assert compare_runs(app_config("compare", f"run_a={odd_run}", f"run_b={odd_run}"))
-    assert len(read_scores(SavedRun(odd_run))) > len(ODD)
+    assert len(read_scores(odd_run)) > len(ODD)
     for name in ODD[:2]:
         image = odd_root / "bad" / "Kra\udcfctzer" / name
         cfg = app_config("patch_match", f"run={odd_run}", f"out={tmp_path / 'match'}")
