@@ -2,8 +2,9 @@
 
 Both runs are resampled with the same draws of images (paired bootstrap), so that what makes an
 image hard for both cancels. Rows are matched by path; images that only one run has are left out.
-Percentile intervals of small differences near an AUROC of 1 are optimistic (see `uncertainty`);
-of the dozen p-values of a table one in twenty falls below 0.05 by chance alone.
+Percentile intervals of small differences near an AUROC of 1 are conservative: of equally good runs
+fewer than one in twenty differ "significantly" (tests/evaluation/test_uncertainty.py measures it).
+Of the dozen p-values of a table one in twenty falls below 0.05 by chance alone.
 """
 
 from __future__ import annotations
@@ -135,9 +136,9 @@ def decision_rates(
 
 
 def _weights(is_defect: NDArray[np.bool_], resamples: int, seed: int) -> Weights:
-    """Every image once in row 0, which is what was observed; then the resamples."""
-    drawn = uncertainty.stratified_weights(is_defect, resamples, np.random.default_rng(seed))
-    return np.concatenate([np.ones((1, is_defect.size), dtype=np.int32), drawn])
+    generator = np.random.default_rng(seed)
+    drawn = uncertainty.stratified_weights(is_defect, resamples, generator)
+    return uncertainty.with_observed(drawn)
 
 
 def _pairs(first: dict[str, Any], second: dict[str, Any]) -> list[MetricPair]:

@@ -63,6 +63,10 @@ def localisation_intervals(
 ) -> dict[str, Interval]:
     """95 % intervals of pixel AUROC, AP and AUPRO by key; images are resampled, not pixels."""
     generator = np.random.default_rng(seed)
-    weights = uncertainty.stratified_weights(store.defects > 0, resamples, generator)
+    defect = store.defects > 0
+    weights = uncertainty.with_observed(
+        uncertainty.stratified_weights(defect, resamples, generator)
+    )
     resampled = uncertainty.pixel_metrics(store.histograms(HISTOGRAM_BINS), weights, limits)
-    return {key: uncertainty.percentile_interval(values) for key, values in resampled.items()}
+    images = int(min(defect.sum(), (~defect).sum()))
+    return {key: uncertainty.logit_interval(values, images) for key, values in resampled.items()}

@@ -8,7 +8,8 @@ histograms (`pixels.PixelHistograms`), a cluster bootstrap whose cost does not g
 Image AUROC has its own interval. Near 1, where industrial data live, the percentile bootstrap is
 far too narrow: with 20 normal and 63 defective images and a true AUROC of 0.99 its "95 %" interval
 held the truth in 76 % of simulated sets, and a perfect separation gives [1, 1]. Newcombe's score
-interval held it in 97 % (tests/evaluation/test_uncertainty.py repeats the simulation).
+interval held it in 97 % (tests/evaluation/test_uncertainty.py repeats the simulation). Pixel
+metrics take Student's t on the logit scale for the same reason; see `logit_interval`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import betaincinv, ndtri
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from src.evaluation.overlap import overlap_area
 from src.evaluation.pixels import PixelHistograms
@@ -56,6 +57,8 @@ class Spread(NamedTuple):
     n: int
 
 
+#: Logits of rates closer to 0 or 1 than this are those of this.
+_EDGE = 1e-9
 _NOTHING = Interval(float("nan"), float("nan"))
 
 
@@ -144,6 +147,11 @@ def stratified_weights(
     return weights
 
 
+def with_observed(weights: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Every image once in row 0, which is what was observed; then the resamples (resamples, n)."""
+    return np.concatenate([np.ones((1, weights.shape[1]), dtype=np.int32), weights])
+
+
 def image_metrics(
     scores: ArrayLike, is_defect: ArrayLike, weights: NDArray[np.int32]
 ) -> dict[str, Floats]:
@@ -202,6 +210,39 @@ def percentile_interval(resampled: Floats, level: float = LEVEL) -> Interval:
     """The central share `level` of resampled values (resamples,); NaN when any is NaN."""
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def logit_interval(resampled: Floats, images: int, level: float = LEVEL) -> Interval:
+    """Interval of a rate near 1 from bootstrap resamples, Student's t on the logit scale.
+
+    Args:
+        resampled: the observed value, then the resampled ones, (1 + resamples,) in 0..1.
+        images: in the smaller class; they, not pixels, are the independent draws.
+        level: wanted probability that the interval holds the true value.
+
+    A percentile interval ignores that few images are few and leans to the wrong side of a skewed
+    distribution. Coverage of wanted 95 % on 300 simulated test sets each, whose images differ in
+    noise and visibility of the defect (tests/evaluation/test_uncertainty.py repeats it):
+
+        12 good, 30 defective   AUROC 0.886: 0.96 (percentile 0.91)   0.982: 0.93 (0.81)
+                                AUPRO 0.717: 0.98 (percentile 0.93)   0.949: 0.96 (0.86)
+        60 good, 20 defective   AUROC 0.886: 0.92 (percentile 0.89)   0.982: 0.86 (0.75)
+                                AUPRO 0.717: 0.95 (percentile 0.90)   0.949: 0.89 (0.81)
+
+    BCa lay between the two everywhere (0.79 to 0.94). Few defects that differ much, of which the
+    worst decide, leave the interval short of its level; more defective images help.
+
+    NaN when any value is NaN or the smaller class has one image.
+    """
+    value = np.clip(resampled, _EDGE, 1 - _EDGE)
+    logits = np.log(value / (1 - value))
+    if images < 2 or np.isnan(logits).any():
+        return _NOTHING
+    # A resample of n images varies by sqrt((n - 1) / n) less than a fresh draw.
+    reach = float(stdtrit(images - 1, (1 + level) / 2)) * math.sqrt(images / (images - 1))
+    reach *= float(logits[1:].std(ddof=1))
+    low, high = 1 / (1 + np.exp(-(logits[0] + np.array([-reach, reach]))))
+    return Interval(min(float(low), float(resampled[0])), max(float(high), float(resampled[0])))
 
 
 def paired_difference(

@@ -44,6 +44,12 @@ _NFA_PLAIN = (
     "independent nor standard normal. Measured on four real sets with small features, log10 NFA < "
     "0 alarmed on 133 of 141 good parts (docs/uflow_threshold.md)."
 )
+_REPEATING = (
+    "The same seed gives the same numbers on the same CPU with the same package versions; "
+    "`python -m src.run replay=RUN` checks it. Another processor rounds differently, which "
+    "training amplifies, and on a GPU some operations have no deterministic form: compare such "
+    "numbers by their spread over seeds, not digit by digit."
+)
 _SPACE = "\N{NO-BREAK SPACE}"  # keeps numbers and units on one line
 
 
@@ -170,6 +176,7 @@ def protocol_facts(
     rows.append(("Test", f"{tested}. {_labels_sentence(protocol, threshold)}"))
     if protocol.pixels:
         rows.append(("Pixels", f"{protocol.pixels[:1].upper()}{protocol.pixels[1:]}."))
+    rows.append(("Repeating", _REPEATING))
     return rows + [("Note", note) for note in protocol.notes]
 
 

@@ -53,6 +53,8 @@ def test_the_protocol_box_says_what_the_labels_did_in_each_case():
     assert rows["Training"].startswith("1 normal image;")
     assert rows["Test"].startswith("4 normal and 4 defective images.")
     assert "chose nothing" in rows["Test"]
+    assert "the same numbers on the same CPU" in rows["Repeating"]
+    assert "Another processor rounds differently" in rows["Repeating"]
     oracle = wording.protocol_facts(ProtocolFacts("honest", 1), facts(oracle=True), images)
     assert "also chose the threshold" in dict(oracle)["Test"]
     paper = wording.protocol_facts(ProtocolFacts("paper", 1), facts(), images)
