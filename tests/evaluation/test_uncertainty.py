@@ -166,11 +166,11 @@ def test_resampled_pixel_metrics_equal_those_of_the_repeated_images_up_to_the_bi
         assert ours["aupro"][row] == pytest.approx(exact, abs=5e-3)
 
 
-def pixel_coverage(rounds, good, defective, visible=2.0):
+def pixel_coverage(rounds, good, defective, visible=2.0, population=3000):
     """Shares of simulated test sets whose interval holds the truth: pixel AUROC and AUPRO."""
     rng, limits = np.random.default_rng(5), {"test/aupro": 0.3}
-    big = pixel_images(rng, 3000, 1000, visible=visible)[0].histograms(1024)
-    truth = uncertainty.pixel_metrics(big, np.ones((1, 3000), dtype=np.int32), limits)
+    big = pixel_images(rng, population, population // 3, visible=visible)[0].histograms(1024)
+    truth = uncertainty.pixel_metrics(big, np.ones((1, population), dtype=np.int32), limits)
     held = {"test/pixel_auroc": 0, "test/aupro": 0}
     for _ in range(rounds):
         store, _, _ = pixel_images(rng, good + defective, good, visible=visible)
@@ -181,7 +181,7 @@ def pixel_coverage(rounds, good, defective, visible=2.0):
 
 
 def test_resampling_images_covers_pixel_metrics_although_pixels_depend_on_each_other():
-    assert min(pixel_coverage(rounds=40, good=12, defective=30)) >= 0.85
+    assert min(pixel_coverage(rounds=40, good=12, defective=30, population=600)) >= 0.85
 
 
 @pytest.mark.slow
