@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from src.data.images import open_rgb
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, SavedModelError
 from src.evaluation.threshold import Threshold
@@ -78,6 +79,10 @@ class Detector:
         ]  # fmt: skip
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def read(self, path: Path) -> Image.Image:
+        """An image file as this detector's own images were read: RGB, deep grey by their scale."""
+        return open_rgb(path, self.config.data.get("bit_depth"))
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image | np.ndarray]) -> list[Detection]:

@@ -12,7 +12,7 @@ import time
 from typing import NamedTuple
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src import manifest, tracking
 from src.data.build import build_datamodule
@@ -50,6 +50,7 @@ def run_experiment(cfg: DictConfig) -> Result:
         data.prepare_data()
         data.setup()
         data.announce()
+        OmegaConf.update(cfg, "data.bit_depth", data.bit_depth, force_add=True)  # as it was settled
         model = build_model(cfg, data.image_size)
         weights = getattr(model.backbone, "identity", None)
         run.start(cfg, manifest.describe_run(data.fingerprint(), weights), force=cfg.force)

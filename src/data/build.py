@@ -41,6 +41,7 @@ def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
         cache=data.get("cache", "auto"),
         limit_train=data.get("limit_train"),
         limit_test=data.get("limit_test"),
+        bit_depth=data.get("bit_depth"),
     )
 
 

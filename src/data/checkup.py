@@ -8,6 +8,7 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
+from src.data.depth import settle_depth
 from src.data.doctor import examine
 from src.data.doctor_sheet import draw_report, print_report, write_json
 from src.data.transforms import ImageTransform
@@ -26,7 +27,8 @@ def check_data_set(cfg: DictConfig) -> int:
     category = str(data.get("category") or root.name)
     if data.get("prepare") is not None:
         hydra.utils.instantiate(data.prepare)(root, category)
-    samples = hydra.utils.instantiate(data.index)(root, category)
+    found = hydra.utils.instantiate(data.index)(root, category)
+    samples, _ = settle_depth(found, data.get("bit_depth"))
     transform = ImageTransform.from_config(cfg.transform) if cfg.get("transform") else None
     published = (data.get("counts") or {}).get(category)
     named = bool(data.get("mask_dir", True))  # data sets without the key know where masks are

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from src.data.dataset import CACHE_LIMIT_BYTES, CheckedLoader, ImageDataset, as_is, cache_bytes
+from src.data.depth import settle_depth
 from src.data.findings import Finding, Found, summary
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
@@ -56,6 +57,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         cache: keep decoded images in memory: auto (when all fit in 1 GB), memory or none.
         limit_train: at most so many training images, before the hold-out; None: all.
         limit_test: at most so many test images, of both classes; None: all.
+        bit_depth: of deep grey images (`settle_depth`); a number or None once it is set up.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         limit_train: int | None,
         limit_test: int | None,
         validation_fraction: float = 0.0,
+        bit_depth: int | str | None = None,
     ) -> None:
         super().__init__()
         _require_choice("data.cache", cache, _CACHES)
@@ -94,7 +97,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.validation_fraction = validation_fraction
         self.shuffle_train, self.drop_last = shuffle_train, drop_last
         self.samples_per_epoch, self.cache = samples_per_epoch, cache
-        self.limits = (limit_train, limit_test)
+        self.limits, self.bit_depth = (limit_train, limit_test), bit_depth
         self.findings: list[Finding] = []  # what the lister noticed
         self.samples: list[Sample] = []
         self.train_samples: list[Sample] = []
@@ -116,7 +119,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         """List and split the samples; a second call does nothing."""
         if self.samples:
             return
-        found = self.index(self.root, self.category)
+        found, self.bit_depth = settle_depth(self.index(self.root, self.category), self.bit_depth)
         self.findings = found.findings
         train = [sample for sample in found if sample.split == "train"]
         test = [sample for sample in found if sample.split == "test"]

@@ -17,6 +17,7 @@ import numpy as np
 
 from src.data.duplicates import near_duplicates
 from src.data.findings import SEVERITIES, Finding, Found, some
+from src.data.images import is_deep
 from src.data.measured import (
     Measured,
     MeasuredMask,
@@ -159,11 +160,11 @@ def _formats(images: Sequence[Measured]) -> list[Finding]:
         found = ", ".join(f"{count} x {mode}" for mode, count in modes.most_common())
         remedy = "save all images of a product in one pixel format"
         findings.append(Finding("warning", "Mixed pixel formats.", found, remedy, odd))
-    deep = [i for i in images if i.mode.startswith("I")]
+    deep = [i for i in images if is_deep(i.mode)]
     if deep and np.median([i.brightness + 4 * i.contrast for i in deep]) < 20:
-        remedy = "scale them to the full 16-bit range when exporting (12-bit values times 16)"
+        remedy = "look for single hot pixels, or set data.bit_depth to the bits in use, such as 12"
         found = f"median brightness {np.median([i.brightness for i in deep]):.1f} of 255"
-        what = "16-bit images that use a small part of their range."
+        what = "Deep grey images that use a small part of their range."
         findings.append(Finding("warning", what, found, remedy))
     return findings
 

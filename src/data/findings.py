@@ -58,4 +58,6 @@ def summary(samples: Sequence[Sample]) -> str:
         f"defective {bad.total()}" + (f" ({', '.join(types)})" if types else ""),
         f"masks {masks}",
     ]
+    if samples and (bits := samples[0].bit_depth):
+        parts.append(f"deep grey of {bits} bits (white is {2**bits - 1}; data.bit_depth)")
     return ", ".join(parts)

@@ -28,27 +28,38 @@ _FORMATS = (
     *(("JPEG2000",) if features.check("jpg_2000") else ()),
 )  # fmt: skip
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
-_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, bit_depth: int | None = None) -> np.ndarray:
     """RGB uint8 (H, W, 3) of the first frame, upright as EXIF says.
 
-    16-bit grey is scaled by its full range (65535 -> 255), never by its content, so that two
-    images of one camera stay comparable. Transparent pixels are laid over white, as viewers show
-    them.
+    Deep grey (16 and 32 bits) is scaled so that 2**bit_depth - 1 becomes 255, never by the content
+    of the image, so that two images of one camera stay comparable; None: 16 bits. Transparent
+    pixels are laid over white, as viewers show them.
 
     Raises:
         DataError: no image, empty, truncated, floating-point, or larger than `MAX_PIXELS`.
     """
-    return np.asarray(open_rgb(path))
+    return np.asarray(open_rgb(path, bit_depth))
 
 
-def open_rgb(path: Path) -> Image.Image:
+def open_rgb(path: Path, bit_depth: int | None = None) -> Image.Image:
     """The same as `read_image`, as a Pillow image of mode RGB."""
     image, _ = _decode(path)
-    return _to_rgb(image, path, background="white")
+    return _to_rgb(image, path, background="white", white=2 ** (bit_depth or 16) - 1)
+
+
+def is_deep(mode: str) -> bool:
+    """Whether pixels of a Pillow mode have more than 8 bits, of which not all may be used."""
+    return mode in _DEEP
+
+
+def deep_peak(path: Path) -> int:
+    """The brightest value of a deep grey image; 0 for any other."""
+    image, _ = _decode(path)
+    return max(0, int(np.asarray(image).max())) if is_deep(image.mode) else 0
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -69,8 +80,9 @@ def read_sample(sample: Sample) -> Image.Image:
     repeated up to three (height + intensity -> height, intensity, intensity; CRN, datasets.py).
     """
     if not sample.channel_paths:
-        return open_rgb(sample.image_path)
-    planes = [read_image(path)[..., 0] for path in (sample.image_path, *sample.channel_paths)]
+        return open_rgb(sample.image_path, sample.bit_depth)
+    files = (sample.image_path, *sample.channel_paths)
+    planes = [read_image(path, sample.bit_depth)[..., 0] for path in files]
     planes = (planes + planes[-1:] * 2)[:3]
     if len({plane.shape for plane in planes}) > 1:
         raise DataError(
@@ -157,9 +169,14 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _to_rgb(
-    image: Image.Image, path: Path, *, background: str, keep_faint: bool = False
+    image: Image.Image,
+    path: Path,
+    *,
+    background: str,
+    white: int = 65535,
+    keep_faint: bool = False,
 ) -> Image.Image:
-    """Any mode to RGB; `keep_faint` keeps 16-bit values from 1 to 128 above zero (masks)."""
+    """Any mode to RGB, deep `white` to 255; `keep_faint` keeps what is not 0 above 0 (masks)."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
@@ -168,9 +185,9 @@ def _to_rgb(
             found="pixel format float32",
             do="export it as 8- or 16-bit grey",
         )
-    if image.mode in _SIXTEEN_BIT:
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        scaled = -(-values // 257) if keep_faint else (values + 128) // 257
+    if is_deep(image.mode):
+        values = np.asarray(image).astype(np.int64).clip(0, white) * 255
+        scaled = -(-values // white) if keep_faint else (values + white // 2) // white
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     try:
         if image.mode in _TRANSPARENT or "transparency" in image.info:

@@ -20,6 +20,7 @@ class Sample:
     defect: str  # folder name of the defect type, "good" for normal images
     split: str  # "train" | "calibration" | "validation" | "test"
     channel_paths: tuple[Path, ...] = ()  # further files that complete the image (height maps)
+    bit_depth: int | None = None  # bits that a deep grey file fills; None: 16 (see depth.py)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defect", shown(self.defect))  # it is printed, not opened

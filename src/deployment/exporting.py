@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from src.data.build import build_datamodule, with_data_at
-from src.data.images import open_rgb
+from src.data.images import read_sample
 from src.data.samples import Sample
 from src.deployment.fixed_input import FixedInput, camera_size
 from src.deployment.parity import Outputs, Parity, check_parity
@@ -127,10 +127,12 @@ def _write_torch(
 
 def _facts(detector: Detector, size: tuple[int, int]) -> dict[str, str]:
     """What the file says of itself."""
+    white = 2 ** (detector.config.data.get("bit_depth") or 16) - 1
     return {
         "goodparts.run": detector.directory.name,
         "goodparts.method": type(detector.model).__name__,
         "goodparts.input": f"image: uint8 RGB (batch, {size[0]}, {size[1]}, 3)",
+        "goodparts.deep_grey": f"scale {white} to 255, then repeat over R, G and B",
         "goodparts.threshold": json.dumps(detector.threshold.to_json()),
     }
 
@@ -195,13 +197,13 @@ def _real_images(config: DictConfig, count: int) -> list[Sample]:
 
 
 def _size_of(sample: Sample) -> tuple[int, int]:
-    image = open_rgb(sample.image_path)
+    image = read_sample(sample)
     return image.height, image.width
 
 
 def _camera_image(sample: Sample, size: tuple[int, int]) -> np.ndarray:
     """The image as the camera would give it: uint8 (h, w, 3) of the camera's size."""
-    image = open_rgb(sample.image_path)
+    image = read_sample(sample)
     if (image.height, image.width) != size:
         image = image.resize((size[1], size[0]))
     return np.asarray(image)

@@ -68,7 +68,10 @@ class _Session:
                 progress.update(bar, total=(progress.tasks[bar].total or 0) + len(group))
                 todo = self._remaining(group)
                 progress.advance(bar, len(group) - len(todo))
-                for batch in decoded(todo, self.root, self.cfg.batch_size, self.cfg.decoders):
+                for batch in decoded(
+                    todo, self.root, self.cfg.batch_size, self.cfg.decoders,
+                    self.scorer.detector.read,
+                ):  # fmt: skip
                     for found in self.scorer(batch):
                         self._keep(found)
                     progress.advance(bar, len(batch))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from src.data.images import open_rgb
 from src.deployment.ledger import Scored, Version
 from src.deployment.pictures import PictureWriter
 from src.detector import Detection, Detector
 from src.errors import DataError, GoodpartsError
 from src.files import shown
+
+Read = Callable[[Path], Image.Image]
 
 
 class Loaded(NamedTuple):
@@ -60,16 +61,16 @@ class Scorer:
 
 
 def decoded(
-    paths: Sequence[Path], root: Path, batch_size: int, decoders: int
+    paths: Sequence[Path], root: Path, batch_size: int, decoders: int, read: Read
 ) -> Iterator[list[Loaded]]:
-    """Batches of images, read by threads up to two batches ahead."""
+    """Batches of images, which `read` opens in threads up to two batches ahead."""
     with ThreadPoolExecutor(max_workers=max(1, decoders)) as pool:
         ahead: deque[Future[Loaded]] = deque()
         queue = iter(paths)
         batch: list[Loaded] = []
         while True:
             while len(ahead) < 2 * batch_size and (path := next(queue, None)) is not None:
-                ahead.append(pool.submit(load, path, root))
+                ahead.append(pool.submit(load, path, root, read))
             if not ahead:
                 break
             batch.append(ahead.popleft().result())
@@ -80,11 +81,11 @@ def decoded(
             yield batch
 
 
-def load(path: Path, root: Path) -> Loaded:
+def load(path: Path, root: Path, read: Read) -> Loaded:
     """Read one image. Its version is taken first: a change while reading is seen next time."""
     version = Version.of(path, name_below(root, path))
     try:
-        return Loaded(version, open_rgb(path))
+        return Loaded(version, read(path))
     except DataError as error:
         return Loaded(version, None, one_line(error))
 

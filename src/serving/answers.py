@@ -14,7 +14,6 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from src.data.build import build_datamodule
-from src.data.images import open_rgb
 from src.data.samples import Sample
 from src.deployment.pictures import run_scale
 from src.detector import Detection, Detector
@@ -66,7 +65,7 @@ class Answering:
         readable: list[tuple[Answer, Image.Image]] = []
         for answer, (_, content) in zip(answers, uploads, strict=True):
             try:
-                image = decode(content)
+                image = decode(content, self.detector)
                 self.detector.transform(image)  # refuses what has no fixed input size
                 readable.append((answer, image))
             except DataError as error:
@@ -105,7 +104,7 @@ def _patch(display: np.ndarray, box: Box) -> str:
     return data_uri(np.asarray(crop(display, box, _CROP_CONTEXT, _CROP_SIDE)))
 
 
-def decode(content: bytes) -> Image.Image:
+def decode(content: bytes, detector: Detector) -> Image.Image:
     """An uploaded image in RGB.
 
     It passes through a file with a name of ours, so that uploads meet exactly the same checks as
@@ -114,7 +113,7 @@ def decode(content: bytes) -> Image.Image:
     with tempfile.TemporaryDirectory(prefix="upload-") as folder:
         path = Path(folder) / "upload"
         path.write_bytes(content)
-        return open_rgb(path)
+        return detector.read(path)
 
 
 def data_uri(pixels: np.ndarray) -> str:

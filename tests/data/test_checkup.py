@@ -39,9 +39,9 @@ def test_a_category_of_another_size_than_published_is_a_warning(mvtec_root, tmp_
 
 
 def test_looking_at_an_absent_data_set_never_downloads_it(tmp_path, monkeypatch):
-    from src.data import acquire
+    from src.data import download
 
-    monkeypatch.setattr(acquire, "fetch", lambda *_, **__: pytest.fail("network"))
+    monkeypatch.setattr(download, "fetch", lambda *_, **__: pytest.fail("network"))
     for name in ("mvtec", "visa", "btad"):
         with pytest.raises(DataError, match="was not found"):
             check_data_set(composed(f"data={name}", f"data.root={tmp_path / name}"))

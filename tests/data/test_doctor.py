@@ -107,7 +107,7 @@ def test_mixed_pixel_formats_and_dark_sixteen_bit_images_are_warned_of(root):
     for i in range(24):
         grey = np.asarray(part(i).convert("L")).astype(np.uint16) * 16  # 12 of 16 bits
         save(Image.fromarray(grey), root / "bolt/train/good" / f"{i:03d}.png")
-    assert "16-bit images that use a small part of their range." in findings(root, "warning")
+    assert "Deep grey images that use a small part of their range." in findings(root, "warning")
 
 
 def test_masks_of_another_shape_are_errors_and_coarser_ones_notes(root):

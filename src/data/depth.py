@@ -1,0 +1,72 @@
+"""One scale for deep grey images (12 bit in 16, 32-bit integers): which value is white.
+
+The scale belongs to the data set, not to the image, so that two images of one camera stay
+comparable. A run keeps it in its config as `data.bit_depth`, and whatever reads an image for that
+run uses it.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from src.data.findings import Found
+from src.data.images import deep_peak, image_header, is_deep
+from src.errors import ConfigError, DataError
+
+_PROBED = 16  # ours: a set of 8-bit images is known by so many headers, spread over the training
+_LEAST, _MOST = 8, 32
+
+
+def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | None]:
+    """The samples with the number of bits that their deep grey images fill.
+
+    Args:
+        found: as the lister gives them.
+        wanted: the bits, 8 to 32; "auto": the fewest that hold the brightest pixel of the normal
+            training images; None: the full range of 16 bits.
+
+    Returns:
+        The samples and the bits; None without deep training images: 16 bits if one comes later.
+
+    Raises:
+        ConfigError: another value.
+    """
+    if wanted == "auto":
+        wanted = _bits_of([path for sample in found if sample.split == "train"
+                           for path in (sample.image_path, *sample.channel_paths)])  # fmt: skip
+    if wanted is None:
+        return found, None
+    if not isinstance(wanted, int) or not _LEAST <= wanted <= _MOST:
+        raise ConfigError(
+            "data.bit_depth must be a number of bits or auto.",
+            found=f"{wanted}",
+            do=f"set data.bit_depth=auto, or {_LEAST} to {_MOST}, such as 12",
+        )
+    samples = (replace(sample, bit_depth=wanted) for sample in found)
+    return Found(samples, found.findings), wanted
+
+
+def _bits_of(paths: list[Path]) -> int | None:
+    """Bits of the brightest pixel; None when the files are not deep."""
+    probed = paths[:: max(1, len(paths) // _PROBED)]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        if not any(threads.map(_is_deep, probed)):
+            return None
+        return max(_LEAST, *(peak.bit_length() for peak in threads.map(_peak, paths)))
+
+
+def _is_deep(path: Path) -> bool:
+    try:
+        return is_deep(image_header(path).mode)
+    except DataError:  # named when it is read
+        return False
+
+
+def _peak(path: Path) -> int:
+    try:
+        return deep_peak(path)
+    except DataError:  # named when it is read
+        return 0
