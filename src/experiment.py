@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
-from src import manifest, tracking
+from src import manifest, processes, tracking
 from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
 from src.evaluation.threshold import CalibrationScores, Threshold, build_rule
-from src.logs import logging_to
-from src.models.base import AnomalyModule
-from src.models.build import build_model
+from src.logs import logging_to, silence
+from src.models.base import AnomalyModule, NormalScores
+from src.models.build import build_model, method_class
 from src.reporting.outputs import print_result, write_outputs
 from src.saved_run import SavedRun, run_directory
-from src.training import build_trainer, interruptible, last_checkpoint, score_images
+from src.training import build_trainer, last_checkpoint, process_count, score_images, train
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,36 @@ class Result(NamedTuple):
     metrics: dict[str, float]
 
 
+class Beginning(NamedTuple):
+    """What the first process has found in the run's folder, for all of them."""
+
+    run: SavedRun
+    fitted: bool  # an interrupted run had learnt already
+    checkpoint: Path | None  # of an interrupted fit
+
+
 def run_experiment(cfg: DictConfig) -> Result:
     """Run what `cfg` describes, or return the finished run that already did."""
+    count = process_count(cfg)
+    if count > 1:
+        method_class(cfg).check_processes(count)
+    if count > 1 and not processes.launched():
+        run = SavedRun(run_directory(cfg))
+        if run.finished and not cfg.force:
+            return _already(run)
+        processes.start(run_experiment, cfg, count)
+        return Result(run, run.metrics())
+    with processes.joined(count):
+        return processes.from_first(lead(cfg)) if processes.leads() else follow(cfg)
+
+
+def lead(cfg: DictConfig) -> Result:
+    """The whole story, told by the only process or the first of several."""
     run = SavedRun(run_directory(cfg))
     with run.lock(), logging_to(run.directory / "log.txt"):
         if run.finished and not cfg.force:
-            print_result(run, repeated=True)
-            return Result(run, run.metrics())
+            processes.from_first(None)
+            return _already(run)
 
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         data = build_datamodule(cfg)
@@ -54,10 +78,12 @@ def run_experiment(cfg: DictConfig) -> Result:
         model = build_model(cfg, data.image_size)
         weights = getattr(model.backbone, "identity", None)
         run.start(cfg, manifest.describe_run(data.fingerprint(), weights), force=cfg.force)
+        begun = Beginning(run, run.fitted, last_checkpoint(run.directory))
         with tracking.open_loggers(cfg, run.directory) as loggers:
+            processes.from_first(begun)
             trainer = build_trainer(cfg, run.directory, loggers, single_pass=model.single_pass)
-
-            fit(run, trainer, model, data)
+            run.add_facts(manifest.describe_device(trainer))
+            fit(begun, trainer, model, data)
             threshold = calibrate(cfg, run, trainer, model, data)
             evaluator, threshold, metrics = evaluate(cfg, trainer, model, data, threshold)
             run.write_json("model/threshold.json", threshold.to_json())
@@ -73,21 +99,42 @@ def run_experiment(cfg: DictConfig) -> Result:
     return Result(run, metrics)
 
 
-def fit(run: SavedRun, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule) -> None:
+def follow(cfg: DictConfig) -> Result:
+    """A further process: its share of fitting and scoring. It writes nothing and says nothing.
+
+    Each `from_first` here has its like in `lead`; so have the loaders that are shared.
+    """
+    with silence():
+        begun: Beginning | None = processes.from_first()
+        if begun is not None:
+            pl.seed_everything(cfg.seed, workers=True, verbose=False)
+            data = build_datamodule(cfg)
+            data.setup()
+            model = build_model(cfg, data.image_size)
+            trainer = build_trainer(cfg, begun.run.directory, [], single_pass=model.single_pass)
+            fit(begun, trainer, model, data)
+            normal_scores(cfg, trainer, model, data)
+            score_images(trainer, model, data.test_dataloader(shared=True), lambda *_: None)
+        return processes.from_first()
+
+
+def fit(
+    begun: Beginning, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
+) -> None:
     """Learn from normal images, or load what an interrupted run had already learnt."""
-    folder = run.directory / "model"
-    if run.fitted:
+    folder = begun.run.directory / "model"
+    if not begun.fitted:
+        began = time.perf_counter()
+        train(trainer, model, data, begun.checkpoint)
+        if processes.leads():
+            model.after_fit(data.ordered_train_dataloader())
+            seconds = time.perf_counter() - began
+            model.save(folder)
+            facts = {"seconds": seconds, "peak_memory_mb": peak_memory_mb()}
+            begun.run.write_json("fit.json", facts)
+        processes.from_first(None)
+    if begun.fitted or not processes.leads():
         model.load(folder)
-        return
-    began = time.perf_counter()
-    with interruptible(trainer):
-        start = last_checkpoint(run.directory)
-        trainer.fit(model, datamodule=data, ckpt_path=start, weights_only=True)
-    model.eval()
-    model.after_fit(data.ordered_train_dataloader())
-    seconds = time.perf_counter() - began
-    model.save(folder)
-    run.write_json("fit.json", {"seconds": seconds, "peak_memory_mb": peak_memory_mb()})
 
 
 def calibrate(
@@ -98,15 +145,23 @@ def calibrate(
     data: AnomalyDataModule,
 ) -> Threshold | None:
     """The threshold from normal images the model has not seen; None for a labelled oracle."""
+    normal = normal_scores(cfg, trainer, model, data)
+    run.write_calibration(normal)
     rule = build_rule(cfg.threshold)
-    model.wants_log_nfa = rule.wants_log_nfa
+    return None if rule.needs_labels else rule.fit(normal)
+
+
+def normal_scores(
+    cfg: DictConfig, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
+) -> NormalScores | None:
+    """Scores of normal images the model has not seen: its own, or those of images held out."""
+    model.wants_log_nfa = build_rule(cfg.threshold).wants_log_nfa
     normal = model.held_out_scores()
     if normal is None and data.calibration_samples:
         collected = CalibrationScores()
-        score_images(trainer, model, data.calibration_dataloader(), collected.update)
+        score_images(trainer, model, data.calibration_dataloader(shared=True), collected.update)
         normal = collected.result()
-    run.write_calibration(normal)
-    return None if rule.needs_labels else rule.fit(normal)
+    return normal
 
 
 def evaluate(
@@ -121,10 +176,15 @@ def evaluate(
     A missing threshold is an oracle's: it is chosen here, from labels, and marked as such.
     """
     evaluator = build_evaluator(cfg, data.transform, data.samples)
-    score_images(trainer, model, data.test_dataloader(), evaluator.update)
+    score_images(trainer, model, data.test_dataloader(shared=True), evaluator.update)
     threshold = threshold or evaluator.oracle_threshold()
     metrics = evaluator.compute(threshold, data.samples)
     for note in evaluator.notes():
         log.warning("%s", note)
     speed = measure_latency(model, data.test_dataloader(), cfg.evaluation.latency_images)
     return evaluator, threshold, metrics | speed
+
+
+def _already(run: SavedRun) -> Result:
+    print_result(run, repeated=True)
+    return Result(run, run.metrics())

@@ -5,12 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from src.files import ESCAPE
 
 _OURS = "src"
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Say nothing: of several processes only the first one speaks."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu", "FrEIA",
@@ -66,6 +69,15 @@ def describe_machine() -> dict[str, Any]:
         "gpus": gpus,
         "cuda": torch.version.cuda if gpus else None,
     }
+
+
+def describe_device(trainer: pl.Trainer) -> dict[str, Any]:
+    """What the run computes on, and in how many processes."""
+    import torch
+
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return {"device": name, "processes": trainer.world_size}
 
 
 def _processor() -> str:

@@ -109,6 +109,10 @@ class SavedRun:
         write_text(self.directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         self.write_json("manifest.json", manifest)
 
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        """Add to manifest.json what is known only after the start."""
+        self.write_json("manifest.json", self.read_json("manifest.json") | dict(facts))
+
     def config(self) -> DictConfig:
         """The resolved config of this run."""
         path = self.directory / "config.yaml"

@@ -12,13 +12,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
+from torch.distributed import is_torchelastic_launched
 
+from src import processes
+from src.data.datamodule import AnomalyDataModule
 from src.errors import ConfigError, GoodpartsError
 from src.models.base import AnomalyModule, Prediction
+from src.processes import leads, whole
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +45,7 @@ def build_trainer(
         torch.set_num_threads(cfg.hardware.threads)
     options = cfg.trainer
     return pl.Trainer(
-        accelerator=_accelerator(cfg.hardware.accelerator),
-        devices=cfg.hardware.devices,
-        strategy=cfg.hardware.strategy,
-        num_nodes=cfg.hardware.num_nodes,
+        **(_places(cfg) if processes.count() > 1 else _one_place(cfg)),
         precision=cfg.hardware.precision,
         max_epochs=options.max_epochs,
         max_steps=options.max_steps,
@@ -57,8 +61,53 @@ def build_trainer(
         enable_model_summary=False,
         enable_checkpointing=not single_pass,
         deterministic="warn",
-        use_distributed_sampler=True,
+        use_distributed_sampler=False,  # loaders give each process its share
     )
+
+
+def process_count(cfg: DictConfig) -> int:
+    """How many processes the `hardware` group asks for, on all nodes together."""
+    if cfg.hardware.devices == 1 and cfg.hardware.num_nodes == 1:
+        return 1
+    _quieten()
+    try:
+        places = pl.Trainer(
+            **_places(cfg), logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(
+            "These hardware settings do not fit together, or not this machine.",
+            found=str(error),
+            do="see conf/hardware: hardware=cpu, gpu, multi_gpu or cluster",
+        ) from error
+    wanted = places.num_devices * places.num_nodes
+    if wanted > 1 and not isinstance(places.strategy, DDPStrategy):
+        raise ConfigError(
+            "Several processes need hardware.strategy=ddp.",
+            found=f"hardware.strategy={cfg.hardware.strategy}",
+            do="set hardware.strategy=ddp, or hardware.devices=1",
+        )
+    return wanted
+
+
+def _one_place(cfg: DictConfig) -> dict[str, Any]:
+    """Where a trainer works in this process alone, whatever the config asks for."""
+    one = {"strategy": "auto", "num_nodes": 1}
+    return _places(cfg) | one | ({"devices": 1} if process_count(cfg) > 1 else {})
+
+
+def _places(cfg: DictConfig) -> dict[str, Any]:
+    """Where a trainer works."""
+    hardware = cfg.hardware
+    return {
+        "accelerator": _accelerator(hardware.accelerator),
+        "devices": hardware.devices,
+        "strategy": hardware.strategy,
+        "num_nodes": hardware.num_nodes,
+        # Under our own launcher as under torchrun; Lightning would look for SLURM first.
+        "plugins": [TorchElasticEnvironment()] if is_torchelastic_launched() else None,
+    }
 
 
 def _quieten() -> None:
@@ -94,6 +143,15 @@ def last_checkpoint(directory: Path) -> Path | None:
     return None
 
 
+def train(
+    trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule, checkpoint: Path | None
+) -> None:
+    """Fit, from a checkpoint if there is one; the model stays on the trainer's device."""
+    with interruptible(trainer):
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    _back_to_work(trainer, model)
+
+
 def score_images(
     trainer: pl.Trainer,
     model: AnomalyModule,
@@ -102,7 +160,8 @@ def score_images(
 ) -> None:
     """Predict every batch of `loader` on the trainer's device and hand it to `consume`, on CPU.
 
-    Nothing is kept, so memory does not grow with the number of images.
+    Nothing is kept, so memory does not grow with the number of images. Of several processes, each
+    predicts its share and the first one consumes whole batches, without images.
     """
     hand_over = _HandOver(consume)
     trainer.callbacks.append(hand_over)  # type: ignore[attr-defined]
@@ -111,6 +170,12 @@ def score_images(
             trainer.predict(model, dataloaders=loader, return_predictions=False)
     finally:
         trainer.callbacks.remove(hand_over)  # type: ignore[attr-defined]
+    _back_to_work(trainer, model)
+
+
+def _back_to_work(trainer: pl.Trainer, model: AnomalyModule) -> None:
+    """Undo that Lightning moves a model to the CPU after each fit and predict."""
+    model.eval().to(trainer.strategy.root_device)
 
 
 @contextlib.contextmanager
@@ -139,7 +204,11 @@ class _HandOver(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.consume({key: value.cpu() for key, value in batch.items()}, outputs.cpu())
+        facts = {key: whole(batch[key], batch).cpu() for key in ("index", "label", "mask")}
+        nfa = None if outputs.log_nfa is None else whole(outputs.log_nfa, batch)
+        prediction = Prediction(whole(outputs.score, batch), whole(outputs.anomaly_map, batch), nfa)
+        if leads():
+            self.consume(facts, prediction.cpu())
 
 
 class _StopOnNaN(pl.Callback):

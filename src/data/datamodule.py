@@ -11,7 +11,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from src.data.dataset import CACHE_LIMIT_BYTES, CheckedLoader, ImageDataset, as_is, cache_bytes
+from src import processes
+from src.data.dataset import (
+    CACHE_LIMIT_BYTES,
+    CheckedLoader,
+    ImageDataset,
+    Share,
+    as_is,
+    cache_bytes,
+)
 from src.data.depth import settle_depth
 from src.data.findings import Finding, Found, summary
 from src.data.images import image_size
@@ -162,38 +170,40 @@ class AnomalyDataModule(pl.LightningDataModule):
         for finding in (*self.findings, *empty_masks(masks)):
             log.warning("%s", finding)
 
-    # --- loaders -----------------------------------------------------------------------------
+    # --- loaders; `shared`: of each batch this process's share, else all of it --------------------
 
     def train_dataloader(self) -> CheckedLoader:
         """Training normals, shuffled with `seed` unless the method is fitted in one pass."""
-        if not self.shuffle_train:
-            return self.ordered_train_dataloader()
         data = self._set("train")
+        if not self.shuffle_train:
+            return self._loader(data, shared=True)
+        if self.batch_size < processes.count():
+            raise ConfigError(
+                "A batch has fewer images than there are processes to share it.",
+                found=f"data.batch_size={self.batch_size} for {processes.count()} processes",
+                do=f"set data.batch_size={processes.count()} or more, or hardware.devices=1",
+            )
         self._shuffle = sampler = EpochShuffle(len(data), self.samples_per_epoch, self.seed)
         sampler.load_state_dict(self._resume_at)
         drop = self.drop_last and (self.samples_per_epoch or len(data)) >= self.batch_size
-        return self._loader(data, sampler=sampler, drop_last=drop)
+        return self._loader(data, sampler=sampler, drop_last=drop, shared=True)
 
     def ordered_train_dataloader(self) -> CheckedLoader:
         """Every training normal once, in the order of `train_samples`."""
         return self._loader(self._set("train"))
 
-    def calibration_dataloader(self) -> CheckedLoader:
+    def calibration_dataloader(self, *, shared: bool = False) -> CheckedLoader:
         """Held-out normals in order; no batch at all when nothing was held out."""
-        return self._loader(self._set("calibration"))
+        return self._loader(self._set("calibration"), shared=shared)
 
     def val_dataloader(self) -> CheckedLoader | list[CheckedLoader]:
         """Normals that choose the epoch; with `protocol: paper` the test set. Empty: none."""
         data = self._set("test" if self.protocol == "paper" else "validation")
         return self._loader(data) if len(data) else []
 
-    def test_dataloader(self) -> CheckedLoader:
+    def test_dataloader(self, *, shared: bool = False) -> CheckedLoader:
         """The test set in order."""
-        return self._loader(self._set("test"))
-
-    def predict_dataloader(self) -> CheckedLoader:
-        """The test set, for `trainer.predict`."""
-        return self.test_dataloader()
+        return self._loader(self._set("test"), shared=shared)
 
     # --- checkpoints: a resumed run sees the images that an uninterrupted one would see ---------
 
@@ -227,12 +237,17 @@ class AnomalyDataModule(pl.LightningDataModule):
         return self._sets[split]
 
     def _loader(
-        self, data: ImageDataset, *, sampler: EpochShuffle | None = None, drop_last: bool = False
+        self,
+        data: ImageDataset,
+        *,
+        sampler: EpochShuffle | None = None,
+        drop_last: bool = False,
+        shared: bool = False,
     ) -> CheckedLoader:
         # A cached batch is an index into one tensor: processes would only add copies.
         workers = 0 if data.cached or not len(data) else self.num_workers
         return CheckedLoader(
-            data,
+            Share(data) if shared and processes.count() > 1 else data,
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=drop_last,

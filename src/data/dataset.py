@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from src import processes
 from src.data.images import read_mask, read_sample
 from src.data.samples import Sample
 from src.data.shuffling import EpochShuffle
@@ -110,6 +111,26 @@ class ImageDataset(Dataset[Batch]):
         return self._pixels, self._masks
 
 
+class Share(Dataset[Batch]):
+    """Of every batch the part that this process works on; `of` (scalar) is the whole's length.
+
+    A batch with fewer images than processes leaves the last ones its first image as a stand-in.
+    """
+
+    def __init__(self, data: ImageDataset) -> None:
+        self.data, self.rank, self.count = data, processes.rank(), processes.count()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, positions: list[int]) -> Batch | DataError:
+        """This process's share of the batch at `positions`."""
+        batch = self.data.__getitems__(positions[self.rank :: self.count] or positions[:1])
+        return (
+            batch if isinstance(batch, DataError) else batch | {"of": torch.tensor(len(positions))}
+        )
+
+
 class CheckedLoader(DataLoader[Batch]):
     """A DataLoader over `ImageDataset` that raises a worker's DataError in the main process.
 
@@ -130,7 +151,7 @@ class CheckedLoader(DataLoader[Batch]):
                 self._iterator = None
                 raise batch
             if isinstance(self.sampler, EpochShuffle):
-                self.sampler.given += len(batch["index"])
+                self.sampler.given += int(batch.get("of", len(batch["index"])))
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def _contaminated(cfg: DictConfig, detector: Detector, samples: list[Sample], fo
     run = SavedRun(folder)
     run.start(config, {}, force=True)
     trainer = build_trainer(config, folder, [], single_pass=model.single_pass)
-    experiment.fit(run, trainer, model, dirty)
+    experiment.fit(experiment.Beginning(run, False, None), trainer, model, dirty)
     threshold = experiment.calibrate(config, run, trainer, model, dirty) or detector.threshold
     judge = Detector(
         model.eval().to(detector.device), detector.transform, threshold, config,

@@ -11,11 +11,10 @@ mask that still marks a pixel on the grid. What the grid covers is said and chos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
@@ -39,8 +38,7 @@ from src.evaluation.localisation import (
     localisation_intervals,
     localisation_metrics,
 )
-from src.evaluation.pixels import ImagePixels, PixelHistograms, PixelRanking, PixelStore
-from src.evaluation.processes import from_all_processes
+from src.evaluation.pixels import PixelHistograms, PixelRanking, PixelStore
 from src.evaluation.ranking import Counts, Curve
 from src.evaluation.threshold import F1Oracle, Nfa, Threshold, no_nfa
 from src.evaluation.uncertainty import Interval, rate_interval
@@ -66,9 +64,6 @@ class DefectRecall(NamedTuple):
     total: int
     low: float
     high: float
-
-
-State = tuple[dict[int, ImageRow], dict[int, ImagePixels]]
 
 
 class Evaluator:
@@ -139,23 +134,6 @@ class Evaluator:
         alarms = (log_nfa < 0).flatten(1).any(dim=1).tolist()
         return alarms, (self.view.maps(index, log_nfa.float(), unseen=0.0) < 0).cpu().numpy()
 
-    def state(self) -> State:
-        """All that was collected, picklable, for `merge` in another process."""
-        return self._rows, self._pixels.state()
-
-    def merge(self, states: Iterable[State]) -> None:
-        """Add what other processes collected; images that are already here are dropped."""
-        self._ranked = None
-        for rows, pixels in states:
-            new = {index: row for index, row in rows.items() if index not in self._rows}
-            self._rows |= new
-            self._pixels.merge({index: pixels[index] for index in new if index in pixels})
-
-    def gather(self) -> None:
-        """Under DDP: give every process the images of all. Alone: nothing to do."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.merge(from_all_processes(self.state()))
-
     # --- numbers ------------------------------------------------------------------------------
 
     def compute(self, threshold: Threshold, samples: Sequence[Sample] | None) -> dict[str, float]:
@@ -166,7 +144,6 @@ class Evaluator:
         Raises:
             DataError: no image has a known label.
         """
-        self.gather()
         self._threshold = threshold
         scores, defect = self._labelled()
         table = ranking.rank(scores, defect)
@@ -192,7 +169,6 @@ class Evaluator:
 
     def oracle_threshold(self) -> Threshold:
         """The threshold with the best F1 on these test images; needs both classes."""
-        self.gather()
         scores, defect = self._labelled()
         map_max = [row.map_max for row in self._known_rows().values()]
         pixels = self.pixel_ranking().pixels if self.has_masks else None

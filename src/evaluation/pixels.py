@@ -239,23 +239,6 @@ class PixelStore:
         if waiting:
             yield _sorted(waiting)
 
-    # --- several processes --------------------------------------------------------------------
-
-    def state(self) -> dict[int, ImagePixels]:
-        """Everything, in memory and picklable, to be sent to another process."""
-        return {
-            index: image._replace(normal=self._normal(image))
-            for index, image in self._images.items()
-        }
-
-    def merge(self, state: dict[int, ImagePixels]) -> None:
-        """Add the images of another process; an image that is already here is dropped."""
-        for index, image in state.items():
-            if index not in self._images:
-                normal = image.normal
-                assert not isinstance(normal, int)
-                self._keep(index, image.defect, image.region_size, image.regions, normal)
-
 
 def _sorted(parts: list[Scores]) -> Scores:
     run = np.concatenate(parts)

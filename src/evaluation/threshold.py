@@ -27,7 +27,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from src.errors import ConfigError, SavedModelError
-from src.evaluation.processes import from_all_processes
 from src.evaluation.ranking import Ranking, best_f1, finite, rank
 from src.evaluation.uncertainty import realised_rate_limit
 from src.models.base import NormalScores, Prediction
@@ -250,11 +249,9 @@ class CalibrationScores:
         self._rows |= {int(i): (float(score), float(high)) for i, score, high in rows}
 
     def result(self) -> NormalScores:
-        """All scores, of all processes, in the order of the image index."""
-        rows: dict[int, tuple[float, float]] = {}
-        for part in from_all_processes(self._rows):
-            rows |= part
-        table = np.array([rows[index] for index in sorted(rows)], dtype=np.float32).reshape(-1, 2)
+        """All scores in the order of the image index."""
+        rows = [self._rows[index] for index in sorted(self._rows)]
+        table = np.array(rows, dtype=np.float32).reshape(-1, 2)
         return NormalScores(_tensor(table[:, 0]), _tensor(table[:, 1]))
 
 

@@ -59,6 +59,14 @@ class AnomalyModule(pl.LightningModule):
     #: Set by an a-contrario threshold: fill `Prediction.log_nfa`, which costs extra time.
     wants_log_nfa: bool = False
 
+    @classmethod
+    def check_processes(cls, count: int) -> None:
+        """Refuse (ConfigError) to be fitted by `count` > 1 processes; default: agree.
+
+        A method that agrees fits from its share of each batch what it would from all of it; see
+        `src.processes`.
+        """
+
     def forward(self, image: Tensor) -> Prediction:
         """Score a batch of images (B, 3, H, W), normalised as the transform says."""
         raise NotImplementedError

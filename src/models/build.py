@@ -14,6 +14,11 @@ from src.models.base import AnomalyModule
 _NOT_ARGUMENTS = ("_target_", "name", "stages", "recipe", "backbones")
 
 
+def method_class(cfg: DictConfig) -> type[AnomalyModule]:
+    """The class that `model._target_` names."""
+    return cast(type[AnomalyModule], get_class(cfg.model._target_))
+
+
 def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
     """The method of a composed config for images of (H, W) pixels.
 
@@ -21,7 +26,6 @@ def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
     and gets them as one list.
     """
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True))
-    method = get_class(options["_target_"])
     stages, members = options.get("stages"), options.get("backbones")
     if members:
         backbone: Any = [
@@ -34,4 +38,4 @@ def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
         backbone = build_backbone(cfg.backbone, stages, image_size)
     for key in _NOT_ARGUMENTS:
         options.pop(key, None)
-    return method(backbone=backbone, image_size=image_size, **options)
+    return method_class(cfg)(backbone=backbone, image_size=image_size, **options)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -135,17 +134,6 @@ def test_two_evaluations_give_identical_numbers():
     scene = Scene()
     first, second = (scene.fill(new()).compute(at(), scene.samples) for _ in range(2))
     assert first == second
-
-
-def test_processes_that_share_the_images_and_repeat_some_get_the_metrics_of_all():
-    scene = Scene(with_nfa=True)
-    whole = scene.fill(new()).compute(at(), scene.samples)
-    first, second = new(), new(memory_gb=0)
-    first.update(*scene.batch([0, 2, 4, 6, 8, 10]))
-    second.update(*scene.batch([1, 3, 5, 7, 9, 11, 1, 0]))  # the sampler's padding
-    state = pickle.loads(pickle.dumps(second.state()))
-    first.merge([state])
-    same(first.compute(at(), scene.samples), whole)
 
 
 def test_maps_of_another_grid_are_resized_bilinearly_and_masks_by_nearest_neighbour():

@@ -183,19 +183,6 @@ def test_sorting_in_several_runs_changes_no_number(monkeypatch):
             np.testing.assert_array_equal(a, b)
 
 
-def test_stores_of_two_processes_add_up_and_repeated_images_count_once():
-    maps, masks = draw(4, images=6)
-    whole, left, right = stored(maps, masks), pixels.PixelStore(1), pixels.PixelStore(0)
-    for index in (0, 2, 4, 5):
-        left.add(index, maps[index], masks[index])
-    for index in (1, 3, 5, 0):  # a distributed sampler repeats images to fill the last round
-        right.add(index, maps[index], masks[index])
-    left.merge(right.state())
-    assert left.index.tolist() == list(range(6))
-    np.testing.assert_array_equal(left.rank().pixels.normals_from, whole.rank().pixels.normals_from)
-    np.testing.assert_allclose(left.rank().regions.hits, whole.rank().regions.hits)
-
-
 def test_histograms_keep_all_pixels_and_nearly_all_of_the_auroc():
     maps, masks = draw(8, images=8, size=(40, 40), good=3)
     store = stored(maps, masks)

@@ -106,14 +106,14 @@ class CRN(AnomalyModule):
 
     # --- learning ------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Refuse what would train different units on different devices."""
-        if stage == "fit" and self.trainer.world_size > 1:
-            raise ConfigError(
-                "CRN trains on one device: each step updates two of its units.",
-                found=f"{self.trainer.world_size} processes",
-                do="set hardware.devices=1; to use more, spread categories or seeds over them",
-            )
+    @classmethod
+    def check_processes(cls, count: int) -> None:
+        """Refuse what would train different units in different processes."""
+        raise ConfigError(
+            "CRN trains on one device: each step updates two of its units.",
+            found=f"{count} processes",
+            do="set hardware.devices=1; to use more, spread categories or seeds over them",
+        )
 
     def learning_metrics(self) -> dict[str, float]:
         """Last values of the curves, see `curves.py`."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import ConfigError
+from src.models.haloae.batch_norm import SharedBatchNorm
 from src.models.haloae.halo_attention import HaloAttention
 from src.models.haloae.image_decoder import ImageDecoder
 from src.models.haloae.options import (
@@ -64,11 +65,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         width, out, heads, kernel = stage
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
+        self.norm1 = SharedBatchNorm(width)
         self.attention = HaloAttention(width, heads, attention)
         self.conv2 = nn.Conv2d(width, out, kernel, padding=kernel // 2, bias=False)
         self.stride = None if resize is None else _strided(out, out, 3, up=up)
-        self.norm2 = nn.BatchNorm2d(out)
+        self.norm2 = SharedBatchNorm(out)
         self.skip: nn.Sequential | None = None
         if channels != out or resize is not None:
             project = (
@@ -76,7 +77,7 @@ class Bottleneck(nn.Module):
                 if resize is None
                 else _strided(channels, out, 1, up=up)
             )
-            self.skip = nn.Sequential(project, nn.BatchNorm2d(out))
+            self.skip = nn.Sequential(project, SharedBatchNorm(out))
         self.resize, self.activation = resize, activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class HaloAutoEncoder(nn.Module):
         up = _stages("model.decoder", decoder, channels)
         grids = _reduced_grids(grid, attention.block, reduction)
         self.head = nn.Sequential(
-            nn.Conv2d(channels, head, HEAD_KERNEL, bias=False), nn.BatchNorm2d(head), nn.ReLU()
+            nn.Conv2d(channels, head, HEAD_KERNEL, bias=False), SharedBatchNorm(head), nn.ReLU()
         )
         self.encoder = _encoder(head, down, attention, grids)
         self.decoder = _decoder(down[-1].out, up, attention, [grid, *grids], output_activation)

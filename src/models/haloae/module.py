@@ -23,6 +23,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from src import processes
 from src.errors import ConfigError
 from src.models.base import AnomalyModule, Prediction
 from src.models.haloae import scoring
@@ -179,21 +180,25 @@ class HaloAE(AnomalyModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One weighted sum of the three losses; reads nothing but the image."""
-        generator = seeded_generator(self.seed, self.global_rank, self.current_epoch, batch_idx)
-        images = self.draw_views(batch["image"], generator)
+        # One stream for all processes: each draws for the whole batch and keeps its share.
+        generator = seeded_generator(self.seed, 0, self.current_epoch, batch_idx)
+        images = self.draw_views(processes.whole(batch["image"], batch), generator)
         losses = self.losses(images, originals=len(batch["image"]))
         fraction = min(self.global_step / max(self._steps, 1), 1.0)
         weights = loss_weights(fraction, self.schedule)
         total = self.weigh(losses, weights)
         names = ("classification", "features", "image")
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        share = processes.weight(batch)
+        means = {f"train/{name}": share * value.detach() for name, value in losses.items()}
+        self.log_dict(means, sync_dist=True)
         self.log_dict({f"train/weight_{n}": w for n, w in zip(names, weights, strict=True)})
-        self.log("train/loss", total.detach(), prog_bar=True)
-        return total
+        self.log("train/loss", share * total.detach(), prog_bar=True, sync_dist=True)
+        return share * total
 
     def draw_views(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Normalised images (B, 3, H, W) -> jittered originals, then pasted ones, (nB, 3, H, W).
 
+        Of a batch that processes share, the views of this process's images.
         Without a classifier pasted images would teach nothing, so there are none.
         """
         plain = (image * self.std + self.mean).clamp(0, 1)
@@ -201,7 +206,7 @@ class HaloAE(AnomalyModule):
             shown = [jitter(plain, draw_jitter(len(plain), self.cutpaste, generator))]
         else:
             shown = views(plain, self.cutpaste, generator)
-        return (torch.cat(shown) - self.mean) / self.std
+        return (torch.cat([processes.own(view) for view in shown]) - self.mean) / self.std
 
     def losses(self, images: Tensor, originals: int) -> dict[str, Tensor]:
         """Losses of normalised views (nB, 3, H, W), of which the first `originals` are whole.
@@ -237,14 +242,8 @@ class HaloAE(AnomalyModule):
             total = total + a1 * losses["classification"]
         return total
 
-    def on_train_end(self) -> None:
-        """Remember where training ran; Lightning moves the model to the CPU afterwards."""
-        self._trained_on = self.device
-
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """Mean error maps of normal training images, and a grade from held-out ones."""
-        home = self.device
-        self.to(getattr(self, "_trained_on", home))
         self.eval()
         self.normal_features, self.normal_image = mean_errors(
             self, (batch["image"] for batch in loader)
@@ -253,7 +252,6 @@ class HaloAE(AnomalyModule):
         if hasattr(data, "calibration_dataloader"):
             held_out = data.calibration_dataloader()
             self.grade = cutpaste_auroc(self, (batch["image"] for batch in held_out))
-        self.to(home)
 
     def learning_metrics(self) -> dict[str, float]:
         """`val/cutpaste_auroc`, when training images were held out; see `cutpaste_auroc`."""

@@ -22,6 +22,7 @@ from src.models.base import AnomalyModule, NormalScores, Prediction
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.memory import PatchMemory, PatchOptions, Scored
 from src.models.patchcore.module import check_names, coreset_bar, expect_images
+from src.processes import leads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,17 +108,18 @@ class PatchCoreEnsemble(AnomalyModule):
 
     def on_train_epoch_start(self) -> None:
         """Make room for the training images."""
-        total, here = expect_images(self.trainer)
         for memory in self.memories:
-            memory.begin(total, here)  # type: ignore[operator]
+            memory.begin(expect_images(self.trainer))  # type: ignore[operator]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Remember the patches of a batch of normal images, once for each member."""
         for network, memory in self._members():
-            memory.add(network(batch["image"]), batch["index"])
+            memory.add(network(batch["image"]), batch)
 
     def on_train_epoch_end(self) -> None:
         """Reduce the patches to one bank a member."""
+        if not leads():
+            return
         scored = []
         for _, memory in self._members():
             with coreset_bar() as progress:
@@ -181,7 +183,8 @@ class PatchCoreEnsemble(AnomalyModule):
         loaders: Any = self.trainer.predict_dataloaders
         given = loaders[0] if isinstance(loaders, list) else loaders
         # Lightning's own iteration is already under way and cannot be entered twice.
-        loader = DataLoader(given.dataset, _RANGE_BATCH, collate_fn=given.collate_fn)
+        images = getattr(given.dataset, "data", given.dataset)  # all, not this process's share
+        loader = DataLoader(images, _RANGE_BATCH, collate_fn=given.collate_fn)
         low = torch.full(self.scale.shape[:2], torch.inf, device=self.device)
         high = -low
         for batch in loader:

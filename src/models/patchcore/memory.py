@@ -11,14 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.patchcore.coreset import Progress
-from src.models.patchcore.feature_store import (
-    FeatureStore,
-    all_processes,
-    gather_rows,
-    patch_origins,
-    process_count,
-    process_rank,
-)
+from src.models.patchcore.feature_store import FeatureStore, patch_origins
 from src.models.patchcore.held_out import match_other_images, replace_infinite
 from src.models.patchcore.memory_bank import Match, MemoryBank
 from src.models.patchcore.patches import PatchEmbedder
@@ -26,6 +19,7 @@ from src.models.patchcore.plan import Plan
 from src.models.patchcore.scoring import Scorer, neighbourhood_weight
 from src.models.patchcore.selection import CoresetOptions, select
 from src.models.patchcore.streaming import StreamingCoreset
+from src.processes import leads, whole
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +77,17 @@ class PatchMemory(nn.Module):
 
     # --- filling ------------------------------------------------------------------------------
 
-    def begin(self, images: int, images_here: int) -> None:
-        """Expect `images` images in all, at most `images_here` of them in this process."""
-        self._images, self._here = images, images_here
+    def begin(self, images: int) -> None:
+        """Expect at most `images` images."""
+        self._images = images
         self._store = self._stream = None
 
-    def add(self, maps: list[Tensor], index: Tensor) -> None:
-        """Take the feature maps of a batch with the image numbers `index` (B,)."""
-        patches = self.patches(maps)  # (B, h, w, D)
+    def add(self, maps: list[Tensor], batch: Mapping[str, Tensor]) -> None:
+        """Take the feature maps of a batch (B images); the first process takes those of all."""
+        patches = whole(self.patches(maps), batch)  # (B, h, w, D)
+        index = whole(batch["index"], batch)
+        if not leads():
+            return
         if self._store is None and self._stream is None:
             self._open(patches)
         if self._store is not None:
@@ -103,13 +100,11 @@ class PatchMemory(nn.Module):
         """Say what will happen, then choose between holding all patches and streaming."""
         _, h, w, D = patches.shape
         plan = Plan.make(self._images, (h, w), D, self.coreset, self.options.memory_budget_gb)
-        if process_rank() == 0:
-            log.info("PatchCore plan: %s", plan.describe())
+        log.info("PatchCore plan: %s", plan.describe())
         if plan.streams:
-            own = plan._replace(patches=self._here * h * w)  # what this process will see
-            self._stream = StreamingCoreset(own, self.coreset, self.options.seed)
+            self._stream = StreamingCoreset(plan, self.coreset, self.options.seed)
         else:
-            self._store = FeatureStore(self._here)
+            self._store = FeatureStore(self._images)
 
     def finish(self, progress: Progress | None) -> Scored | None:
         """Reduce what was added to the bank.
@@ -118,7 +113,10 @@ class PatchMemory(nn.Module):
             when their patches are gone.
         """
         if self._stream is not None:
-            self._close_stream(self._stream, progress)
+            rows, origin = self._stream.finish()
+            self.radius = torch.tensor([self._stream.cover_radius])
+            order = source_order(origin)
+            self.bank.fill(rows[order.to(rows.device)], origin[order].to(rows.device))
             self._stream = None
             return None
         if self._store is None:
@@ -126,22 +124,6 @@ class PatchMemory(nn.Module):
         grids, index = self._store.collect()
         self._store = None
         return self._build(grids, index, progress)
-
-    def _close_stream(self, stream: StreamingCoreset, progress: Progress | None) -> None:
-        """Fill the bank from the rows that all processes kept, reduced once more if several did."""
-        rows, origin = stream.finish()
-        self.radius = torch.tensor([stream.cover_radius])
-        if process_count() > 1:
-            rows, origin = all_processes(rows, origin)
-            size = min(stream.plan.kept, len(rows))
-            options = self.coreset._replace(ratio=min(1.0, (size + 0.5) / len(rows)))
-            chosen = select(rows, options, self.options.seed, progress)
-            rows, origin = rows[chosen.rows.to(rows.device)], origin[chosen.rows]
-            # Triangle inequality: a row, its process's kept row, the row kept of that.
-            self.radius = gather_rows(self.radius.to(rows.device)).max()[None].cpu()
-            self.radius += chosen.radius[-1] if len(chosen.radius) else 0.0
-        order = source_order(origin)
-        self.bank.fill(rows[order.to(rows.device)], origin[order].to(rows.device))
 
     def _build(self, grids: Tensor, index: Tensor, progress: Progress | None) -> Scored:
         n, h, w, D = grids.shape

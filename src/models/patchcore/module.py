@@ -27,6 +27,7 @@ from src.models.base import AnomalyModule, NormalScores, Prediction
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
 from src.models.patchcore.memory import PatchMemory, PatchOptions, Scored
+from src.processes import leads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,14 +107,16 @@ class PatchCore(AnomalyModule):
 
     def on_train_epoch_start(self) -> None:
         """Make room for the training images."""
-        self.memory.begin(*expect_images(self.trainer))
+        self.memory.begin(expect_images(self.trainer))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Remember the patches of a batch of normal images."""
-        self.memory.add(self.backbone(batch["image"]), batch["index"])
+        self.memory.add(self.backbone(batch["image"]), batch)
 
     def on_train_epoch_end(self) -> None:
         """Reduce the patches to the bank and score the training images without themselves."""
+        if not leads():
+            return
         with coreset_bar() as progress:
             scored = self.memory.finish(progress)
         self.log("fit/bank_rows", float(len(self.memory.bank)))
@@ -194,13 +197,10 @@ class PatchCore(AnomalyModule):
         self.held_out = NormalScores(tensors["held_out.image"], tensors["held_out.map_max"])
 
 
-def expect_images(trainer: pl.Trainer) -> tuple[int, int]:
-    """Training images of one epoch in all, and most of them in this process."""
+def expect_images(trainer: pl.Trainer) -> int:
+    """Most training images of one epoch."""
     loader: Any = trainer.train_dataloader
-    count = len(loader.dataset)
-    size = int(loader.batch_size or loader.batch_sampler.batch_size)
-    here = min(int(trainer.num_training_batches) * size, count)
-    return min(here * trainer.world_size, count), here
+    return min(int(trainer.num_training_batches) * int(loader.batch_size), len(loader.dataset))
 
 
 def check_names(model: AnomalyModule, tensors: dict[str, Tensor]) -> None:

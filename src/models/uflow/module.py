@@ -35,6 +35,7 @@ from src.models.uflow.features import FeatureNorm
 from src.models.uflow.flow import Shape, UShapedFlow, negative_log_likelihood
 from src.models.uflow.nfa import NfaSettings, log_nfa, offset_from_normals
 from src.models.uflow.selection import BEST_ON_TEST, NLL, KeepBest
+from src.processes import weight
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +135,9 @@ class UFlow(AnomalyModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean over the batch of the negative log-likelihood; not divided by the dimension."""
-        nll = self._nll(batch).mean()
-        self.log("train/nll", nll.detach() / self.dimensions, on_step=True, on_epoch=False)
+        nll = self._nll(batch).mean() * weight(batch)
+        value = nll.detach() / self.dimensions
+        self.log("train/nll", value, on_step=True, on_epoch=False, sync_dist=True)
         return nll
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -159,7 +161,7 @@ class UFlow(AnomalyModule):
         """Log what the validation images say."""
         if self.protocol == "paper":
             for monitor, value in _metrics_on_test(self._evaluator).items():
-                self.log(monitor, value)
+                self.log(monitor, value, sync_dist=True)
             return
         for scale, found in enumerate(self._statistics.result(), start=1):
             self.log(f"latents/deviation_{scale}", found.deviation, sync_dist=True)
