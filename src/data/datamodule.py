@@ -205,6 +205,10 @@ class AnomalyDataModule(pl.LightningDataModule):
         """The test set in order."""
         return self._loader(self._set("test"), shared=shared)
 
+    def predict_dataloader(self) -> CheckedLoader:
+        """The test set, for `trainer.predict`."""
+        return self.test_dataloader()
+
     # --- checkpoints: a resumed run sees the images that an uninterrupted one would see ---------
 
     def state_dict(self) -> dict[str, Any]:

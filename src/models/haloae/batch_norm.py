@@ -21,8 +21,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Normalise (B, C, H, W)."""
         if not self.training or processes.count() == 1:
             return super().forward(x)
-        cells = _total(x.new_tensor(x.numel() // x.shape[1], dtype=torch.float32))
-        wide = x.float()
+        wide = x if x.dtype == torch.float64 else x.float()
+        cells = _total(wide.new_tensor(x.numel() // x.shape[1]))
         mean = _total(wide.sum((0, 2, 3))) / cells
         centred = wide - _per_channel(mean)
         variance = _total(centred.square().sum((0, 2, 3))) / cells
