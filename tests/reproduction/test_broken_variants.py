@@ -65,7 +65,7 @@ def evaluate(cfg, shift: int) -> dict[str, float]:
     trainer.fit(model, datamodule=data)
     model.eval()
     model.after_fit(data.ordered_train_dataloader())
-    evaluator = build_evaluator(cfg)
+    evaluator = build_evaluator(cfg, data.transform, data.samples)
     for batch in data.test_dataloader():
         found = model(batch["image"])
         moved = torch.roll(found.anomaly_map, shift, dims=-1)
