@@ -18,14 +18,19 @@ from omegaconf import DictConfig, OmegaConf
 from src import manifest, processes, tracking
 from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
+from src.data.record import FILE_NAME as DATA
+from src.data.record import list_record
+from src.errors import DataError
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
 from src.evaluation.threshold import CalibrationScores, Threshold, build_rule
+from src.fitted import say_what_changed
+from src.identity import run_folder, weights_fingerprint
 from src.logs import logging_to, silence
 from src.models.base import AnomalyModule, NormalScores
-from src.models.build import build_model, method_class
+from src.models.build import build_model, fetch_weights, method_class
 from src.reporting.outputs import print_result, write_outputs
-from src.saved_run import SavedRun, run_directory
+from src.saved_run import SavedRun
 from src.training import build_trainer, last_checkpoint, process_count, score_images, train
 
 log = logging.getLogger(__name__)
@@ -52,33 +57,40 @@ def run_experiment(cfg: DictConfig) -> Result:
     if count > 1:
         method_class(cfg).check_processes(count)
     if count > 1 and not processes.launched():
-        run = SavedRun(run_directory(cfg))
+        run, _, _ = find_run(cfg)
         if run.finished and not cfg.force:
-            return _already(run)
+            return _already(run, cfg)
         processes.start(run_experiment, cfg, count)
         return Result(run, run.metrics())
     with processes.joined(count):
         return processes.from_first(lead(cfg)) if processes.leads() else follow(cfg)
 
 
+def find_run(cfg: DictConfig) -> tuple[SavedRun, AnomalyDataModule, str]:
+    """The folder of the run that `cfg` means with its data as they are; data and weights are there.
+
+    The weights are named by what is in their files.
+    """
+    data = build_datamodule(cfg)
+    data.prepare_data()
+    weights = weights_fingerprint(cfg) or fetch_weights(cfg, data.image_size)
+    run = SavedRun(run_folder(cfg, list_record(cfg.data).fingerprint, weights))
+    return run, data, weights
+
+
 def lead(cfg: DictConfig) -> Result:
     """The whole story, told by the only process or the first of several."""
-    run = SavedRun(run_directory(cfg))
+    run, data, weights = find_run(cfg)
     with run.lock(), logging_to(run.directory / "log.txt"):
         if run.finished and not cfg.force:
             processes.from_first(None)
-            return _already(run)
+            return _already(run, cfg)
 
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        data = build_datamodule(cfg)
-        data.prepare_data()
         data.setup()
         data.announce()
-        OmegaConf.update(cfg, "data.bit_depth", data.bit_depth, force_add=True)  # as it was settled
         model = build_model(cfg, data.image_size)
-        weights = getattr(model.backbone, "identity", None)
-        run.start(cfg, manifest.describe_run(data.fingerprint(), weights), force=cfg.force)
-        begun = Beginning(run, run.fitted, last_checkpoint(run.directory))
+        begun = begin(cfg, run, data, model, weights)
         with tracking.open_loggers(cfg, run.directory) as loggers:
             processes.from_first(begun)
             trainer = build_trainer(cfg, run.directory, loggers, single_pass=model.single_pass)
@@ -94,9 +106,31 @@ def lead(cfg: DictConfig) -> Result:
                 cfg, run, model, data, evaluator, threshold, metrics, data.samples
             )
             tracking.log_results(loggers, metrics, pictures)
+            data.require_unchanged()
             run.finish(metrics)
     print_result(run)
     return Result(run, metrics)
+
+
+def begin(
+    cfg: DictConfig, run: SavedRun, data: AnomalyDataModule, model: AnomalyModule, weights: str
+) -> Beginning:
+    """Write what is known before the fit; DataError when the folder is named after other files."""
+    weights = weights_fingerprint(cfg) or weights
+    if run_folder(cfg, data.record.fingerprint, weights) != run.directory:
+        raise DataError(
+            "The data or the weights changed while the run was started.",
+            found=f"images below {data.root}",
+            do="start it again when they stay as they are",
+        )
+    OmegaConf.update(cfg, "data.bit_depth", data.bit_depth, force_add=True)  # as it was settled
+    if not run.has(DATA):
+        say_what_changed(run.directory, data.record)
+    backbone = getattr(model.backbone, "identity", None)
+    facts = manifest.describe_run(data.record.fingerprint, backbone)
+    run.start(cfg, facts, force=cfg.force)
+    run.write_rows(DATA, data.record.rows())
+    return Beginning(run, run.fitted, last_checkpoint(run.directory))
 
 
 def follow(cfg: DictConfig) -> Result:
@@ -129,6 +163,7 @@ def fit(
         if processes.leads():
             model.after_fit(data.ordered_train_dataloader())
             seconds = time.perf_counter() - began
+            data.require_unchanged()
             model.save(folder)
             facts = {"seconds": seconds, "peak_memory_mb": peak_memory_mb()}
             begun.run.write_json("fit.json", facts)
@@ -185,6 +220,7 @@ def evaluate(
     return evaluator, threshold, metrics | speed
 
 
-def _already(run: SavedRun) -> Result:
+def _already(run: SavedRun, cfg: DictConfig) -> Result:
+    run.point_to_data(cfg)
     print_result(run, repeated=True)
     return Result(run, run.metrics())

@@ -53,6 +53,7 @@ def replay(folder: Path, cfg: DictConfig) -> tuple[Comparison, Path]:
     """
     before = SavedRun(folder)
     before.metrics()  # fails early on an unfinished run
+    before.record()
     again = replayed_config(before.config(), cfg)
     result = run_experiment(again)
     return compare_runs(before, result.run), result.run.directory
@@ -91,9 +92,12 @@ def compare_runs(before: SavedRun, now: SavedRun) -> Comparison:
     """Metrics, image scores and manifest facts of two runs."""
     old, new = before.metrics(), now.metrics()
     keys = [key for key in {**old, **new} if not key.startswith(_TIMING)]
+    changed = _changed(before.read_json("manifest.json"), now.read_json("manifest.json"))
+    if difference := before.record().difference(now.record()):
+        changed["data"] = "as fitted on", difference
     return Comparison(
         metrics={key: (old.get(key, math.nan), new.get(key, math.nan)) for key in keys},
-        changed=_changed(before.read_json("manifest.json"), now.read_json("manifest.json")),
+        changed=changed,
         score_change=_score_change(before.directory, now.directory),
     )
 

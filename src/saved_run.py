@@ -1,18 +1,16 @@
-"""The folder of one run: where it is, whether it is finished, how to write it safely.
+"""The folder of one run: whether it is finished, how to write it safely.
 
-`runs/<model>/<data>/<category>/seed<k>-<hash>/`. Everything is written to a `.partial` file and
-renamed; `metrics.json` comes last, so its presence means that the run is finished. A run killed at
-any moment is completed by starting the same command again.
+`src.identity` names it. Everything is written to a `.partial` file and renamed; `metrics.json`
+comes last, so its presence means that the run is finished. A run killed at any moment is completed
+by starting the same command again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
 import math
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,40 +20,14 @@ from typing import TYPE_CHECKING, Any, cast
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from src.data.record import FILE_NAME as DATA
+from src.data.record import DataRecord, place_of
 from src.errors import SavedModelError
 from src.files import write_rows, write_text
 from src.grammar import literal
 
 if TYPE_CHECKING:
     from src.models.base import NormalScores
-
-#: Raised when a change of the code changes results, so that old runs are not taken for new ones.
-RESULTS_VERSION = 1
-
-#: Config that changes where or how fast a run goes, but not what comes out.
-_NOT_IDENTITY = (
-    "runs_dir", "force", "debug", "replay", "logger", "report", "hydra",
-    "hardware.num_workers", "hardware.threads", "data.download", "data.archives",
-    "data.prepare", "data.cache", "evaluation.memory_gb", "evaluation.latency_images",
-)  # fmt: skip
-
-
-def config_hash(cfg: DictConfig) -> str:
-    """Ten hex digits that identify what a config computes, on any machine."""
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    for dotted in _NOT_IDENTITY:
-        _remove(plain, dotted.split("."))
-    if plain.get("data", {}).get("name") != "folder":
-        _remove(plain, ["data", "root"])  # a named data set is the same wherever it lies
-    text = json.dumps([RESULTS_VERSION, plain], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def run_directory(cfg: DictConfig) -> Path:
-    """The folder of the run that `cfg` describes; it may not exist yet."""
-    category = cfg.data.get("category") or Path(str(cfg.data.get("root") or "all")).name
-    parts = [cfg.model.name, cfg.data.name, category, f"seed{cfg.seed}-{config_hash(cfg)}"]
-    return Path(cfg.runs_dir).expanduser().joinpath(*(_safe(str(part)) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -106,12 +78,19 @@ class SavedRun:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name in ("model", "checkpoints", "figures"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
-        write_text(self.directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        self._write_config(_plain(cfg))
         self.write_json("manifest.json", manifest)
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         """Add to manifest.json what is known only after the start."""
         self.write_json("manifest.json", self.read_json("manifest.json") | dict(facts))
+
+    def point_to_data(self, cfg: DictConfig) -> None:
+        """Remember where the data of this run lies now, so that later commands find it."""
+        saved, now = _plain(self.config()), _plain(cfg)
+        if saved["data"]["root"] != now["data"]["root"]:
+            depth = saved["data"].get("bit_depth")  # settled by the run
+            self._write_config(saved | {"data": now["data"] | {"bit_depth": depth}})
 
     def config(self) -> DictConfig:
         """The resolved config of this run."""
@@ -133,6 +112,23 @@ class SavedRun:
             return cast(dict[str, Any], json.loads((self.directory / name).read_text()))
         except (OSError, ValueError) as error:
             raise self._unusable(f"{name}: {error}") from error
+
+    def record(self) -> DataRecord:
+        """The images this run was made of."""
+        try:
+            path = self.directory / DATA
+            with path.open(newline="", encoding="utf-8") as stream:
+                return DataRecord.from_rows(csv.DictReader(stream))
+        except FileNotFoundError as error:
+            if not self.has("config.yaml"):
+                raise self._unusable(f"no {DATA}") from error
+            raise SavedModelError(
+                f"{self.directory} does not say which images it was fitted on.",
+                found=f"no {DATA}; an earlier version of this program wrote the folder",
+                do="run the experiment again; its results then lie in a folder of their own",
+            ) from error
+        except (OSError, KeyError, ValueError) as error:
+            raise self._unusable(f"{DATA}: {error}") from error
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; NaN becomes null."""
@@ -173,6 +169,9 @@ class SavedRun:
         """Declare the run finished."""
         self.write_json("metrics.json", metrics)
 
+    def _write_config(self, plain: dict[str, Any]) -> None:
+        write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+
     def _unusable(self, found: str) -> SavedModelError:
         return SavedModelError(
             f"{self.directory} is not the folder of a usable run.",
@@ -181,12 +180,9 @@ class SavedRun:
         )
 
 
-def _remove(tree: dict[str, Any], keys: list[str]) -> None:
-    for key in keys[:-1]:
-        tree = tree.get(key) or {}
-    tree.pop(keys[-1], None)
-
-
-def _safe(name: str) -> str:
-    """A name that is one folder on every file system."""
-    return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "unnamed"
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config with an absolute data.root: it must hold from any other folder."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    if (plain.get("data") or {}).get("root"):
+        plain["data"]["root"] = str(place_of(cfg.data)[0])
+    return plain

@@ -29,6 +29,8 @@ class ScoreRow(NamedTuple):
     map_max: float = math.nan  # highest value of the anomaly map
     split: str = "test"
     iou: float = math.nan  # of prediction and mask at the threshold, 0..1; NaN: no usable mask
+    image: str = ""  # what is in the image file, as a hash
+    mask: str = ""  # the same of its mask; empty without one
 
 
 def write_scores(run: SavedRun, rows: Sequence[ScoreRow]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("CACHE_DIR", tempfile.mkdtemp(prefix="goodparts-cache-"))
 
 #: Overrides that make any run tiny: 8 drawn gears of 64 px, a few seconds on one core.
 TINY = (

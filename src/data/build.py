@@ -11,6 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.datamodule import AnomalyDataModule
+from src.data.record import place_of
 from src.data.transforms import ImageTransform
 
 
@@ -22,10 +23,11 @@ def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
     """
     data = cfg.data
     prepare = data.get("prepare")
+    root, category = place_of(data)
     return AnomalyDataModule(
         name=data.name,
-        category=str(data.get("category") or Path(data.root).absolute().name),
-        root=Path(data.root).expanduser(),
+        category=category,
+        root=root,
         index=hydra.utils.instantiate(data.index),
         prepare=None if prepare is None else hydra.utils.instantiate(prepare),
         transform=ImageTransform.from_config(cfg.transform),

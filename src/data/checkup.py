@@ -11,6 +11,7 @@ from rich.console import Console
 from src.data.depth import settle_depth
 from src.data.doctor import examine
 from src.data.doctor_sheet import draw_report, print_report, write_json
+from src.data.record import list_samples, place_of
 from src.data.transforms import ImageTransform
 
 
@@ -23,11 +24,10 @@ def check_data_set(cfg: DictConfig) -> int:
     Raises:
         DataError: the data set is not there at all.
     """
-    data, root = cfg.data, Path(cfg.data.root).expanduser().absolute()
-    category = str(data.get("category") or root.name)
+    data, (root, category) = cfg.data, place_of(cfg.data)
     if data.get("prepare") is not None:
         hydra.utils.instantiate(data.prepare)(root, category)
-    found = hydra.utils.instantiate(data.index)(root, category)
+    found = list_samples(data)
     samples, _ = settle_depth(found, data.get("bit_depth"))
     transform = ImageTransform.from_config(cfg.transform) if cfg.get("transform") else None
     published = (data.get("counts") or {}).get(category)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from src.data.depth import settle_depth
 from src.data.findings import Finding, Found, summary
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
+from src.data.record import DataRecord, Entry
 from src.data.samples import DEFECTIVE, Sample
 from src.data.shuffling import EpochShuffle
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
@@ -107,6 +107,9 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.samples_per_epoch, self.cache = samples_per_epoch, cache
         self.limits, self.bit_depth = (limit_train, limit_test), bit_depth
         self.findings: list[Finding] = []  # what the lister noticed
+        self.found = Found([])  # as listed; the lists below are what is used of it
+        self.record = DataRecord([])
+        self._entries: dict[Path, Entry] = {}
         self.samples: list[Sample] = []
         self.train_samples: list[Sample] = []
         self.calibration_samples: list[Sample] = []
@@ -127,21 +130,74 @@ class AnomalyDataModule(pl.LightningDataModule):
         """List and split the samples; a second call does nothing."""
         if self.samples:
             return
-        found, self.bit_depth = settle_depth(self.index(self.root, self.category), self.bit_depth)
-        self.findings = found.findings
-        train = [sample for sample in found if sample.split == "train"]
-        test = [sample for sample in found if sample.split == "test"]
+        found = self.index(self.root, self.category)
+        self.found, self.bit_depth = settle_depth(found, self.bit_depth)
+        self.findings = self.found.findings
+        self.record = DataRecord.of(self.found, self.root)
+        entries = zip(self.found, self.record.entries, strict=True)
+        self._entries = {sample.image_path: entry for sample, entry in entries}
+        train = [sample for sample in self.found if sample.split == "train"]
+        test = [sample for sample in self.found if sample.split == "test"]
         self._check_training(train)
         train = limit_train(train, self.limits[0], self.seed)
         train, self.calibration_samples = hold_out(train, self.calibration_fraction, self.seed)
         kept, chosen = hold_out(train, self.validation_fraction, self.seed, "validation")
         few = len(chosen) < LEAST_VALIDATION
         self.train_samples, self.validation_samples = (train, []) if few else (kept, chosen)
+        learnt = [*self.train_samples, *self.calibration_samples, *self.validation_samples]
+        test = self._unseen(test, {self.entry_of(sample).content for sample in learnt})
         self.test_samples = limit_test(test, self.limits[1], self.seed)
+        self._arrange()
+        if self.name == "folder":
+            self._warn_of_crop()
+
+    def leave_out(self, fitted: Collection[str]) -> None:
+        """Keep images with these contents, which a model was fitted on, out of the test."""
+        self.setup()
+        self.test_samples = self._unseen(self.test_samples, fitted)
+        self._arrange()
+
+    def require_unchanged(self) -> None:
+        """DataError when an image or mask is not what it was when it was listed."""
+        if difference := self.record.difference(DataRecord.of(self.found, self.root)):
+            raise DataError(
+                "The data changed while the run was at work.",
+                found=f"{difference}, below {self.root}",
+                do="leave the images alone during a run, and start it again with force=true",
+            )
+
+    def entry_of(self, sample: Sample) -> Entry:
+        """What is in the files of a listed image."""
+        return self._entries[sample.image_path]
+
+    def _unseen(self, test: Sequence[Sample], fitted: Collection[str]) -> list[Sample]:
+        """Test images but those that a model was fitted on; protocol=paper keeps them."""
+        seen = [sample.image_path for sample in test if self.entry_of(sample).content in fitted]
+        if not seen:
+            return list(test)
+        told = f"{len(seen)} of {len(test)} test images are the very images that were fitted on"
+        named = ", ".join(_below(path, self.root) for path in seen[:5])
+        named += ", ..." if len(seen) > 5 else ""
+        if self.protocol == "paper":
+            log.warning("%s; they stay in the test, as protocol=paper asks: %s", told, named)
+            return list(test)
+        if len(seen) == len(test):
+            raise DataError(
+                "There is nothing to test with.",
+                found=f"{told}: {named}",
+                do="give images that the model has not seen, or protocol=paper to keep them",
+            )
+        log.warning("%s and are left out of the test: %s", told, named)
+        return [sample for sample in test if self.entry_of(sample).content not in fitted]
+
+    def _arrange(self) -> None:
+        """One list of all samples that are used, with a set of images for each split."""
         self.samples = [
             *self.train_samples, *self.calibration_samples, *self.validation_samples,
             *self.test_samples,
         ]  # fmt: skip
+        used = {sample.image_path: sample.split for sample in self.samples}
+        self.record = self.record.with_use([used.get(one.image_path, "") for one in self.found])
         cached = self._fits_in_memory()
         start = 0
         for split in ("train", "calibration", "validation", "test"):
@@ -149,8 +205,6 @@ class AnomalyDataModule(pl.LightningDataModule):
             indices = range(start, end)
             self._sets[split] = ImageDataset(self.samples, indices, self.transform, cached=cached)
             start = end
-        if self.name == "folder":
-            self._warn_of_crop()
 
     def _warn_of_crop(self) -> None:
         """Data sets have papers that crop; a user's own images should not lose borders unseen."""
@@ -230,10 +284,6 @@ class AnomalyDataModule(pl.LightningDataModule):
         """(H, W) of every image and mask in the batches."""
         return self.transform.size
 
-    def fingerprint(self) -> str:
-        """sha256 over the sorted (path below root, size in bytes) of every file used."""
-        return fingerprint(self.samples, self.root)
-
     # --- inner -------------------------------------------------------------------------------
 
     def _set(self, split: str) -> ImageDataset:
@@ -275,18 +325,6 @@ class AnomalyDataModule(pl.LightningDataModule):
                 found=f"{len(train)} training images, {len(defective)} of them defective",
                 do=f"check the folders below {self.root}, or run python -m src.check",
             )
-
-
-def fingerprint(samples: Sequence[Sample], root: Path) -> str:
-    """sha256 over the sorted (path below root, size in bytes) of every file of the samples."""
-    paths = {
-        path
-        for sample in samples
-        for path in (sample.image_path, sample.mask_path, *sample.channel_paths)
-        if path is not None
-    }
-    lines = sorted(f"{_below(path, root)}\t{path.stat().st_size}\n" for path in paths)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _below(path: Path, root: Path) -> str:

@@ -13,10 +13,12 @@ from rich.table import Table
 from src import experiment
 from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
+from src.data.record import FILE_NAME as DATA
 from src.data.samples import Sample
 from src.detector import Detector
 from src.errors import ConfigError, DataError, SavedModelError
 from src.evaluation.threshold import Threshold, build_rule
+from src.fitted import checked_data, fitted_samples
 from src.reporting.outputs import print_result, write_outputs
 from src.saved_run import SavedRun
 from src.training import build_trainer
@@ -28,9 +30,8 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
     """Metrics of `cfg.run` on the data of `cfg`; writes metrics.json, scores.csv and a report."""
     detector = Detector.load(Path(cfg.run), cfg.device)
     merged = _merge(detector.config, cfg)
-    data = build_datamodule(merged)
-    data.prepare_data()
-    data.setup()
+    run = SavedRun(detector.directory)
+    data = checked_data(run, None if cfg.get("data") is None else merged)
     if not data.test_samples:
         raise ConfigError(
             "There is nothing to evaluate.",
@@ -42,11 +43,10 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
     evaluator, threshold, metrics = experiment.evaluate(
         merged, trainer, detector.model, data, _threshold(cfg, detector)
     )
-    manifest = SavedRun(detector.directory).read_json("manifest.json")
-    out.start(merged, manifest | {"data_fingerprint": data.fingerprint()}, force=True)
-    write_outputs(
-        merged, out, detector.model, data, evaluator, threshold, metrics, _sources(detector)
-    )
+    facts = run.read_json("manifest.json") | {"data_fingerprint": data.record.fingerprint}
+    out.start(merged, facts, force=True)
+    out.write_rows(DATA, data.record.rows())
+    write_outputs(merged, out, detector.model, data, evaluator, threshold, metrics, _sources(run))
     out.finish(metrics)
     print_result(out)
     if cfg.checkpoints:
@@ -73,14 +73,12 @@ def _threshold(cfg: DictConfig, detector: Detector) -> Threshold | None:
     return None if rule.needs_labels else rule.fit(normal)
 
 
-def _sources(detector: Detector) -> list[Sample]:
+def _sources(run: SavedRun) -> list[Sample]:
     """The samples the run was fitted on; none when they are no longer there."""
-    own = build_datamodule(detector.config)
     try:
-        own.setup()
+        return fitted_samples(run, build_datamodule(run.config()))
     except DataError:
         return []
-    return own.samples
 
 
 def _compare_checkpoints(

@@ -28,6 +28,7 @@ from src.deployment.changes import find_change
 from src.detector import Detector
 from src.errors import ConfigError
 from src.evaluation.ranking import auroc
+from src.fitted import checked_data
 from src.models.build import build_model
 from src.saved_run import SavedRun
 from src.training import build_trainer
@@ -38,9 +39,7 @@ Row = dict[str, Any]
 def measure_robustness(cfg: DictConfig) -> list[Row]:
     """One row per change and level; also written as CSV and drawn."""
     detector = Detector.load(Path(cfg.run), cfg.device)
-    data = build_datamodule(detector.config)
-    data.prepare_data()
-    data.setup()
+    data = checked_data(SavedRun(detector.directory))
     samples = limit_test(data.test_samples, cfg.limit, cfg.seed)
     labels = {sample.label for sample in samples}
     if NORMAL not in labels:

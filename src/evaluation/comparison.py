@@ -1,7 +1,8 @@
 """Two runs on the same images: what differs, by how much, and whether it could be chance.
 
 Both runs are resampled with the same draws of images (paired bootstrap), so that what makes an
-image hard for both cancels. Rows are matched by path; images that only one run has are left out.
+image hard for both cancels. Rows are matched by what is in the image files, not by their names;
+images that only one run has are left out.
 Percentile intervals of small differences near an AUROC of 1 are conservative: of equally good runs
 fewer than one in twenty differ "significantly" (tests/evaluation/test_uncertainty.py measures it).
 Of the dozen p-values of a table one in twenty falls below 0.05 by chance alone.
@@ -49,9 +50,10 @@ class Matched:
     only_second: int
 
     @property
-    def paths(self) -> list[str]:
-        """Paths of the images, sorted."""
-        return [row.path for row in self.first]
+    def same_masks(self) -> list[tuple[str, str]]:
+        """Paths in both runs of the images that also have the same mask."""
+        pairs = zip(self.first, self.second, strict=True)
+        return [(a.path, b.path) for a, b in pairs if a.mask == b.mask]
 
     @property
     def disagreements(self) -> list[tuple[ScoreRow, ScoreRow]]:
@@ -62,20 +64,23 @@ class Matched:
 
 
 def match(first: Sequence[ScoreRow], second: Sequence[ScoreRow]) -> Matched:
-    """Match the rows of two runs by path.
+    """Match the rows of two runs by the contents of their images.
 
     Raises:
         DataError: they share no image, or label one differently.
     """
-    a, b = ({row.path: row for row in rows} for rows in (first, second))
-    shared = sorted(a.keys() & b.keys())
+    a, b = _by_content(first), _by_content(second)
+    shared = sorted(a.keys() & b.keys(), key=lambda key: a[key].path)
     if not shared:
+        same = {row.path for row in first} & {row.path for row in second}
         raise DataError(
-            "The two runs have no image in common.",
-            found=f"e.g. {min(a, default='nothing')} and {min(b, default='nothing')}",
-            do="compare runs on the same data set and category",
+            "The two runs have no test image in common.",
+            found=f"{len(a)} and {len(b)} images, all with other contents"
+            + (f", although {len(same)} have the same names" if same else ""),
+            do="compare runs on the same images, or evaluate one run on the data of the other "
+            "with src.evaluate and compare that",
         )
-    relabelled = [path for path in shared if a[path].label != b[path].label]
+    relabelled = [a[key].path for key in shared if a[key].label != b[key].label]
     if relabelled:
         raise DataError(
             "The two runs label the same images differently.",
@@ -83,11 +88,21 @@ def match(first: Sequence[ScoreRow], second: Sequence[ScoreRow]) -> Matched:
             do="evaluate one of them again: the data has changed between the runs",
         )
     return Matched(
-        [a[path] for path in shared],
-        [b[path] for path in shared],
+        [a[key] for key in shared],
+        [b[key] for key in shared],
         len(a) - len(shared),
         len(b) - len(shared),
     )
+
+
+def _by_content(rows: Sequence[ScoreRow]) -> dict[tuple[str, int], ScoreRow]:
+    """Rows by content; the n-th copy of an image is met by the other run's n-th copy."""
+    copies: dict[str, int] = {}
+    found = {}
+    for row in rows:
+        copies[row.image] = copies.get(row.image, 0) + 1
+        found[row.image, copies[row.image]] = row
+    return found
 
 
 def compare_images(matched: Matched, resamples: int, seed: int) -> list[MetricPair]:
@@ -107,15 +122,20 @@ def compare_images(matched: Matched, resamples: int, seed: int) -> list[MetricPa
 def compare_pixels(
     first: PixelStatistics,
     second: PixelStatistics,
+    paths: Sequence[tuple[str, str]],
     limits: Mapping[str, float],
     resamples: int,
     seed: int,
 ) -> list[MetricPair]:
-    """Pixel metrics of both runs on their common images, from histograms (off by < 0.001)."""
-    paths = sorted(set(first.paths) & set(second.paths))
-    if not paths:
+    """Pixel metrics of both runs on common images, from histograms (off by < 0.001).
+
+    `paths` of an image in the first and in the second run; without statistics it is left out.
+    """
+    there = set(first.paths), set(second.paths)
+    known = [(a, b) for a, b in paths if a in there[0] and b in there[1]]
+    if not known:
         return []
-    parts = [statistics.of(paths) for statistics in (first, second)]
+    parts = [first.of([a for a, _ in known]), second.of([b for _, b in known])]
     weights = _weights(parts[0].defect.sum(axis=1) > 0, resamples, seed)
     return _pairs(*(uncertainty.pixel_metrics(part, weights, limits) for part in parts))
 

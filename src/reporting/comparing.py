@@ -41,7 +41,9 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair]:
     pixels = [read_pixel_statistics(run.directory) for run in (first, second)]
     if pixels[0] is not None and pixels[1] is not None:
         limits = {aupro_key(limit): limit for limit in second.config().evaluation.aupro_limits}
-        rows += compare_pixels(pixels[0], pixels[1], limits, cfg.resamples, cfg.seed)
+        rows += compare_pixels(
+            pixels[0], pixels[1], matched.same_masks, limits, cfg.resamples, cfg.seed
+        )
     out = SavedRun(_folder(cfg, first, second))
     out.write_rows("comparison.csv", [_flat(row) for row in rows])
     out.write_rows("disagreements.csv", [_both(a, b) for a, b in matched.disagreements])
@@ -58,13 +60,7 @@ def print_comparison(
     """The table of metrics on the console, significant differences in bold."""
     console = Console()
     console.print(f"A  {first.directory}\nB  {second.directory}", highlight=False)
-    console.print(
-        f"{len(matched.first)} common images"
-        + (f", {matched.only_first} only in A" if matched.only_first else "")
-        + (f", {matched.only_second} only in B" if matched.only_second else "")
-        + f"; decisions differ on {len(matched.disagreements)}",
-        highlight=False,
-    )
+    console.print(_scope(matched), highlight=False, soft_wrap=True)
     if any(row.metric.startswith(("test/pixel", "test/aupro")) for row in rows):
         console.print(*_conventions(first, second), sep="\n", highlight=False)
     table = Table("metric", "A", "B", "B - A", "95 % interval", "p", box=None)
@@ -85,6 +81,20 @@ def _conventions(first: SavedRun, second: SavedRun) -> list[str]:
         return [a]
     advice = "src.evaluate evaluation.whole_image=true evaluation.size=256"
     return [f"A  {a}", f"B  {b}", f"These cover different pixels; {advice} measures both alike."]
+
+
+def _scope(matched: Matched) -> str:
+    """On which images the runs are compared."""
+    count = len(matched.first)
+    told = f"{count} common images"
+    if matched.only_first or matched.only_second:
+        told = (
+            f"The runs are on DIFFERENT data: compared on {count} of {count + matched.only_first} "
+            f"test images of A and of {count + matched.only_second} of B, equal in content"
+        )
+    other = count - len(matched.same_masks)
+    told += f"; {other} with another mask, left out of pixel metrics" if other else ""
+    return f"{told}; decisions differ on {len(matched.disagreements)}"
 
 
 def verdict(row: MetricPair) -> str:
@@ -129,7 +139,7 @@ def _draw(
     """Overlays of both runs side by side; without the images or models, a line that says so."""
     pairs = matched.disagreements[: cfg.pictures]
     try:
-        samples = _samples(first, [a.path for a, _ in pairs])
+        samples = _samples(first, [a for a, _ in pairs])
         left = _overlays(first, samples, cfg.device)
         right = _overlays(second, samples, cfg.device)
     except GoodpartsError as error:
@@ -147,21 +157,20 @@ def _caption(row: ScoreRow) -> str:
     return f"{outcome(row.label, row.decision)} {row.score:.4g}: {name}"
 
 
-def _samples(run: SavedRun, paths: list[str]) -> list[Sample]:
-    """The samples of the run's data set with these paths below its root."""
+def _samples(run: SavedRun, rows: list[ScoreRow]) -> list[Sample]:
+    """The samples of the run with these contents."""
     data = build_datamodule(run.config())
     data.prepare_data()
     data.setup()
-    known = {sample.image_path: sample for sample in data.test_samples}
-    wanted = [data.root / path for path in paths]  # an absolute path stays itself
-    missing = [path for path in wanted if path not in known]
+    here = {data.entry_of(sample).content: sample for sample in data.found}
+    missing = [row.path for row in rows if row.image not in here]
     if missing:
         raise SavedModelError(
-            "The images of the run have moved.",
-            found=f"{len(missing)} are missing, first: {missing[0]}",
+            "Images of the run are missing or were changed.",
+            found=f"{len(missing)} below {data.root}, first: {missing[0]}",
             do="put them back, or compare with pictures=0",
         )
-    return [known[path] for path in wanted]
+    return [here[row.image] for row in rows]
 
 
 def _overlays(run: SavedRun, samples: list[Sample], device: str) -> list:

@@ -99,6 +99,8 @@ def score_rows(data: AnomalyDataModule, evaluator: Evaluator) -> list[ScoreRow]:
                 map_max=found["map_max"],
                 split=sample.split,
                 iou=math.nan if found["iou"] is None else found["iou"],
+                image=data.entry_of(sample).content,
+                mask=data.entry_of(sample).mask,
             )
         )
     return rows

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import DataError, did_you_mean
 from src.files import write_text
+from src.identity import without_content
 from src.reporting.curves import (
     DEFECT_COLOUR,
     FAINT,
@@ -79,8 +80,15 @@ def runs_table(folder: Path) -> pd.DataFrame:
     So are results inside a run folder, such as evaluations on other data.
     """
     found = {path.parent for path in folder.rglob("metrics.json")}
-    runs = sorted(path for path in found if not found & set(path.parents))
-    rows = [_run_row(path) for path in runs]
+    runs = sorted(
+        (path for path in found if not found & set(path.parents)),
+        key=lambda path: (path / "metrics.json").stat().st_mtime,
+    )
+    # One config on data that changed since is several runs side by side: the newest counts.
+    newest = {without_content(path): path for path in runs}
+    if len(newest) < len(runs):
+        print(f"{len(runs) - len(newest)} runs on earlier data or weights are left out.")
+    rows = [_run_row(path) for path in sorted(newest.values())]
     return pd.DataFrame([row for row in rows if row])
 
 

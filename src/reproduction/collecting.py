@@ -35,7 +35,7 @@ def measure(job: Job, ledger: Ledger) -> Measured:
         seed=job.seed,
         metrics=metrics,
         intervals=intervals,
-        config_hash=job.folder.name.rpartition("-")[2],
+        config_hash=job.key.rpartition("-")[2],
         protocol=str(run.config().get("protocol", "")),
         seconds=math.nan if seconds is None else seconds,
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from src.identity import newest_finished
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -42,8 +44,8 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
-        return self.identity.folder
+        """The run folder; while the data are not on this machine, what was made elsewhere."""
+        return newest_finished(self.identity.folder)
 
     @property
     def name(self) -> str:
@@ -64,9 +66,10 @@ def config_identity() -> Iterator[Identify]:
     """
     from omegaconf import DictConfig, OmegaConf
 
+    from src.identity import locate_run, without_content
     from src.reproduction.composing import run_composer
-    from src.saved_run import run_directory
 
+    known: dict[str, str] = {}
     composed: dict[tuple[str, ...], DictConfig] = {}
     with run_composer() as compose:
 
@@ -77,8 +80,9 @@ def config_identity() -> Iterator[Identify]:
             cfg = composed[key]
             OmegaConf.update(cfg, "data.category", category)
             OmegaConf.update(cfg, "seed", seed)
-            folder = run_directory(cfg)
-            return Identity("-".join(folder.parts[-4:]), folder)
+            folder = locate_run(cfg, known)
+            # Without the images, which may not be here yet.
+            return Identity("-".join(without_content(folder).parts[-4:]), folder)
 
         yield identify
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -122,21 +121,20 @@ def data_finder(*, download: bool) -> Iterator[HasData]:
             OmegaConf.update(data, "category", category)
             if data.get("prepare") is not None and (download or data.get("download") is None):
                 return True  # fetched, or drawn, on first use
-            place = str(Path(data.root).expanduser().absolute()), category
+            place = str(data.root), category
             if place not in known:
-                known[place] = _listed(data.index, *place)
+                known[place] = _listed(data)
             return known[place]
 
         yield has_data
 
 
-def _listed(index: DictConfig, root: str, category: str) -> bool:
+def _listed(data: DictConfig) -> bool:
     """Whether the data set's own lister finds the category."""
-    import hydra
-
+    from src.data.record import list_samples
     from src.errors import DataError
 
     try:
-        return bool(hydra.utils.instantiate(index)(Path(root), category))
+        return bool(list_samples(data))
     except DataError:
         return False

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from src.errors import SavedModelError
 from src.files import atomic
-from src.saved_run import SavedRun, config_hash, run_directory
+from src.identity import config_hash, run_folder
+from src.saved_run import SavedRun
 
 
 def config(**changes):
@@ -53,16 +54,23 @@ def test_what_is_computed_changes_the_identity(change):
     assert config_hash(config()) != config_hash(config(**change))
 
 
-def test_the_root_of_an_own_folder_is_part_of_its_identity():
+def test_the_place_of_an_own_folder_names_its_run_but_is_no_part_of_its_identity():
     own = {"data__name": "folder", "data__category": None}
-    assert config_hash(config(**own)) != config_hash(config(**own, data__root="/b"))
-    assert run_directory(config(**own, data__root="/photos/my bolts")).parts[3] == "my_bolts"
+    here, there = (config(**own, data__root=root) for root in ("/a", "/photos/my bolts"))
+    assert config_hash(here) == config_hash(there)
+    assert run_folder(there, "d", "w").parts[3] == "my_bolts"
+    assert run_folder(there, "d", "w").name == run_folder(here, "d", "w").name
 
 
-def test_directory_names_model_data_category_and_seed():
-    parts = run_directory(config(seed=3)).parts
+def test_directory_names_model_data_category_seed_config_and_content():
+    parts = run_folder(config(seed=3), "data", "weights").parts
     assert parts[:4] == ("runs", "patchcore", "mvtec", "bottle")
-    assert parts[4] == f"seed3-{config_hash(config(seed=3))}"
+    seed, of_config, content = parts[4].split("-")
+    assert (seed, of_config, len(content)) == ("seed3", config_hash(config(seed=3)), 10)
+    others = {
+        run_folder(config(seed=3), *facts).name for facts in (("data", "w"), ("d", "weights"))
+    }
+    assert parts[4] not in others and len(others) == 2
 
 
 def test_metrics_are_written_last_and_survive_a_round_trip(tmp_path):

@@ -8,7 +8,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from src.backbones.features import FeatureExtractor
-from src.backbones.weights import file_for, find_weights
+from src.backbones.weight_files import file_for
+from src.backbones.weights import find_weights
 from src.errors import ConfigError, WeightsError
 
 LITE0 = "tf_efficientnet_lite0"

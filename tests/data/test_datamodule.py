@@ -216,7 +216,7 @@ def test_the_fingerprint_ignores_the_place_and_notices_any_changed_file(mvtec_ro
     def of(root):
         data = build_datamodule(config(root))
         data.setup()
-        return data.fingerprint()
+        return data.record.fingerprint
 
     before = of(mvtec_root)
     moved = mvtec_root.rename(tmp_path / "elsewhere")

@@ -33,7 +33,15 @@ TINY = (
 
 def rows(scores, labels, threshold=0.5, prefix="test"):
     return [
-        ScoreRow(f"{prefix}/{i:03d}.png", int(y), "hole" if y else "good", float(s), s > threshold)
+        ScoreRow(
+            f"{prefix}/{i:03d}.png",
+            int(y),
+            "hole" if y else "good",
+            float(s),
+            s > threshold,
+            image=f"{prefix} {i}",
+            mask=f"mask {i}" if y else "",
+        )
         for i, (s, y) in enumerate(zip(scores, labels, strict=True))
     ]
 
@@ -44,12 +52,13 @@ def draw(seed, shift, images=60):
     return rng.normal(size=images) * 0.5 + shift * labels, labels
 
 
-def test_images_are_matched_by_path_whatever_their_order():
+def test_images_are_matched_by_content_whatever_their_order_and_names():
     scores, labels = draw(0, 0.8)
     first, second = rows(scores, labels), rows(scores + 1, labels)
-    matched = comparison.match(first[5:], second[::-1][:-2])
-    assert matched.paths == sorted(matched.paths)
-    assert [row.path for row in matched.second] == matched.paths
+    renamed = [row._replace(path=f"elsewhere/{row.path}") for row in second]
+    matched = comparison.match(first[5:], renamed[::-1][:-2])
+    assert [row.path for row in matched.first] == [row.path for row in first[5:]]
+    assert [row.path for row in matched.second] == [row.path for row in renamed[5:]]
     assert (matched.only_first, matched.only_second) == (0, 3)
     for a, b in zip(matched.first, matched.second, strict=True):
         assert b.score == pytest.approx(a.score + 1)
@@ -57,8 +66,9 @@ def test_images_are_matched_by_path_whatever_their_order():
 
 def test_runs_on_other_images_or_with_other_labels_cannot_be_compared():
     scores, labels = draw(0, 0.8)
-    with pytest.raises(DataError, match="no image in common"):
-        comparison.match(rows(scores, labels), rows(scores, labels, prefix="other"))
+    other = [row._replace(image=f"other {i}") for i, row in enumerate(rows(scores, labels))]
+    with pytest.raises(DataError, match=r"no test image in common[\s\S]*60 have the same names"):
+        comparison.match(rows(scores, labels), other)
     with pytest.raises(DataError, match="60 images, first: test/000"):
         comparison.match(rows(scores, labels), rows(scores, ~labels))
 
@@ -139,7 +149,8 @@ def test_pixel_metrics_of_two_runs_are_compared_image_by_image():
     first, maps, masks = statistics(1.0)
     second, better_maps, _ = statistics(1.6, order=[*range(15, -1, -1)])
     limits = {"test/aupro": 0.3}
-    found = comparison.compare_pixels(first, second, limits, 300, 0)
+    pairs = [(path, path) for path in first.paths]
+    found = comparison.compare_pixels(first, second, pairs, limits, 300, 0)
     by_name = {row.metric: row for row in found}
     for row, both in ((by_name["test/aupro"], (maps, better_maps)),):
         for value, drawn in zip((row.first, row.second), both, strict=True):
@@ -151,9 +162,8 @@ def test_pixel_metrics_of_two_runs_are_compared_image_by_image():
     assert by_name["test/pixel_auroc"].difference.low > 0
     assert by_name["test/aupro"].difference.p_value < 0.05
     part = PixelStatistics(first.paths[:9], first.of(first.paths[:9]))
-    assert len(comparison.compare_pixels(part, second, limits, 10, 0)) == 3
-    strangers = first._replace(paths=[f"other/{path}" for path in first.paths])
-    assert comparison.compare_pixels(strangers, second, limits, 10, 0) == []
+    assert len(comparison.compare_pixels(part, second, pairs, limits, 10, 0)) == 3
+    assert comparison.compare_pixels(first, second, [], limits, 10, 0) == []
 
 
 def test_pixel_statistics_survive_the_file(tmp_path):

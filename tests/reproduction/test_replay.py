@@ -9,8 +9,10 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 from src.composing import CONF
+from src.data.record import Entry
 from src.errors import SavedModelError
 from src.experiment import run_experiment
+from src.files import write_rows
 from src.replay import compare_runs, replay_run, replayed_config
 from src.reproduction.papers import load_papers
 from src.saved_run import SavedRun
@@ -69,6 +71,7 @@ def test_an_unfinished_run_cannot_be_replayed(tmp_path):
 def fake_run(folder: Path, score: float, aupro: float | None, packages: dict) -> SavedRun:
     run = SavedRun(folder)
     run.write_json("metrics.json", {"test/aupro": aupro, "speed/latency_p50_ms": score})
+    write_rows(folder / "data.csv", [], Entry._fields)
     run.write_json("manifest.json", {"started": folder.name, "packages": packages, "cores": 2})
     rows = [ScoreRow("a.png", 0, "good", 1.0, False), ScoreRow("b.png", 0, "good", score, False)]
     write_scores(run, rows)

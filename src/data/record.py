@@ -1,0 +1,160 @@
+"""The images of a data set by name, label and content: what a run was made of.
+
+`data.csv` in a run folder has one row an image. Its fingerprint names the run, so that other
+images, masks or labels are another run, while a folder that was only moved is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from omegaconf import DictConfig
+
+from src.contents import content_hashes
+from src.data.findings import Found
+from src.data.samples import Sample
+from src.files import ESCAPE
+
+FILE_NAME = "data.csv"
+#: In the order in which models number their images.
+FITTED = ("train", "calibration", "validation")
+
+
+class Entry(NamedTuple):
+    """One image of a data set."""
+
+    path: str  # below the root of the data set, absolute when it lies elsewhere; as in scores.csv
+    split: str  # as the data set files it
+    used: str  # what the run used it for: one of FITTED, test, or nothing
+    label: int
+    defect: str
+    image: str  # hash of the file's bytes
+    mask: str  # the same of its mask, empty without one
+    channels: str  # the same of further files that complete the image
+
+    @property
+    def content(self) -> str:
+        """Equal for images that show the same, pixel for pixel."""
+        return f"{self.image} {self.channels}".rstrip()
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """All images of a data set, in the order in which they are listed."""
+
+    entries: Sequence[Entry]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], root: Path) -> DataRecord:
+        """Hash the files of `samples`; `used` is filled in by `with_use`."""
+        hashes = content_hashes(path for sample in samples for path in files_of(sample))
+        prefix = f"{root}{os.sep}"
+        return cls([
+            Entry(
+                _text(str(sample.image_path).removeprefix(prefix)), sample.split, "", sample.label,
+                _text(sample.defect), hashes[sample.image_path],
+                hashes[sample.mask_path] if sample.mask_path else "",
+                " ".join(hashes[path] for path in sample.channel_paths),
+            )
+            for sample in samples
+        ])  # fmt: skip
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> DataRecord:
+        """From the rows of data.csv; KeyError or ValueError when it is another file."""
+        named = (Entry(**{name: row[name] for name in Entry._fields}) for row in rows)
+        return cls([entry._replace(label=int(entry.label)) for entry in named])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows for data.csv."""
+        return [entry._asdict() for entry in self.entries]
+
+    def with_use(self, used: Sequence[str]) -> DataRecord:
+        """The same images, each with what it was used for."""
+        pairs = zip(self.entries, used, strict=True)
+        return DataRecord([entry._replace(used=use) for entry, use in pairs])
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over order, names, labels and contents, wherever the folders lie."""
+        total = hashlib.sha256()
+        elsewhere = self._homes()
+        for entry in self.entries:
+            name = entry.path
+            if name.startswith(os.sep):
+                name = os.path.relpath(name, elsewhere[entry.split, entry.label])
+            facts = (name, entry.split, str(entry.label), entry.defect, *entry[5:])
+            total.update("\0".join(facts).encode() + b"\0\0")
+        return total.hexdigest()
+
+    @property
+    def fitted(self) -> list[Entry]:
+        """Images that were trained, calibrated or validated on, as models number them."""
+        return [entry for use in FITTED for entry in self.entries if entry.used == use]
+
+    def difference(self, now: DataRecord) -> str:
+        """In words, what changed from this record to `now`; empty when nothing did."""
+        old, new = ({entry.path: entry for entry in one.entries} for one in (self, now))
+        both = [(old[path], new[path]) for path in old.keys() & new.keys()]
+        counts = {
+            "image{s} added": len(new.keys() - old.keys()),
+            "image{s} removed": len(old.keys() - new.keys()),
+            "image{s} changed": sum(a.content != b.content for a, b in both),
+            "mask{s} changed": sum(a.mask != b.mask for a, b in both),
+            "image{s} filed otherwise": sum(
+                (a.split, a.label, a.defect) != (b.split, b.label, b.defect) for a, b in both
+            ),
+        }
+        told = [
+            f"{count} {what.format(s='' if count == 1 else 's')}"
+            for what, count in counts.items()
+            if count
+        ]
+        return ", ".join(told)
+
+    def _homes(self) -> dict[tuple[str, int], str]:
+        """Images outside the root, by split and label -> the folder that holds all of them."""
+        outside: dict[tuple[str, int], list[str]] = {}
+        for entry in self.entries:
+            if entry.path.startswith(os.sep):
+                folder = os.path.dirname(entry.path)  # noqa: PTH120
+                outside.setdefault((entry.split, entry.label), []).append(folder)
+        return {key: os.path.commonpath(folders) for key, folders in outside.items()}
+
+
+def _text(path: str) -> str:
+    """The path as CSV files hold it, also when it is not UTF-8."""
+    return path.encode(errors=ESCAPE).decode()
+
+
+def files_of(sample: Sample) -> list[Path]:
+    """Image, mask and channels of a sample."""
+    masks = [sample.mask_path] if sample.mask_path else []
+    return [sample.image_path, *masks, *sample.channel_paths]
+
+
+def place_of(data: DictConfig) -> tuple[Path, str]:
+    """Root folder and category of the `data` node."""
+    root = Path(str(data.root)).expanduser().absolute()
+    return root, str(data.get("category") or root.name)
+
+
+def list_samples(data: DictConfig) -> Found:
+    """The samples of the `data` node as they lie on disk; nothing is downloaded or drawn.
+
+    Raises:
+        DataError: they are not there.
+    """
+    found: Found = hydra.utils.instantiate(data.index)(*place_of(data))
+    return found
+
+
+def list_record(data: DictConfig) -> DataRecord:
+    """`list_samples` with the contents of their files."""
+    return DataRecord.of(list_samples(data), place_of(data)[0])
