@@ -120,7 +120,7 @@ def test_one_single_good_image_promises_nothing_and_is_refused(run, folder):
     for path in sorted((folder / "good").iterdir())[1:]:
         path.unlink()
     with pytest.raises(ConfigError, match="cannot set a threshold"):
-        run(BAD, "data.normal_test_dir=good")
+        run(BAD)
 
 
 def test_a_broken_training_image_is_named(run, folder):
