@@ -12,10 +12,11 @@ import gc
 import io
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import NoReturn, TextIO, cast
 
 import hydra
 import hydra.types
@@ -152,10 +153,24 @@ def _unread() -> bool:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
+            gone = _reader_left(stream)
         except BrokenPipeError:
+            gone = True
+        if gone:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            unread = True
+        unread |= gone
     return unread
+
+
+def _reader_left(stream: TextIO) -> bool:
+    if not hasattr(select, "poll") or not isinstance(stream, io.TextIOWrapper):
+        return False
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except io.UnsupportedOperation:  # a notebook's or a test's own stream
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _verbose() -> bool:
