@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.grammar import hydra_words
 from src.options import check_options
@@ -46,3 +48,17 @@ def is_group(word: str) -> bool:
     """Whether a word chooses a file of conf/, as `model=uflow` does, instead of setting a value."""
     key = word.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
     return key.startswith("hydra/") or (CONF / key).is_dir()
+
+
+def partial_of(node: DictConfig) -> Callable[..., Any]:
+    """The function `_target_` of a node with its other values given; a name may hold `${`.
+
+    Hydra's own `instantiate` reads texts twice, so that it would look for a key of that name.
+    """
+    values = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    target = hydra.utils.get_method(values.pop("_target_"))
+    values.pop("_partial_", None)
+    for name, value in values.items():
+        if isinstance(value, dict) and "_target_" in value:
+            values[name] = hydra.utils.instantiate(value)
+    return functools.partial(target, **values)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.errors import ConfigError
 from src.experiment import run_experiment
+from src.grammar import literal
 from src.saved_run import SavedRun
 from src.scores_table import read_scores
 
@@ -66,7 +67,7 @@ def replayed_config(saved: DictConfig, cfg: DictConfig) -> DictConfig:
         config.runs_dir = str(Path(cfg.runs_dir) / "replays")
         config.force, config.replay, config.debug = True, None, cfg.debug
         if not Path(str(config.data.root)).exists() and cfg.data.name == config.data.name:
-            config.data.root = cfg.data.root  # the run comes from another machine
+            config.data.root = literal(cfg.data.root)  # the run comes from another machine
     for key in command_line_keys():
         if OmegaConf.select(config, key, default=_ABSENT) is _ABSENT:
             raise ConfigError(
@@ -74,7 +75,7 @@ def replayed_config(saved: DictConfig, cfg: DictConfig) -> DictConfig:
                 found=f"the run's config has no {key}",
                 do="give only keys that the run has, such as data.root or hardware.num_workers",
             )
-        OmegaConf.update(config, key, OmegaConf.select(cfg, key))
+        OmegaConf.update(config, key, literal(OmegaConf.select(cfg, key)))
     return config
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from src.composing import partial_of
 from src.data.datamodule import AnomalyDataModule
 from src.data.record import place_of
 from src.data.transforms import ImageTransform
@@ -28,8 +29,8 @@ def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
         name=data.name,
         category=category,
         root=root,
-        index=hydra.utils.instantiate(data.index),
-        prepare=None if prepare is None else hydra.utils.instantiate(prepare),
+        index=partial_of(data.index),
+        prepare=None if prepare is None else partial_of(prepare),
         transform=ImageTransform.from_config(cfg.transform),
         batch_size=data.batch_size,
         num_workers=worker_count(cfg.get("hardware", {}).get("num_workers", "auto")),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
+from src.composing import partial_of
 from src.data.depth import settle_depth
 from src.data.doctor import examine
 from src.data.doctor_sheet import draw_report, print_report, write_json
@@ -26,7 +26,7 @@ def check_data_set(cfg: DictConfig) -> int:
     """
     data, (root, category) = cfg.data, place_of(cfg.data)
     if data.get("prepare") is not None:
-        hydra.utils.instantiate(data.prepare)(root, category)
+        partial_of(data.prepare)(root, category)
     found = list_samples(data)
     samples, _ = settle_depth(found, data.get("bit_depth"))
     transform = ImageTransform.from_config(cfg.transform) if cfg.get("transform") else None

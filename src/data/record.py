@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 from omegaconf import DictConfig
 
+from src.composing import partial_of
 from src.contents import content_hashes
 from src.data.findings import Found
 from src.data.samples import Sample
@@ -151,7 +151,7 @@ def list_samples(data: DictConfig) -> Found:
     Raises:
         DataError: they are not there.
     """
-    found: Found = hydra.utils.instantiate(data.index)(*place_of(data))
+    found: Found = partial_of(data.index)(*place_of(data))
     return found
 
 
