@@ -14,7 +14,7 @@ help: ## list the targets
 
 setup: $(VENV)/.user-$(HARDWARE) ## create .venv with what a run needs (HARDWARE=gpu for faiss on the GPU)
 
-dev: $(VENV)/.dev-$(HARDWARE) ## the same plus test tools, export and sweeps
+dev: $(VENV)/.dev-$(HARDWARE) ## the same plus test tools, export, Ray and Optuna
 
 demo: setup ## PatchCore on drawn parts: no network, no GPU; prints metrics and a report
 	$(PY) -m src.run experiment=demo
@@ -66,7 +66,7 @@ $(VENV)/.user-$(HARDWARE): pyproject.toml constraints.txt | $(PY)
 	@rm -f $(VENV)/.user-* $(VENV)/.dev-*; touch $@
 
 $(VENV)/.dev-$(HARDWARE): $(VENV)/.user-$(HARDWARE)
-	$(PIP) --editable ".[$(HARDWARE),dev,export,serve,sweeps]" --constraint constraints.txt
+	$(PIP) --editable ".[$(HARDWARE),dev,export,serve,many]" --constraint constraints.txt
 	@touch $@
 
 .venv-peer/.ready: tests/bench/peers/requirements.txt

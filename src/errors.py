@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class GoodpartsError(Exception):
@@ -68,3 +68,13 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     if close:
         return f"Did you mean {' or '.join(repr(hit) for hit in close)}?"
     return f"Valid names: {', '.join(options)}."
+
+
+def only(where: str, found: Iterable[object], known: Collection[str]) -> None:
+    """ConfigError for the first name that is not known, with the nearest one that is."""
+    for name in (str(name) for name in found if name not in known):
+        raise ConfigError(
+            f"{where}: {name!r} is not known or not supported.",
+            found=name,
+            do=did_you_mean(name, known),
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.record import FILE_NAME as DATA
@@ -28,6 +29,8 @@ from src.grammar import literal
 
 if TYPE_CHECKING:
     from src.models.base import NormalScores
+
+_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # as NFS without lockd
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,32 @@ class SavedRun:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run folder alone; a second process waits, then finds the run finished."""
+        """Hold the run folder alone; a second process waits, then finds the run finished.
+
+        Where the file system has no flock, a file that only one process can create is the lock.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.directory / ".lock")
+        lock: BaseFileLock = FileLock(self.directory / ".lock", fallback_to_soft=False)
+        try:
+            self._wait_for(lock)
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+            lock = SoftFileLock(self.directory / ".lock-held")
+            print(f"No flock on this file system; {lock.lock_file} is the lock, and may be deleted "
+                  "if its process is gone.")  # fmt: skip
+            self._wait_for(lock)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _wait_for(self, lock: BaseFileLock) -> None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"Another process is at work in {self.directory}; waiting for it.")
             lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
     def start(self, cfg: DictConfig, manifest: Mapping[str, Any], *, force: bool) -> None:
         """Prepare the folder: config and manifest first; `force` empties it.
@@ -74,7 +91,7 @@ class SavedRun:
             path.unlink()
         if force and self.directory.is_dir():
             for path in self.directory.iterdir():
-                if path.name not in (".lock", "log.txt"):
+                if path.name not in (".lock", ".lock-held", "log.txt"):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name in ("model", "checkpoints", "figures"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @app("sweep")
 def main(cfg: DictConfig) -> int:
-    """Run the trials of `cfg.file` in local processes and write their table and figure."""
+    """Run the trials of `cfg.file` and write their table and pictures."""
     with quick_imports():
-        from src.sweeping.local import run_sweep
+        from src.sweeping.searching import run_sweep
 
     return run_sweep(cfg)
 

@@ -48,6 +48,16 @@ def finished_run(tmp_path_factory, drawn_data) -> Path:
         return run_experiment(cfg).run.directory
 
 
+@pytest.fixture(scope="session")
+def ray_address():
+    """A Ray of two cores and one pretended GPU."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    yield cluster.address
+    cluster.shutdown()
+
+
 @pytest.fixture
 def drawn_images(finished_run, drawn_data) -> list[Path]:
     """The test images of the finished run: 4 good ones, 6 defective ones."""

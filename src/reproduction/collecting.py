@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -14,9 +15,8 @@ from src.evaluation.uncertainty import (
     percentile_interval,
     stratified_weights,
 )
-from src.reproduction.jobs import Job
 from src.reproduction.judging import Measured
-from src.reproduction.ledger import Ledger
+from src.reproduction.planning import Job
 from src.saved_run import SavedRun
 from src.scores_table import ScoreRow, read_scores
 
@@ -25,19 +25,18 @@ RESAMPLED = ("test/image_ap", "test/image_f1_max")  # AUROC has a better interva
 LOW, HIGH = "_ci_low", "_ci_high"
 
 
-def measure(job: Job, ledger: Ledger) -> Measured:
-    """The numbers of a finished job, with every interval that its folder allows."""
-    run = SavedRun(job.folder)
+def measure(folder: Path, job: Job) -> Measured:
+    """The numbers of a finished run, with every interval that its folder allows."""
+    run = SavedRun(folder)
     metrics = run.metrics()
-    intervals = resampled_intervals(read_scores(job.folder)) | stored_intervals(metrics)
-    seconds = ledger.seconds(job.key)
+    intervals = resampled_intervals(read_scores(folder)) | stored_intervals(metrics)
     return Measured(
         seed=job.seed,
         metrics=metrics,
         intervals=intervals,
         config_hash=job.key.rpartition("-")[2],
         protocol=str(run.config().get("protocol", "")),
-        seconds=math.nan if seconds is None else seconds,
+        seconds=metrics.get("fit/seconds", math.nan),
     )
 
 
@@ -72,10 +71,10 @@ def resampled_intervals(rows: Sequence[ScoreRow]) -> dict[str, Interval]:
     return found
 
 
-def cells(jobs: Sequence[Job], ledger: Ledger) -> dict[str, list[Measured]]:
+def cells(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
     """Measurements of finished jobs by category."""
     found: dict[str, list[Measured]] = {}
     for job in jobs:
-        if job.is_finished():
-            found.setdefault(job.category, []).append(measure(job, ledger))
+        if (folder := job.folder) is not None:
+            found.setdefault(job.category, []).append(measure(folder, job))
     return found

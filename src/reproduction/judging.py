@@ -46,7 +46,7 @@ class Measured:
     intervals: Mapping[str, Interval]  # over test images, by metric key
     config_hash: str
     protocol: str
-    seconds: float  # wall time of the whole job; NaN: unknown
+    seconds: float  # of learning; NaN: unknown
 
 
 @dataclass(frozen=True)

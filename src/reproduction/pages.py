@@ -12,11 +12,11 @@ from src.evaluation.view import pixel_convention
 from src.files import write_text
 from src.reporting import tables
 from src.reporting.tables import FAILS, PLAIN, TOTAL, Cell, Column, Line, Table
-from src.reproduction.display import duration
 from src.reproduction.judging import Row, verdict_line
 from src.reproduction.papers import Paper
 from src.reproduction.planning import Cell as VariantJobs
 from src.reproduction.planning import Plan
+from src.reproduction.progress import duration
 from src.saved_run import SavedRun
 
 COLUMNS = (
@@ -31,7 +31,7 @@ COLUMNS = (
     Column("seeds", in_latex=False),
     Column("protocol", numeric=False, in_latex=False),
     Column("config", numeric=False, in_latex=False),
-    Column("time per run", in_latex=False),
+    Column("time to fit", in_latex=False),
 )
 LONG = (
     *(Column(name, numeric=False) for name in ("variant", "metric", "source", "category")),
@@ -60,7 +60,7 @@ def paper_page(paper: Paper, plan: Plan, rows: Sequence[Row], changes: Sequence[
     """
     own = [row for row in rows if row.table == paper.name]
     cells = [cell for cell in plan.cells if cell.paper.name == paper.name]
-    unfinished = sum(not job.is_finished() for cell in cells for job in cell.jobs)
+    unfinished = sum(job.folder is None for cell in cells for job in cell.jobs)
     absent = sorted({category for cell in cells for category in cell.absent})
     verdict = verdict_line(own, unfinished, absent)
     changed = [f"Not the paper's recipe: run with {' '.join(changes)}."] if changes else []
@@ -101,8 +101,8 @@ def write_page(page: Page, folder: Path, name: str) -> list[Path]:
 
 def _convention(cell: VariantJobs) -> str:
     """What the pixel metrics of a variant cover, from its first finished run."""
-    done = next((job for job in cell.jobs if job.is_finished()), None)
-    return "" if done is None else f"Ours: {pixel_convention(SavedRun(done.folder).config())}."
+    folder = next((job.folder for job in cell.jobs if job.folder is not None), None)
+    return "" if folder is None else f"Ours: {pixel_convention(SavedRun(folder).config())}."
 
 
 def _section(title: str, rows: Sequence[Row], convention: str) -> Table:

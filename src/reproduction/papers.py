@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.errors import ConfigError, did_you_mean
+from src.errors import ConfigError, only
 
 MEAN = "mean"  # the row of all categories
 GROUPS = {  # rows of the tables besides single categories; Bergmann et al. 2019, Table 1
@@ -68,7 +68,7 @@ def load_papers(node: DictConfig) -> list[Paper]:
 
 
 def _load(file: str, name: str, plain: dict[str, Any]) -> Paper:
-    _only(file, "the file", plain, _PAPER_KEYS)
+    only(file, plain, _PAPER_KEYS)
     _need(file, "the file", plain, ("title", "source", "overrides", "categories", "variants"))
     variants = tuple(
         _variant(file, name, spec or {}, plain) for name, spec in plain["variants"].items()
@@ -79,7 +79,7 @@ def _load(file: str, name: str, plain: dict[str, Any]) -> Paper:
 
 def _variant(file: str, name: str, spec: dict[str, Any], paper: dict[str, Any]) -> Variant:
     where = f"variant {name}"
-    _only(file, where, spec, _VARIANT_KEYS)
+    only(f"{file}, {where}", spec, _VARIANT_KEYS)
     categories = tuple(str(c) for c in spec.get("categories", paper["categories"]))
     published = tuple(_published(file, where, p, categories) for p in spec.get("published", []))
     listed = [*spec.get("metrics", paper.get("metrics", [])), *(p.metric for p in published)]
@@ -95,18 +95,10 @@ def _variant(file: str, name: str, spec: dict[str, Any], paper: dict[str, Any]) 
 
 def _published(file: str, where: str, spec: dict[str, Any], categories: Sequence[str]) -> Published:
     where = f"{where}, published {spec.get('metric')}"
-    _only(file, where, spec, _PUBLISHED_KEYS)
+    only(f"{file}, {where}", spec, _PUBLISHED_KEYS)
     _need(file, where, spec, ("metric", "source", "unit", "decimals", "values"))
-    if spec["unit"] not in _UNITS:
-        raise ConfigError(
-            f"{file}, {where}: unknown unit.", found=str(spec["unit"]), do="percent or fraction"
-        )
-    rows = [*categories, *GROUPS, MEAN]
-    for row in spec["values"]:
-        if row not in rows:
-            raise ConfigError(
-                f"{file}, {where}: no such category.", found=row, do=did_you_mean(row, rows)
-            )
+    only(f"{file}, {where}, unit", [spec["unit"]], _UNITS)
+    only(f"{file}, {where}, category", spec["values"], [*categories, *GROUPS, MEAN])
     scale = _UNITS[spec["unit"]]
     values = {row: float(value) * scale for row, value in spec["values"].items()}
     outside = [row for row, value in values.items() if not 0 <= value <= 1]
@@ -122,14 +114,6 @@ def _published(file: str, where: str, spec: dict[str, Any], categories: Sequence
         judged=bool(spec.get("judged", True)),
         note=str(spec.get("note", "")),
     )
-
-
-def _only(file: str, where: str, spec: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in spec:
-        if key not in known:
-            raise ConfigError(
-                f"{file}, {where}: unknown key.", found=key, do=did_you_mean(key, known)
-            )
 
 
 def _need(file: str, where: str, spec: Mapping[str, Any], needed: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The story of a reproduction: plan -> work -> collect -> judge -> tables -> exit code."""
+"""The story of a reproduction: plan -> run -> collect -> judge -> tables -> exit code."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from src.command_line import INTERRUPTED
 from src.reproduction.collecting import cells
-from src.reproduction.engine import Outcome, Workplace
 from src.reproduction.judging import Row, judge_variant, verdict_line
-from src.reproduction.launching import chosen_launcher, launch_workers
 from src.reproduction.pages import paper_page, write_page
-from src.reproduction.planning import Plan
-from src.reproduction.working import listed, make_plan, work, workplace
+from src.reproduction.planning import Job, Plan, listed, make_plan
+from src.reproduction.progress import Board
+from src.reproduction.running import Engine, Task
 
 FAILED = 1
 
@@ -25,69 +23,53 @@ def reproduce(cfg: DictConfig) -> int:
     """Run and judge what `cfg` asks for.
 
     Returns:
-        0 when every judged number is within its tolerance and no run failed, 1 otherwise, 130
-        when interrupted.
+        0 when every judged number is within its tolerance and no run failed, 1 otherwise.
     """
     plan = make_plan(cfg)
-    print_plan(plan)
+    left = [job for job in plan.jobs if job.folder is None]
+    finished = len(plan.jobs) - len(left)
+    print(f"{len(plan.jobs)} runs: {finished} finished before, {len(left)} to run.")
+    if plan.absent:
+        print(f"No data for {', '.join(plan.absent)}: these rows stay empty.")
     if cfg.dry_run:
         for job in plan.jobs:
-            state = "finished" if job.is_finished() else "to run"
+            state = "to run" if job in left else "finished"
             print(f"{state:8} {job.name}: python -m src.run {shlex.join(job.overrides)}")
         return 0
-    outcome = Outcome() if cfg.tables_only else run_all(cfg, plan)
-    if outcome.interrupted:
-        print("Interrupted. Run the same command again to continue.", file=sys.stderr)
-        return INTERRUPTED
-    rows = judge(plan, workplace(cfg))
+    if left and not cfg.tables_only:
+        run_jobs(left, cfg, finished)
+    rows: list[Row] = []
+    for cell in plan.cells:
+        rows += judge_variant(cell.paper.name, cell.variant, cells(cell.jobs))
     for paper in {cell.paper.name: cell.paper for cell in plan.cells}.values():
         page = paper_page(paper, plan, rows, listed(cfg.overrides))
         for path in write_page(page, Path(cfg.tables_dir), paper.name):
             print(path)
-    return conclude(plan, rows, outcome)
+    return conclude(plan, rows)
 
 
-def run_all(cfg: DictConfig, plan: Plan) -> Outcome:
-    """Run what is unfinished, here or through the chosen launcher."""
-    if chosen_launcher() is None or all(job.is_finished() for job in plan.jobs):
-        return work(cfg, plan)
-    before = {job.key for job in plan.jobs if job.is_finished()}
-    for message in launch_workers(cfg, int(cfg.workers)):
-        print(message, file=sys.stderr)
-    outcome = Outcome(before=[job for job in plan.jobs if job.key in before])
-    ledger = workplace(cfg).ledger
-    for job in plan.jobs:
-        if job.key not in before and job.is_finished():
-            outcome.elsewhere.append(job)
-        elif job.key not in before and (attempts := ledger.attempts(job.key)):
-            outcome.failed.append((job, attempts[-1]))
-    return outcome
+RUN = (sys.executable, "-m", "src.run")
 
 
-def judge(plan: Plan, place: Workplace) -> list[Row]:
-    """Rows of every table from the runs that are finished now."""
-    rows: list[Row] = []
-    for cell in plan.cells:
-        rows += judge_variant(cell.paper.name, cell.variant, cells(cell.jobs, place.ledger))
-    return rows
+def run_jobs(
+    jobs: Sequence[Job], cfg: DictConfig, finished: int = 0, program: Sequence[str] = RUN
+) -> None:
+    """Give jobs to `program` until each is finished or failed; others were `finished` before."""
+    logs = Path(cfg.runs_dir).expanduser() / ".jobs"
+    with Engine(cfg.engine, cfg.retries, Board(finished + len(jobs), finished)) as engine:
+        for job in jobs:
+            words = (*program, *job.overrides)
+            engine.submit(Task(job.key, job.name, words, logs / f"{job.key}.log", job.is_finished))
+        while engine.running:
+            for _ in engine.ended():
+                pass  # the board has said it; the run folders tell the rest
 
 
-def print_plan(plan: Plan) -> None:
-    """How many runs there are, and what cannot be run."""
-    finished = [job for job in plan.jobs if job.is_finished()]
-    left = len(plan.jobs) - len(finished)
-    print(f"{len(plan.jobs)} runs: {len(finished)} finished before, {left} to run.")
-    if plan.absent:
-        print(f"No data for {', '.join(plan.absent)}: these rows stay empty.")
-
-
-def conclude(plan: Plan, rows: Sequence[Row], outcome: Outcome) -> int:
+def conclude(plan: Plan, rows: Sequence[Row]) -> int:
     """Print the verdict; the exit code."""
-    unfinished = [job for job in plan.jobs if not job.is_finished()]
-    ran = len(outcome.done) + len(outcome.elsewhere)
-    print(f"{len(outcome.before)} runs were finished before, {ran} ran now.")
-    for job, attempt in outcome.failed:
-        print(f"failed: {job.name}, exit code {attempt.exit_code}, see {attempt.log}")
+    unfinished = [job for job in plan.jobs if job.folder is None]
+    for job in unfinished:
+        print(f"missing: {job.name}: python -m src.run {shlex.join(job.overrides)}")
     for row in (row for row in rows if row.fails):
         print(
             f"outside: {row.table}/{row.variant} {row.category} {row.metric} {row.ours:.4f}, "

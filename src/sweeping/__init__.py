@@ -1,1 +1,1 @@
-"""W&B sweep files run in local processes, without an account or a network."""
+"""W&B sweep files searched by Optuna, without an account or a network."""

@@ -1,190 +1,143 @@
-"""A W&B sweep file: read, checked against W&B's own schema, made flat.
+"""A W&B sweep file, read and checked: what it searches, for what, by which command.
 
-The schema check and the meaning of each distribution come from W&B's open engine, the package
-`sweeps` 0.2.0, so a file that passes here is one that `wandb sweep` accepts. Checks of our own
-catch what W&B accepts and Hydra then refuses in every single trial.
+Supported is what Optuna can search of what W&B documents; every other key, distribution or macro
+is refused by its name, before a single trial starts.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
+import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
-from src.errors import ConfigError, did_you_mean
+from src.errors import ConfigError, did_you_mean, only
 
-#: `${env} ${interpreter} ${program} ${args}`, what W&B's agent runs when a file has no command.
-DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
-HYDRA_MACROS = ("${args_no_hyphens}", "${args_append_hydra}", "${args_override_hydra}")
-METHODS = ("grid", "random", "bayes")
-NEWER_KEYS = ("run_cap",)  # W&B's server knows them, the schema of `sweeps` 0.2.0 does not
+MEANING = ("program", "method", "metric", "parameters", "command", "early_terminate")
+KEYS = (*MEANING, "run_cap", "name", "description", "project", "entity")
+#: `${env} ${interpreter} ${program} ${args}`: what W&B's agent runs when a file has no command.
+COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
+DISTRIBUTIONS = ("constant", "categorical", "uniform", "int_uniform", "log_uniform_values")
 
 
 @dataclass(frozen=True)
-class SweepDefinition:
-    """A checked sweep file.
-
-    `parameters` is flat: nested parameters `a: {parameters: {b: ...}}` are named 'a.b'.
-    """
+class Sweep:
+    """A checked sweep file."""
 
     path: Path
-    config: dict[str, Any]
-    parameters: dict[str, dict[str, Any]]
-    nested: frozenset[str]  # flat names that W&B passes inside a dictionary
+    plain: Mapping[str, Any]  # the file itself
+    space: Mapping[str, BaseDistribution]  # what is searched
+    metric: str  # what trials are compared by
+    maximise: bool  # W&B's default is to minimise
+    halving: tuple[int, int]  # logged values before hyperband's first band (0: none), and its eta
+    identity: str  # hash of all that trials depend on
 
-    @property
-    def method(self) -> str:
-        """grid, random or bayes."""
-        return str(self.config["method"])
+    def words(self, values: Mapping[str, Any]) -> list[str]:
+        """The command of a trial, word for word what `wandb agent` runs."""
+        parameters = self.plain["parameters"].items()
+        pairs = [f"{name}={values.get(name, spec.get('value'))}" for name, spec in parameters]
+        macros = {
+            "${env}": ["/usr/bin/env"],
+            "${interpreter}": ["python"],
+            "${program}": [str(self.plain.get("program"))],
+            "${args}": [f"--{pair}" for pair in pairs],
+            "${args_no_hyphens}": pairs,
+        }
+        command = self.plain.get("command") or COMMAND
+        return [word for part in command for word in macros.get(part, [str(part)])]
 
-    @property
-    def command(self) -> tuple[str, ...]:
-        """The command template with its macros."""
-        return tuple(str(word) for word in self.config.get("command") or DEFAULT_COMMAND)
-
-    @property
-    def metric(self) -> str | None:
-        """Name of the metric to optimise; a grid or random sweep may have none."""
-        metric = self.config.get("metric") or {}
-        return metric.get("name")
-
-    @property
-    def maximise(self) -> bool:
-        """Direction; W&B's default is to minimise."""
-        return (self.config.get("metric") or {}).get("goal", "minimize") == "maximize"
-
-    def flat_config(self) -> dict[str, Any]:
-        """The file as the engine `sweeps` wants it: nested names made flat.
-
-        The engine of version 0.2.0 loses nested parameters: a grid repeats its first point for
-        ever and the Gaussian process sees zeros (found 2025-11 by running it).
-        """
-        return {**copy.deepcopy(self.config), "parameters": copy.deepcopy(self.parameters)}
+    def grid(self) -> list[dict[str, Any]]:
+        """Every point of the space; ConfigError when it has no end."""
+        for name, kind in self.space.items():
+            if not isinstance(kind, CategoricalDistribution):
+                raise _refusal(self.path, f"{name} has no end in a grid", kind, "list values:")
+        axes = [kind.choices for kind in self.space.values()]  # type: ignore[attr-defined]
+        return [dict(zip(self.space, point, strict=True)) for point in itertools.product(*axes)]
 
 
-def load_definition(path: Path) -> SweepDefinition:
-    """Read and check a sweep file; ConfigError lists everything that is wrong."""
-    config = _read(path)
-    _check_schema(path, config)
-    flat = flatten_parameters(config["parameters"])
-    nested = frozenset(flat) - frozenset(config["parameters"])
-    definition = SweepDefinition(path, config, flat, nested)
-    _check_hydra(definition)
-    _check_metric(definition)
-    return definition
+def load_sweep(path: Path) -> Sweep:
+    """Read and check a sweep file; ConfigError says what is wrong or not supported."""
+    plain = _read(path)
+    if absent := [key for key in ("method", "parameters", "metric") if not plain.get(key)]:
+        raise _refusal(path, f"{absent[0]} is missing", list(plain), f"add {absent[0]}:")
+    metric = plain["metric"]
+    stopping = plain.get("early_terminate") or {"type": "hyperband", "min_iter": 0}
+    command, program = plain.get("command") or COMMAND, str(plain.get("program"))
+    for where, found, known in (
+        ("the file", plain, KEYS),
+        ("method", [plain["method"]], ("grid", "random", "bayes")),
+        ("metric", metric, ("name", "goal", "target")),
+        ("metric.goal", [metric.get("goal", "minimize")], ("minimize", "maximize")),
+        ("early_terminate", stopping, ("type", "min_iter", "eta")),
+        ("early_terminate.type", [stopping.get("type")], ("hyperband",)),
+        ("command", (w for w in command if "${" in str(w)), (*COMMAND, "${args_no_hyphens}")),
+    ):
+        only(f"{path}, {where}", found, known)
+    if "name" not in metric or "min_iter" not in stopping:
+        raise _refusal(path, "incomplete", [metric, stopping], "add metric.name, or min_iter: 3")
+    if ("src.run" in command or program.endswith("src/run.py")) and "${args}" in command:
+        what = "Hydra wants key=value, the command passes --key=value"
+        raise _refusal(path, what, "${args}", "use ${args_no_hyphens}")
+    space = {name: _distribution(path, name, spec) for name, spec in plain["parameters"].items()}
+    meaning = yaml.safe_dump({k: plain[k] for k in MEANING if k in plain}, sort_keys=False)
+    return Sweep(
+        path=path,
+        plain=plain,
+        space={name: kind for name, kind in space.items() if kind is not None},
+        metric=str(metric["name"]),
+        maximise=metric.get("goal") == "maximize",
+        halving=(int(stopping["min_iter"]), int(stopping.get("eta", 3))),
+        identity=hashlib.sha256(meaning.encode()).hexdigest()[:10],
+    )
 
 
-def flatten_parameters(
-    parameters: Mapping[str, Mapping[str, Any]], prefix: str = ""
-) -> dict[str, dict[str, Any]]:
-    """Nested parameters under dotted names."""
-    flat: dict[str, dict[str, Any]] = {}
-    for name, spec in parameters.items():
-        if "parameters" in spec:
-            flat |= flatten_parameters(spec["parameters"], f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = dict(spec)
-    return flat
-
-
-def import_engine() -> Any:
-    """The package `sweeps`, with the advice to install it."""
+def _distribution(path: Path, name: str, spec: Any) -> BaseDistribution | None:
+    """What W&B means, in Optuna's words; None: a constant."""
+    if not isinstance(spec, dict) or "parameters" in spec:
+        do = f"write one dotted name for each parameter, such as '{name}.lr:'"
+        raise _refusal(path, f"{name} is nested, which Hydra cannot read", spec, do)
+    only(f"{path}, {name}", spec, ("value", "values", "min", "max", "distribution"))
+    only(f"{path}, {name}", [spec.get("distribution", "constant")], DISTRIBUTIONS)
+    low: Any = spec.get("min")
+    high: Any = spec.get("max")
+    whole = isinstance(low, int) and isinstance(high, int)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it was written for pydantic 1
-            import sweeps
-    except ImportError as error:
-        raise ConfigError(
-            "Local sweeps need W&B's open sweep engine.",
-            found=str(error),
-            do="pip install -e '.[sweeps]'",
-        ) from error
-    return sweeps
+        if None in spec.get("values", [spec.get("value", 0)]):
+            raise ValueError("null reaches Hydra as None, write 'null'")
+        if "value" in spec:
+            return None
+        if "values" in spec:  # lists as the text that the agent passes
+            return CategoricalDistribution(
+                [v if isinstance(v, bool | int | float | str) else str(v) for v in spec["values"]]
+            )
+        if whole and spec.get("distribution", "int_uniform") == "int_uniform":
+            return IntDistribution(low, high)
+        return FloatDistribution(low, high, log=spec.get("distribution") == "log_uniform_values")
+    except (TypeError, ValueError) as error:
+        found = f"{spec}: {error}"
+        raise _refusal(path, f"{name} cannot be drawn", found, "repair it") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        options = [str(near) for near in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise ConfigError(
-            "There is no such sweep file.",
-            found=f"nothing at {path}",
-            do=did_you_mean(str(path), options) if options else "give the path of a W&B YAML file",
-        )
     try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML.", found=str(error), do="repair the file") from error
-    if not isinstance(config, dict):
-        raise ConfigError(
-            f"{path} is not a sweep.",
-            found=type(config).__name__,
-            do="write method, parameters and command as W&B documents them",
-        )
-    return config
+        plain = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        near = [str(other) for other in path.parent.glob("*.y*ml")] or ["sweeps/X.yaml"]
+        raise _refusal(path, "no readable YAML", error, did_you_mean(str(path), near)) from error
+    if not isinstance(plain, dict):
+        raise _refusal(path, "not a sweep", type(plain).__name__, "see docs.wandb.ai, sweeps")
+    return plain
 
 
-def _check_schema(path: Path, config: dict[str, Any]) -> None:
-    engine = import_engine()
-    for key in ("method", "parameters"):
-        if key not in config:
-            raise ConfigError(f"{path} has no {key}.", found=", ".join(config), do=f"add {key}:")
-    if config["method"] not in METHODS:
-        raise ConfigError(
-            f"{path}: unknown method.",
-            found=repr(config["method"]),
-            do=did_you_mean(str(config["method"]), METHODS),
-        )
-    known = {key: copy.deepcopy(value) for key, value in config.items() if key not in NEWER_KEYS}
-    try:
-        problems = engine.schema_violations_from_proposed_config(known)
-    except Exception as error:  # the engine raises assorted types for malformed parameters
-        problems = [str(error)]
-    if problems:
-        raise ConfigError(
-            f"{path} does not follow W&B's sweep schema.",
-            found="; ".join(problems),
-            do="see docs.wandb.ai, sweep configuration structure",
-        )
-
-
-def _check_hydra(definition: SweepDefinition) -> None:
-    """What W&B passes and Hydra cannot read; only for programs of this project."""
-    program = f"{definition.config.get('program', '')} {' '.join(definition.command)}"
-    if "src.run" not in program and "src/run.py" not in program:
-        return
-    if not any(macro in definition.command for macro in HYDRA_MACROS):
-        raise ConfigError(
-            f"{definition.path}: the command passes --key=value, Hydra wants key=value.",
-            found=" ".join(definition.command),
-            do="use ${args_no_hyphens} in place of ${args}",
-        )
-    if definition.nested:
-        name = min(definition.nested)
-        raise ConfigError(
-            f"{definition.path}: W&B passes nested parameters as a Python dictionary, which "
-            "Hydra cannot read.",
-            found=f"{name} is nested",
-            do=f"write it as one dotted name, '{name}:'",
-        )
-    for name, spec in definition.parameters.items():
-        if any(value is None for value in [*spec.get("values", []), spec.get("value", 0)]):
-            raise ConfigError(
-                f"{definition.path}: null reaches Hydra as the text 'None'.",
-                found=f"a null among the values of {name}",
-                do="write the string 'null' instead",
-            )
-
-
-def _check_metric(definition: SweepDefinition) -> None:
-    needs = definition.method == "bayes" or "early_terminate" in definition.config
-    if needs and not definition.metric:
-        raise ConfigError(
-            f"{definition.path}: nothing to optimise.",
-            found=f"method {definition.method} without metric.name",
-            do="add metric: {name: test/image_auroc, goal: maximize}",
-        )
+def _refusal(path: Path, what: str, found: object, do: str) -> ConfigError:
+    return ConfigError(f"{path}: {what}.", found=str(found), do=do)

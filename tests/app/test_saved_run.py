@@ -132,3 +132,34 @@ def test_two_processes_work_one_after_the_other(tmp_path):
     for worker in workers:
         worker.join(20)
     assert (tmp_path / "log").read_text() == "xxx"
+
+
+def hold(folder: Path, seconds: float, errors: str, order) -> None:
+    """Hold a run's lock in a process whose file system has no flock."""
+    import errno
+    import fcntl
+
+    def refuse(*_args):
+        raise OSError(getattr(errno, errors), errors)
+
+    fcntl.flock = refuse
+    with SavedRun(folder).lock():
+        order.put(("in", time.time()))
+        time.sleep(seconds)
+        order.put(("out", time.time()))
+
+
+@pytest.mark.parametrize("errors", ["ENOSYS", "ENOLCK"])
+def test_without_flock_a_file_is_the_lock_and_one_line_says_so(errors, tmp_path, capfd):
+    spawn = multiprocessing.get_context("spawn")
+    order = spawn.Queue()
+    both = [spawn.Process(target=hold, args=(tmp_path, 0.5, errors, order)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    events = sorted((order.get(timeout=5) for _ in range(4)), key=lambda event: event[1])
+    assert [what for what, _ in events] == ["in", "out", "in", "out"]  # never both inside
+    said = capfd.readouterr().out.splitlines()
+    assert sum("No flock on this file system" in line for line in said) == 2  # once a process
+    assert not (tmp_path / ".lock-held").exists()

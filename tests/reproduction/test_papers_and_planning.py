@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -9,9 +8,9 @@ from omegaconf import OmegaConf
 from src.composing import CONF
 from src.errors import ConfigError
 from src.grammar import quoted
-from src.reproduction.jobs import Identity, config_identity
+from src.identity import config_hash
 from src.reproduction.papers import GROUPS, MEAN, Paper, load_papers
-from src.reproduction.planning import Choice, plan_jobs
+from src.reproduction.planning import Choice, Configs, plan_jobs
 
 
 def papers_of(*names: str) -> list[Paper]:
@@ -45,46 +44,45 @@ def test_published_rows_agree_with_the_printed_means(paper, variant, column):
 @pytest.mark.parametrize("name", ALL)
 def test_every_variant_of_every_paper_composes_and_is_a_run_of_its_own(name):
     [paper] = papers_of(name)
-    with config_identity() as identify:
-        keys = [
-            identify(variant.overrides, variant.categories[0], seed).key
-            for variant in paper.variants
-            for seed in paper.seeds
-        ]
-    assert len(set(keys)) == len(paper.variants) * len(paper.seeds)
+    configs = Configs()
+    keys = {
+        config_hash(configs.of(variant.overrides, variant.categories[0], seed))
+        for variant in paper.variants
+        for seed in paper.seeds
+    }
+    assert len(keys) == len(paper.variants) * len(paper.seeds)
 
 
 def test_a_planned_job_has_the_identity_of_the_run_its_overrides_start():
     import hydra
 
-    from src.identity import config_hash
-
     [paper] = papers_of("patchcore")
-    with config_identity() as identify:
-        plan = plan_jobs(
-            [paper],
-            Choice(variants=("wrn50_1",), categories=("screw",), seeds=(2,)),
-            identify,
-            lambda overrides, category: True,
-        )
-    [job] = plan.jobs
+    choice = Choice(variants=("wrn50_1",), categories=("screw",), seeds=(2, 3))
+    job, other = plan_jobs([paper], choice, With()).jobs
+    assert job.locate() != other.locate()  # one composed config serves both
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = hydra.compose("run", overrides=list(job.overrides))
     assert job.key == f"patchcore-mvtec-screw-seed2-{config_hash(cfg)}"
-    assert "-".join(job.folder.parts[-4:]) == job.key  # nothing was fetched for it
+    assert "-".join(job.locate().parts[-4:]) == job.key  # nothing was fetched for it
 
 
-def fake_identity(overrides, category, seed) -> Identity:
-    key = f"{'-'.join(overrides)}-{category}-{seed}".replace("/", "_")
-    return Identity(key, Path("nowhere") / key)
+class With(Configs):
+    """Composed configs where the images of the named categories are there, or of all."""
+
+    def __init__(self, *categories: str) -> None:
+        super().__init__()
+        self.there = categories
+
+    def has_data(self, overrides, category):
+        return not self.there or category in self.there
 
 
 def test_the_grid_is_the_cross_product_of_variants_categories_and_seeds():
     papers = papers_of("uflow", "crn")
-    plan = plan_jobs(papers, Choice(), fake_identity, lambda overrides, category: True)
+    plan = plan_jobs(papers, Choice(), With())
     assert len(plan.jobs) == 2 * 15 * 3 + 2 * 15 * 3
     some = Choice(variants=("honest",), categories=("wood", "tile"), seeds=(7,))
-    chosen = plan_jobs(papers, some, fake_identity, lambda overrides, category: True)
+    chosen = plan_jobs(papers, some, With())
     assert sorted((job.table, job.category, job.seed) for job in chosen.jobs) == [
         ("crn", "tile", 7), ("crn", "wood", 7), ("uflow", "tile", 7), ("uflow", "wood", 7)
     ]  # fmt: skip
@@ -92,9 +90,7 @@ def test_the_grid_is_the_cross_product_of_variants_categories_and_seeds():
 
 def test_categories_without_data_are_listed_not_run():
     papers = papers_of("crn")
-    plan = plan_jobs(
-        papers, Choice(), fake_identity, lambda overrides, category: category == "pill"
-    )
+    plan = plan_jobs(papers, Choice(), With("pill"))
     assert {job.category for job in plan.jobs} == {"pill"}
     assert len(plan.absent) == 14
 
@@ -109,7 +105,7 @@ def test_categories_without_data_are_listed_not_run():
 def test_misspelt_selections_are_answered_with_the_nearest_name(choice, hint):
     papers = papers_of("crn")
     with pytest.raises(ConfigError, match=hint):
-        plan_jobs(papers, choice, fake_identity, lambda overrides, category: True)
+        plan_jobs(papers, choice, With())
 
 
 def small(**changes) -> dict:
@@ -128,8 +124,8 @@ def small(**changes) -> dict:
     ("broken", "message"),
     [
         (small(sources="x"), "Did you mean 'source'"),
-        (small(column={"unit": "percents"}), "percent or fraction"),
-        (small(column={"values": {"b": 1.0}}), "no such category"),
+        (small(column={"unit": "percents"}), "percents.*not known"),
+        (small(column={"values": {"b": 1.0}}), "category: .b. is not known"),
         (small(column={"unit": "fraction"}), "outside 0..1"),
         ({"title": "t"}, "incomplete"),
         (small(column={"decimal": 1}), "Did you mean 'decimals'"),

@@ -12,15 +12,13 @@ from omegaconf import OmegaConf
 from src.composing import CONF
 from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
-from src.reproduction import working
+from src.reproduction import reproduction
 from src.reproduction.collecting import cells, resampled_intervals, stored_intervals
-from src.reproduction.jobs import Identity, Job
 from src.reproduction.judging import judge_variant
-from src.reproduction.ledger import Attempt, Ledger
 from src.reproduction.pages import COLUMNS
 from src.reproduction.papers import Published, Variant
+from src.reproduction.planning import Job, make_plan
 from src.reproduction.reproduction import reproduce
-from src.reproduction.working import make_plan, workplace
 from src.saved_run import SavedRun
 from src.scores_table import ScoreRow, read_scores, write_scores
 
@@ -41,32 +39,30 @@ def settings(tmp_path, monkeypatch):
     return build
 
 
-def finish(job, cfg, value: float, spread: float = 0.001, aupro: float = -0.092) -> None:
+def finish(job, value: float, spread: float = 0.001, aupro: float = -0.092) -> None:
     """Write what a run leaves behind; seeds 0, 1, 2 lie `spread` apart around `value`.
 
     AUPRO lies `aupro` from it, as in conf/paper/smoke.yaml.
     """
-    job.folder.mkdir(parents=True)
-    (job.folder / "config.yaml").write_text(
+    folder = job.locate()
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
         "protocol: honest\ntransform: {resize: 256, crop: 224}\n"
         "evaluation: {size: 256, whole_image: false, masks: eroded}\n"
     )
-    metrics = {}
+    metrics = {"fit/seconds": 90.0}
     for name in ("image_auroc", "pixel_auroc", "aupro"):
         here = value + spread * (job.seed - 1) + (aupro if name == "aupro" else 0.0)
         metrics[f"test/{name}"] = here
         metrics[f"test/{name}_ci_low"], metrics[f"test/{name}_ci_high"] = here - 0.2, here + 0.01
-    run = SavedRun(job.folder)
+    run = SavedRun(folder)
     write_scores(run, [ScoreRow(f"{y}.png", y, "x", y, bool(y)) for y in (0, 1)])
     run.finish(metrics)
-    workplace(cfg).ledger.add(
-        job.key, Attempt(ended=1.0, seconds=90.0, exit_code=0, host="h", log="l")
-    )
 
 
 def finish_all(cfg, value: float = 0.971, **options) -> None:
     for job in make_plan(cfg).jobs:
-        finish(job, cfg, value, **options)
+        finish(job, value, **options)
 
 
 def test_numbers_within_tolerance_are_reproduced_and_exit_with_zero(settings, capsys):
@@ -101,7 +97,7 @@ def test_one_seed_reproduces_nothing_and_the_verdict_says_what_is_missing(settin
 def test_a_partial_result_makes_a_partial_table_that_says_so(settings, tmp_path, capsys):
     cfg = settings(variants=["patchcore"], tables_only=True)
     for job in make_plan(cfg).jobs[:2]:
-        finish(job, cfg, 0.9705)
+        finish(job, 0.9705)
     assert reproduce(cfg) == 1  # a run is missing
     assert "PARTIAL" in capsys.readouterr().out
     page = (tmp_path / "tables" / "smoke.md").read_text()
@@ -120,7 +116,7 @@ def test_categories_without_data_are_named_in_the_table(settings, tmp_path):
     plan = make_plan(cfg)
     assert [job.category for job in plan.jobs] == ["bottle"]
     assert len(plan.absent) == 14
-    finish(plan.jobs[0], cfg, 0.99, aupro=0.0)
+    finish(plan.jobs[0], 0.99, aupro=0.0)
     reproduce(cfg)
     page = (tmp_path / "tables" / "patchcore.md").read_text()
     assert "no data for 14 categories (cable, capsule," in page
@@ -155,22 +151,19 @@ def test_a_table_of_changed_recipes_says_so(settings, tmp_path):
 def test_only_unfinished_jobs_are_started(settings, monkeypatch, capsys):
     cfg = settings(variants=["patchcore"])
     first, second, third = make_plan(cfg).jobs
-    finish(first, cfg, 0.971)
+    finish(first, 0.971)
     started = []
 
-    def pretend(self):
-        started.extend(job.key for job in self.waiting)
-        for job in self.waiting:
-            finish(job, cfg, 0.971)
-        self.outcome.done = list(self.waiting)
-        return self.outcome
+    def pretend(jobs, cfg, finished):
+        started.extend(job.key for job in jobs)
+        for job in jobs:
+            finish(job, 0.971)
 
-    monkeypatch.setattr(working.Grid, "run", pretend)
+    monkeypatch.setattr(reproduction, "run_jobs", pretend)
     assert reproduce(cfg) == 0
     assert started == [second.key, third.key]
     said = capsys.readouterr().out
     assert "3 runs: 1 finished before, 2 to run." in said
-    assert "1 runs were finished before, 2 ran now." in said
 
 
 def test_two_variants_with_equal_configs_are_one_run(settings):
@@ -264,10 +257,10 @@ def test_miou_of_real_runs_is_judged_from_the_scores_they_wrote(
         for seed in (0, 1, 2)
     ]
     jobs = [
-        Job((), Identity(f"k{seed}", run.directory), "t", "v", "gear", seed)
+        Job((), f"k{seed}", "t", "v", "gear", seed, lambda folder=run.directory: folder)
         for seed, run in enumerate(runs)
     ]
-    found = cells(jobs, Ledger(tmp_path / "ledger"))
+    found = cells(jobs)
     rows = read_scores(runs[0].directory)
     stated = runs[0].metrics()["test/miou"]
     assert np.mean([row.iou for row in rows]) == pytest.approx(stated)

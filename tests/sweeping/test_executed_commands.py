@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from src.sweeping.command import command_line
-from src.sweeping.definition import load_definition
-from src.sweeping.samplers import build_sampler
+from src.sweeping.definition import load_sweep
+from src.sweeping.searching import Search
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "sweeps").glob("*.yaml"))
 
 
 def first_command(path: Path, tmp_path: Path) -> tuple[list[str], dict]:
-    definition = load_definition(path)
-    trial = build_sampler(definition, "auto", 0).next([], 0)
-    return command_line(definition, trial.values, tmp_path / "args.json"), trial.values
+    cfg = OmegaConf.create({"count": 1, "seed": 0, "extra": [], "retries": 0})
+    search = Search(load_sweep(path), tmp_path / "sweep", cfg)
+    words = search.task(search.next()).words
+    return list(words), search.study.trials[0].params
 
 
 def execute(words: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -59,4 +60,4 @@ def test_a_trial_started_by_its_command_line_reports_the_sweeps_metric(tmp_path)
     words, _ = first_command(path, tmp_path)
     execute([*words, "trainer.max_steps=4", "model.check_every=2"], tmp_path)
     [metrics] = tmp_path.glob("runs/**/metrics.json")
-    assert load_definition(path).metric in json.loads(metrics.read_text())
+    assert load_sweep(path).metric in json.loads(metrics.read_text())

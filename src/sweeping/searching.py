@@ -1,0 +1,210 @@
+"""The story of a sweep: ask Optuna for trials, run them on Ray, tell what they came to."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig
+from optuna import samplers
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import Trial, TrialState
+
+from src.errors import ConfigError, did_you_mean
+from src.reproduction.progress import Board
+from src.reproduction.running import Engine, Task, last_lines
+from src.saved_run import SavedRun
+from src.sweeping.definition import Sweep, load_sweep
+from src.sweeping.pages import write_pages
+
+STARTUP = 5  # random trials before TPE's model; ours: searches here have tens of trials
+MAX_FAILURES = 3  # ours: from the start; then the command is wrong, not the parameters
+
+
+def run_sweep(cfg: DictConfig) -> int:
+    """Run or continue the sweep of `cfg.file`; exit code 1 when no trial finished."""
+    sweep = load_sweep(Path(cfg.file))
+    folder = Path(cfg.sweeps_dir).expanduser().absolute() / (cfg.name or sweep.path.stem)
+    search = Search(sweep, folder, cfg)
+    told = sum(trial.state.is_finished() for trial in search.trials())
+    print(f"{sweep.path}: {sweep.plain['method']}, {search.count} trials, {told} of them done")
+    if told < search.count and not search.reached():
+        with Engine(cfg.engine, cfg.retries, Board(search.count, told)) as engine:
+            search.run(engine)
+    print("\n".join(map(str, write_pages(search.study, sweep, search.count, folder))))
+    return 0 if search.trials(TrialState.COMPLETE) else 1
+
+
+def trial_count(sweep: Sweep, asked: int | None) -> int:
+    """Trials in all, over all calls: `count=`, else run_cap, else every point of a grid."""
+    points = len(sweep.grid()) if sweep.plain["method"] == "grid" else 0
+    wanted = asked or sweep.plain.get("run_cap") or points
+    if not wanted or wanted < 1:
+        found = f"neither count= nor run_cap in {sweep.path}"
+        raise ConfigError("The search never ends by itself.", found=found, do="add count=20")
+    return min(wanted, points or wanted)
+
+
+def open_study(sweep: Sweep, seed: int, folder: Path) -> optuna.Study:
+    """The sweep's study; a journal file bears kill -9, several processes and NFS alike."""
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / "trials.log")))
+    name = f"{sweep.identity}-seed{seed}"
+    for other in set(optuna.get_all_study_names(storage)) - {name}:
+        raise ConfigError(
+            "This sweep was started with another file or seed.",
+            found=f"{folder} belongs to {other}, now {name}",
+            do=f"give the new sweep a name of its own (name=...), or move {folder}",
+        )
+    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+    if sweep.halving[0]:
+        pruner = optuna.pruners.SuccessiveHalvingPruner(*sweep.halving)
+    return optuna.create_study(
+        storage=storage, pruner=pruner, study_name=name, load_if_exists=True,
+        direction="maximize" if sweep.maximise else "minimize",
+    )  # fmt: skip
+
+
+class Search:
+    """The trials of a sweep, and those of them that run now."""
+
+    def __init__(self, sweep: Sweep, folder: Path, cfg: DictConfig) -> None:
+        self.sweep, self.folder, self.cfg = sweep, folder, cfg
+        self.count = trial_count(sweep, cfg.count)
+        self.study = open_study(sweep, cfg.seed, folder)
+        self.running: dict[Task, Trial] = {}
+
+    def trials(self, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
+        """The trials up to `count`, of some states or all; those beyond are of other calls."""
+        known = self.study.get_trials(deepcopy=False, states=states or None)
+        return [trial for trial in known if trial.number < self.count]
+
+    def reached(self) -> bool:
+        """Whether a trial reached the file's `metric.target`."""
+        target, sign = self.sweep.plain["metric"].get("target"), 1 if self.sweep.maximise else -1
+        values = [trial.value or 0.0 for trial in self.trials(TrialState.COMPLETE)]
+        return target is not None and any(sign * value >= sign * target for value in values)
+
+    def run(self, engine: Engine) -> None:
+        """Work until every trial is told; Ctrl-C leaves them for the next call."""
+        while True:
+            while len(self.running) < engine.places() and (trial := self.next()) is not None:
+                engine.submit(task := self.task(trial))
+                self.running[task] = trial
+            if not self.running:
+                return
+            for task in engine.ended():
+                self.conclude(task)
+            if self.sweep.halving[0]:
+                self.prune(engine)
+
+    def next(self) -> Trial | None:
+        """A new trial, else one that an interrupted call left behind; None: all are started."""
+        if self.reached():
+            return None
+        if len(self.trials()) < self.count:
+            trial = self.study.ask()
+            if trial.number < self.count:
+                return trial
+            self.study.tell(trial, state=TrialState.FAIL)  # another process was quicker
+        mine = {trial.number for trial in self.running.values()}
+        for left in self.trials(TrialState.RUNNING):
+            if left.number not in mine:
+                return Trial(self.study, left._trial_id)  # Optuna has no public way back to it
+        return None
+
+    def task(self, trial: Trial) -> Task:
+        """The command of a trial, whose values depend on seed, number and earlier results only."""
+        values = self.draw(trial)
+        place = self.folder / f"trial{trial.number:04d}"
+        return Task(
+            key=str(trial.number),
+            name=" ".join([f"trial {trial.number}", *(f"{k}={v}" for k, v in values.items())]),
+            words=(*self.sweep.words(values), *self.cfg.extra),
+            log=self.folder / "logs" / f"{place.name}.log",
+            finished=lambda: bool(final_metrics(place)),
+            environment={
+                "RUNS_DIR": str(place),
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+                "WANDB_MODE": os.environ.get("WANDB_MODE", "offline"),
+            },
+        )
+
+    def draw(self, trial: Trial) -> dict[str, Any]:
+        """The values of a trial, as Optuna suggests them."""
+        seed, method = self.cfg.seed * 1_000_003 + trial.number, self.sweep.plain["method"]
+        if method == "bayes":
+            tpe = {"n_startup_trials": STARTUP, "constant_liar": True}
+            self.study.sampler = samplers.TPESampler(seed=seed, **tpe)  # type: ignore[arg-type]
+        else:
+            self.study.sampler = samplers.RandomSampler(seed)
+        if method == "grid":
+            point = self.sweep.grid()[trial.number]
+            self.study.sampler = samplers.PartialFixedSampler(point, self.study.sampler)
+        values: dict[str, Any] = {}
+        for name, kind in self.sweep.space.items():
+            match kind:
+                case CategoricalDistribution():
+                    values[name] = trial.suggest_categorical(name, kind.choices)
+                case IntDistribution():
+                    values[name] = trial.suggest_int(name, kind.low, kind.high)
+                case FloatDistribution():
+                    values[name] = trial.suggest_float(name, kind.low, kind.high, log=kind.log)
+        return values
+
+    def conclude(self, task: Task) -> None:
+        """Tell the study what a trial came to; ConfigError when no trial can ever work."""
+        number, place = self.running.pop(task).number, Path(task.environment["RUNS_DIR"])
+        metrics = final_metrics(place)
+        value = metrics.get(self.sweep.metric)
+        state = TrialState.FAIL if value is None else None
+        self.study.tell(number, value, state=state, skip_if_finished=True)
+        if value is not None:
+            print(f"       trial {number}: {self.sweep.metric} {value:.4f}")
+            return
+        states = [trial.state for trial in self.trials() if trial.state.is_finished()]
+        hopeless = len(states) >= MAX_FAILURES and set(states) == {TrialState.FAIL}
+        if metrics or hopeless:
+            raise ConfigError(
+                f"Trials do not report the metric {self.sweep.metric!r}.",
+                found=f"{len(metrics)} others in {place}; {task.log}: {last_lines(task.log, 1)}",
+                do=did_you_mean(self.sweep.metric, metrics) if metrics else "run it by hand",
+            )
+
+    def prune(self, engine: Engine) -> None:
+        """End running trials that successive halving gives up."""
+        for task, trial in list(self.running.items()):
+            values = logged_values(Path(task.environment["RUNS_DIR"]), self.sweep.metric)
+            told = self.study.get_trials(deepcopy=False)[trial.number].last_step or 0
+            for step, value in enumerate(values[told:], start=told + 1):
+                trial.report(value, step)
+            if trial.should_prune():
+                engine.cancel(task, "is not among the best")
+                self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+                del self.running[task]
+
+
+def final_metrics(place: Path) -> dict[str, float]:
+    """The finite metrics of the finished run below a trial's RUNS_DIR; empty: none finished."""
+    for path in place.rglob("metrics.json"):
+        metrics = SavedRun(path.parent).metrics()
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return {}
+
+
+def logged_values(place: Path, metric: str) -> list[float]:
+    """Every value of a metric that a run logged so far; its last line may be half written."""
+    for path in place.rglob("log/metrics.csv"):
+        with path.open(newline="") as stream:
+            return [float(row[metric]) for row in [*csv.DictReader(stream)][:-1] if row.get(metric)]
+    return []
