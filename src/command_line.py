@@ -16,19 +16,17 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn, TextIO, cast
+from typing import Any, NoReturn, TextIO
 
 import hydra
 import hydra.types
 from dotenv import load_dotenv
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src.allocator import keep_freed_memory
-from src.composing import CONF, defaults_of
+from src.composing import CONF, MULTIRUN, compose, defaults_of, split_words
 from src.errors import ConfigError
 from src.files import print_any_name
 from src.grammar import hydra_words
@@ -36,6 +34,7 @@ from src.mistakes import explain
 from src.options import check_options, is_true
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
+ANSWERS = {"-h", "--help", "-c", "--cfg", "-i", "--info", "--hydra-help"}
 UNREAD = 141  # the shell's code for a program whose output nobody reads
 
 Main = Callable[[DictConfig], int | None]
@@ -106,23 +105,26 @@ def _start(function: Main, config_name: str) -> int:
 
 
 def _serve(task: Callable[[DictConfig], None], config_name: str) -> None:
-    """What the flags of the command line ask for: one run, many, the config, or help."""
-    parser = get_args_parser()
-    args = parser.parse_args()
-    if args.hydra_help or args.info or args.shell_completion or args.config_dir:
-        hydra.main(str(CONF), config_name, "1.3")(task)()
+    """What the command line asks for: one run, many, or an answer of Hydra such as --help."""
+    flags, words, many = split_words(sys.argv[1:])
+    words = hydra_words(words, many=many)
+    if set(flags) - MULTIRUN:
+        if "=" in "".join(words):
+            compose(
+                config_name, [word for word in words if "=" in word]
+            )  # a typo is ours to explain
+        sys.argv[1:] = hydra_words(sys.argv[1:], many=many)
+        answer = io.StringIO()  # printed whole, as Hydra shows a stack trace when nobody reads it
+        asks = {flag.split("=")[0] for flag in flags} & ANSWERS
+        try:
+            with contextlib.redirect_stdout(answer) if asks else contextlib.nullcontext():
+                hydra.main(str(CONF), config_name, "1.3")(task)()
+        finally:
+            print(answer.getvalue(), end="")
         return
-    args.overrides = hydra_words(args.overrides, many=args.multirun)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        program = cast(Hydra, GlobalHydra.instance().hydra)
-        if args.help:
-            program.app_help(config_name, parser, args)
-        elif args.cfg:
-            program.show_cfg(config_name, args.overrides, args.cfg, args.package, args.resolve)
-        elif args.multirun:
-            program.multirun(config_name, task, args.overrides)
-        else:
-            program.run(config_name, task, args.overrides)
+        program: Any = GlobalHydra.instance().hydra
+        (program.multirun if many else program.run)(config_name, task, words)
 
 
 def _load_environment(path: Path) -> None:

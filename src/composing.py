@@ -16,6 +16,17 @@ from src.grammar import hydra_words
 from src.options import check_options
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+MULTIRUN = {"-m", "--multirun"}
+
+
+def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
+    """Flags with their values, words such as `seed=1`, and whether many runs are asked for."""
+    flags: list[str] = []
+    words: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        of_flag = before.startswith("-") and before not in MULTIRUN and "=" not in argument
+        (flags if argument.startswith("-") or of_flag else words).append(argument)
+    return flags, words, bool(MULTIRUN & set(flags))
 
 
 def compose(config_name: str, words: Sequence[str]) -> DictConfig:

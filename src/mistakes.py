@@ -8,14 +8,13 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.composing import CONF, compose, is_group
+from src.composing import CONF, compose, is_group, split_words
 from src.errors import ConfigError, GoodpartsError, did_you_mean, nearest, root_of
 from src.grammar import hydra_words, quoted
 
@@ -96,16 +95,13 @@ def _first_lines(error: BaseException) -> str:
 
 def explain_overrides(arguments: Sequence[str], config_name: str) -> ConfigError | None:
     """What is wrong with words that do not compose; None: nothing that can be told."""
-    flags = get_args_parser().parse_known_args(list(arguments))[0]
-    words = hydra_words(flags.overrides, many=flags.multirun)
-    for own, word in zip(flags.overrides, words, strict=True):
+    _, given, many = split_words(arguments)
+    words = hydra_words(given, many=many)
+    for own, word in zip(given, words, strict=True):
         if problem := _wrong_form(own, word) or _wrong_choice(word):
             return problem
-    several = [
-        w
-        for w, word in zip(flags.overrides, words, strict=True)
-        if _parse(word).is_sweep_override()
-    ]
+    pairs = zip(given, words, strict=True)
+    several = [own for own, word in pairs if _parse(word).is_sweep_override()]
     groups = [word for word in words if is_group(word) and not _parse(word).is_sweep_override()]
     try:
         keys = _keys(compose(config_name, groups))
@@ -118,7 +114,7 @@ def explain_overrides(arguments: Sequence[str], config_name: str) -> ConfigError
             return ConfigError(
                 f"There is no key or group {key!r}.", found=word, do=_nearest_key(key, keys)
             )
-    return None if flags.multirun or not several else _without_m(several[0], arguments, config_name)
+    return None if many or not several else _without_m(several[0], arguments, config_name)
 
 
 def _parse(word: str) -> Override:
