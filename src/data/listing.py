@@ -28,6 +28,7 @@ _FOREIGN = {
     ".dcm", ".fits", ".czi", ".npy", ".npz", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf",
     ".rw2", ".raf", ".pef", ".mpo",
 } - set(EXTENSIONS)  # fmt: skip
+_NUMBER = re.compile(r"[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,10 @@ def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def natural_key(path: Path | str) -> tuple[tuple[int, int | str], ...]:
+def natural_key(path: Path | str) -> tuple[str, str]:
     """Sort key that puts 9.png before 10.png; ties in letter case are broken by the raw name."""
-    parts = re.split(r"(\d+)", str(path))
-    words: list[tuple[int, int | str]] = [
-        (0, int(part)) if part.isdigit() and part.isascii() else (1, part.lower()) for part in parts
-    ]
-    return (*words, (2, str(path)))
+    name = str(path)
+    return _NUMBER.sub(lambda digits: digits[0].zfill(20), name.lower()), name
 
 
 def list_images(directory: Path, *, recursive: bool = False) -> list[Path]:
@@ -98,11 +96,10 @@ def _enter(place: Path, seen: set[tuple[int, int]], listing: Listing) -> list[tu
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                path, linked = place / entry.name, entry.is_symlink()
-                if path.is_dir() if linked else entry.is_dir():
-                    below.append((path, linked))
-                else:
-                    _sort_in(path, listing)
+                if entry.is_dir():
+                    below.append((place / entry.name, entry.is_symlink()))
+                elif (found := _list_for(entry, listing)) is not None:
+                    found.append(place / entry.name)
     except FileNotFoundError:  # removed while we looked
         return []
     except OSError as error:
@@ -114,12 +111,14 @@ def _enter(place: Path, seen: set[tuple[int, int]], listing: Listing) -> list[tu
     return below
 
 
-def _sort_in(path: Path, listing: Listing) -> None:
-    suffix = path.suffix.lower()
+def _list_for(entry: os.DirEntry[str], listing: Listing) -> list[Path] | None:
+    """Where in `listing` a file belongs; None: it is no picture."""
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  a Path takes ten times as long
     if suffix in _FOREIGN:
-        listing.foreign.append(path)
-    elif suffix in EXTENSIONS:
-        (listing.images if path.is_file() else listing.broken).append(path)
+        return listing.foreign
+    if suffix in EXTENSIONS:
+        return listing.images if entry.is_file() else listing.broken
+    return None
 
 
 def _identity(folder: Path) -> tuple[int, int]:

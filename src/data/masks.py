@@ -22,9 +22,10 @@ def image_stem(stem: str) -> str:
 
 def look_like_masks(files: Sequence[Path]) -> list[Path]:
     """Files that lie beside the image whose name and a suffix they bear: `7_gt` beside `7`."""
-    names = {path.with_suffix("") for path in files}
-    return [p for p in files if (stem := image_stem(p.stem)) != p.stem
-            and p.with_name(stem) in names]  # fmt: skip
+    stems = ((path, path.stem) for path in files)
+    marked = {path: stem for path, name in stems if (stem := image_stem(name)) != name}
+    names = {path.with_suffix("") for path in files} if marked else set()
+    return [path for path, stem in marked.items() if path.with_name(stem) in names]
 
 
 def pair_masks(
