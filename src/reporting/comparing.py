@@ -89,8 +89,8 @@ def _scope(matched: Matched) -> str:
     told = f"{count} common images"
     if matched.only_first or matched.only_second:
         told = (
-            f"The runs are on DIFFERENT data: compared on {count} of {count + matched.only_first} "
-            f"test images of A and of {count + matched.only_second} of B, equal in content"
+            f"The runs are on DIFFERENT data: compared on the {count} test images that both have, "
+            f"of {count + matched.only_first} in A and {count + matched.only_second} in B"
         )
     other = count - len(matched.same_masks)
     told += f"; {other} with another mask, left out of pixel metrics" if other else ""

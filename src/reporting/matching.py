@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from src.data.samples import Sample
 from src.detector import Detector
 from src.errors import ConfigError, DataError, did_you_mean
 from src.files import fitting, shown
+from src.fitted import fitted_samples
 from src.reporting import patch_match as draw
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import save_png
@@ -46,7 +48,8 @@ def explain_image(cfg: DictConfig) -> list[Path]:
     sample = find_sample(Path(str(cfg.image)), data)
     image = read_sample(sample)
     grid = match_grid(detector, image)
-    picture = _picture(detector, image, sample, grid, data)
+    sources = fitted_samples(SavedRun(detector.directory), data)
+    picture = _picture(detector, image, sample, grid, sources)
     folder = _folder(cfg, sample)
     scale = ColourScale(**SavedRun(detector.directory).read_json("figures/scale.json"))
     facts = (shown(sample.image_path.name), *_facts(detector))
@@ -56,7 +59,7 @@ def explain_image(cfg: DictConfig) -> list[Path]:
     if cfg.animation.format is not None:
         written.append(folder / f"patches.{cfg.animation.format}")
         draw.write_animation(
-            written[-1], grid, _patch_scale(detector, grid), _source(detector, data),
+            written[-1], grid, _patch_scale(detector, grid), _source(detector, sources),
             side=cfg.animation.side, milliseconds=cfg.animation.milliseconds,
             step=cfg.animation.step,
         )  # fmt: skip
@@ -113,7 +116,7 @@ def _picture(
     image: Image.Image | np.ndarray,
     sample: Sample,
     grid: MatchGrid,
-    data: AnomalyDataModule,
+    sources: Sequence[Sample],
 ) -> Picture:
     found = detector.detect([image])[0]
     row, column = divmod(int(grid.distance.argmax()), grid.distance.shape[1])
@@ -122,15 +125,15 @@ def _picture(
         anomaly_map=found.anomaly_map,
         mask=None if sample.mask_path is None else detector.transform.mask(sample.mask_path),
         segmentation=found.mask,
-        match=draw.match_at(grid, row, column, _source(detector, data)),
+        match=draw.match_at(grid, row, column, _source(detector, sources)),
     )
 
 
-def _source(detector: Detector, data: AnomalyDataModule) -> draw.Source:
+def _source(detector: Detector, sources: Sequence[Sample]) -> draw.Source:
     """Reads the normal images that the bank rows stem from."""
 
     def read(index: int) -> tuple[str, np.ndarray]:
-        sample = data.samples[index]
+        sample = sources[index]
         return shown(sample.image_path.name), detector.transform.display(read_sample(sample))
 
     return read
