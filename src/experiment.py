@@ -19,8 +19,7 @@ from src import manifest, processes, tracking
 from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
 from src.data.record import FILE_NAME as DATA
-from src.data.record import list_record
-from src.errors import DataError
+from src.errors import WeightsError
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
 from src.evaluation.threshold import CalibrationScores, Threshold, build_rule
@@ -74,7 +73,7 @@ def find_run(cfg: DictConfig) -> tuple[SavedRun, AnomalyDataModule, str]:
     data = build_datamodule(cfg)
     data.prepare_data()
     weights = weights_fingerprint(cfg) or fetch_weights(cfg, data.image_size)
-    run = SavedRun(run_folder(cfg, list_record(cfg.data).fingerprint, weights))
+    run = SavedRun(run_folder(cfg, data.look().fingerprint, weights))
     return run, data, weights
 
 
@@ -115,13 +114,12 @@ def lead(cfg: DictConfig) -> Result:
 def begin(
     cfg: DictConfig, run: SavedRun, data: AnomalyDataModule, model: AnomalyModule, weights: str
 ) -> Beginning:
-    """Write what is known before the fit; DataError when the folder is named after other files."""
-    weights = weights_fingerprint(cfg) or weights
-    if run_folder(cfg, data.record.fingerprint, weights) != run.directory:
-        raise DataError(
-            "The data or the weights changed while the run was started.",
-            found=f"images below {data.root}",
-            do="start it again when they stay as they are",
+    """Write what is known before the fit; WeightsError when it began from other weights."""
+    if (weights_fingerprint(cfg) or weights) != weights:
+        raise WeightsError(
+            "The weights changed while the run was started.",
+            found=f"the files of {cfg.backbone.name}",
+            do="start it again",
         )
     OmegaConf.update(cfg, "data.bit_depth", data.bit_depth, force_add=True)  # as it was settled
     if not run.has(DATA):

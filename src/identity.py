@@ -109,7 +109,7 @@ def weights_fingerprint(cfg: DictConfig) -> str | None:
     if None in files or not all(path.is_file() for path in paths):
         return None
     hashes = content_hashes(paths)
-    return " ".join(hashes[path] if isinstance(path, Path) else str(path) for path in files)
+    return " ".join(hashes.get(str(path), str(path)) for path in files)
 
 
 def _weight_files(cfg: DictConfig) -> Iterator[Path | str | None]:

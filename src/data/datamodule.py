@@ -126,16 +126,22 @@ class AnomalyDataModule(pl.LightningDataModule):
         if self.prepare is not None:
             self.prepare(self.root, self.category)
 
+    def look(self) -> DataRecord:
+        """List the samples with what is in their files; a second call does nothing."""
+        if not self.found:
+            self.found = self.index(self.root, self.category)
+            self.record = DataRecord.of(self.found, self.root)
+            entries = zip(self.found, self.record.entries, strict=True)
+            self._entries = {sample.image_path: entry for sample, entry in entries}
+        return self.record
+
     def setup(self, stage: str | None = None) -> None:
         """List and split the samples; a second call does nothing."""
         if self.samples:
             return
-        found = self.index(self.root, self.category)
-        self.found, self.bit_depth = settle_depth(found, self.bit_depth)
+        self.look()
+        self.found, self.bit_depth = settle_depth(self.found, self.bit_depth)
         self.findings = self.found.findings
-        self.record = DataRecord.of(self.found, self.root)
-        entries = zip(self.found, self.record.entries, strict=True)
-        self._entries = {sample.image_path: entry for sample, entry in entries}
         train = [sample for sample in self.found if sample.split == "train"]
         test = [sample for sample in self.found if sample.split == "test"]
         self._check_training(train)

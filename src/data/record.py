@@ -57,10 +57,10 @@ class DataRecord:
         prefix = f"{root}{os.sep}"
         return cls([
             Entry(
-                _text(str(sample.image_path).removeprefix(prefix)), sample.split, "", sample.label,
-                _text(sample.defect), hashes[sample.image_path],
-                hashes[sample.mask_path] if sample.mask_path else "",
-                " ".join(hashes[path] for path in sample.channel_paths),
+                _text((path := str(sample.image_path)).removeprefix(prefix)), sample.split, "",
+                sample.label, _text(sample.defect), hashes[path],
+                hashes[str(sample.mask_path)] if sample.mask_path else "",
+                " ".join([hashes[str(path)] for path in sample.channel_paths]),
             )
             for sample in samples
         ])  # fmt: skip
