@@ -12,8 +12,8 @@ from src.data.datamodule import AnomalyDataModule
 from src.data.record import FILE_NAME as DATA
 from src.data.record import DataRecord
 from src.data.samples import Sample
-from src.errors import ConfigError, DataError
-from src.identity import locate_run, same_config, without_content
+from src.errors import DataError
+from src.identity import same_config
 from src.saved_run import SavedRun
 
 log = logging.getLogger(__name__)
@@ -58,22 +58,6 @@ def fitted_samples(run: SavedRun, data: AnomalyDataModule) -> list[Sample]:
             do="put them back, or give the folder that holds them as data.root",
         )
     return [here[entry.content] for entry in fitted]
-
-
-def require_current(place: Path, advice: str) -> None:
-    """ConfigError when a run below `place` was made of other images or weights than lie there now.
-
-    Runs whose data are not on this machine pass.
-    """
-    known: dict[str, str] = {}
-    for path in sorted(place.rglob("fit.json")):
-        now = locate_run(SavedRun(path.parent).config(), known)
-        if now != without_content(now) and now.name[-10:] != path.parent.name[-10:]:
-            raise ConfigError(
-                "The images or weights have changed since these runs.",
-                found=f"{path.parent} was fitted on others",
-                do=advice,
-            )
 
 
 def say_what_changed(folder: Path, record: DataRecord) -> None:

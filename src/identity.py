@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from src.backbones.weight_files import weight_file
 from src.contents import content_hashes
 from src.data.record import list_record, place_of
-from src.errors import DataError, WeightsError
+from src.errors import ConfigError, DataError, WeightsError
+from src.saved_run import SavedRun
 
 #: Raised when a change of the code changes results, so that old runs are not taken for new ones.
 RESULTS_VERSION = 2
@@ -97,6 +98,22 @@ def newest_finished(folder: Path) -> Path:
     if without_content(folder) != folder:
         return folder
     return next(reversed(same_config(folder, "metrics.json")), folder)
+
+
+def require_current(place: Path, advice: str) -> None:
+    """ConfigError when a run below `place` was made of other images or weights than lie there now.
+
+    Runs whose data are not on this machine pass.
+    """
+    known: dict[str, str] = {}
+    for path in sorted(place.rglob("fit.json")):
+        now = locate_run(SavedRun(path.parent).config(), known)
+        if now != without_content(now) and now.name[-10:] != path.parent.name[-10:]:
+            raise ConfigError(
+                "The images or weights have changed since these runs.",
+                found=f"{path.parent} was fitted on others",
+                do=advice,
+            )
 
 
 def weights_fingerprint(cfg: DictConfig) -> str | None:

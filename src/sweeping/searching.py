@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
 from src.errors import ConfigError, did_you_mean
+from src.identity import require_current
 from src.reproduction.progress import Board
 from src.reproduction.running import Engine, Task, last_lines
 from src.saved_run import SavedRun
@@ -33,6 +34,7 @@ def run_sweep(cfg: DictConfig) -> int:
     """Run or continue the sweep of `cfg.file`; exit code 1 when no trial finished."""
     sweep = load_sweep(Path(cfg.file))
     folder = Path(cfg.sweeps_dir).expanduser().absolute() / (cfg.name or sweep.path.stem)
+    require_current(folder, "give the new sweep a name of its own (name=...)")
     search = Search(sweep, folder, cfg)
     told = sum(trial.state.is_finished() for trial in search.trials())
     print(f"{sweep.path}: {sweep.plain['method']}, {search.count} trials, {told} of them done")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -110,6 +111,14 @@ def test_finished_runs_become_rows_and_broken_folders_are_left_out(tmp_path):
     table = selection.runs_table(tmp_path)
     assert table["ratio"].tolist() == [0.01, 0.1]
     assert table["model_mb"].tolist() == [2.0, 2.0]
+
+
+def test_of_runs_on_data_that_changed_since_only_the_newest_counts(tmp_path, capsys):
+    for second, content in enumerate(("00000000aa", "00000000bb")):
+        write_run(folder := tmp_path / "a" / f"seed0-0123456789-{content}", 0.01, 0.9 + second / 20)
+        os.utime(folder / "metrics.json", (second, second))
+    assert selection.runs_table(tmp_path)["test/image_auroc"].tolist() == [0.95]
+    assert "1 runs on earlier data or weights are left out" in capsys.readouterr().out
 
 
 def test_the_command_writes_a_table_and_the_figures_that_make_sense(tmp_path):
