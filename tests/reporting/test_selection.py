@@ -115,9 +115,9 @@ def test_finished_runs_become_rows_and_broken_folders_are_left_out(tmp_path):
 
 def test_of_runs_on_data_that_changed_since_only_the_newest_counts(tmp_path, capsys):
     for second, content in enumerate(("00000000aa", "00000000bb")):
-        write_run(folder := tmp_path / "a" / f"seed0-0123456789-{content}", 0.01, 0.9 + second / 20)
+        write_run(folder := tmp_path / "a" / f"seed0-0123456789-{content}", 0.01, 0.5 + second / 4)
         os.utime(folder / "metrics.json", (second, second))
-    assert selection.runs_table(tmp_path)["test/image_auroc"].tolist() == [0.95]
+    assert selection.runs_table(tmp_path)["test/image_auroc"].tolist() == [0.75]
     assert "1 runs on earlier data or weights are left out" in capsys.readouterr().out
 
 
