@@ -1,4 +1,4 @@
-"""How fast and how large: latency of single images, peak memory of this process."""
+"""How fast and how large: latency of single images, peak memory of this (the first) process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def measure_latency(
 ) -> dict[str, float]:
     """Milliseconds from a normalised image on the device to score and map on the CPU, batch 1.
 
-    The first two images warm up and do not count. Decoding is not included.
+    The first two images warm up and do not count. Decoding is not included. Computed as
+    `src.predict` does: on the device where the model is, in float32.
     """
     model.eval()
     device = next(iter(model.parameters()), torch.zeros(0)).device

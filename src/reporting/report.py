@@ -71,7 +71,7 @@ def write_report(
 
 def render(data: ReportData, max_images: int, max_side: int, max_bytes: float) -> str:
     """The page as text; arguments as in `write_report`, max_bytes instead of megabytes."""
-    threshold = score_threshold(data)
+    threshold, device = score_threshold(data), data.manifest.get("device", "this machine")
     defects = sorted({row.defect for row in data.images}, key=lambda name: (name != "good", name))
     chosen = choose_pictures(data.images, threshold, len(data.images))
     layers = _encode(data, chosen[:max_images], max_side, max_bytes)
@@ -83,7 +83,7 @@ def render(data: ReportData, max_images: int, max_side: int, max_bytes: float) -
     return render_page(
         "report.html.j2", "report.css", "report.js",
         data=data,
-        tiles=wording.headline_tiles(data.metrics, data.intervals),
+        tiles=wording.headline_tiles(data.metrics, data.intervals, device),
         threshold_value=wording.score(data.threshold.image),
         alarm_rule=wording.alarm_rule(data.threshold, data.score_name),
         threshold_sentences=wording.threshold_sentences(
@@ -99,6 +99,7 @@ def render(data: ReportData, max_images: int, max_side: int, max_bytes: float) -
         legend=page_images.legend(data.scale),
         low=wording.score(data.scale.low), high=wording.score(data.scale.high),
         anchor=wording.score(data.scale.threshold),
+        device=device,
         runtime=_metric_rows(data, ("speed/", "fit/")),
         metrics=_metric_rows(data, ("test/",)),
         manifest=flatten(data.manifest),

@@ -53,7 +53,11 @@ def print_run_table(run: SavedRun) -> None:
     if speed is not None:
         fitted = metrics.get("fit/seconds")
         took = f", fitted in {fitted:.1f} s" if fitted is not None else ""
-        console.print(f"{speed:.0f} ms per image{took}")
+        facts = run.read_json("manifest.json") if run.has("manifest.json") else {}
+        several = f" by {facts['processes']} processes" if facts.get("processes", 1) > 1 else ""
+        console.print(
+            f"{speed:.0f} ms per image on {facts.get('device', 'this machine')}{took}{several}"
+        )
     console.print(f"run     {run.directory}", soft_wrap=True)
     if run.has("report.html"):
         console.print(f"report  {run.directory / 'report.html'}", soft_wrap=True)

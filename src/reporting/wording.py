@@ -23,7 +23,7 @@ HEADLINES: dict[str, tuple[str, str, str]] = {
     "test/false_alarm_rate": (
         "False alarms", "share of normal images that raised an alarm", ""),
     "test/image_f1_max": ("Best F1", "over all thresholds; needs labels, so an upper bound", ""),
-    "speed/latency_p50_ms": ("Latency", "median time of one image on this machine", "ms"),
+    "speed/latency_p50_ms": ("Latency", "median time of one image on", "ms"),
 }  # fmt: skip
 
 _METHODS = {"patchcore": "PatchCore", "uflow": "U-Flow", "haloae": "HaloAE", "crn": "CRN"}
@@ -194,9 +194,9 @@ def _labels_sentence(protocol: ProtocolFacts, threshold: ThresholdFacts) -> str:
 
 
 def headline_tiles(
-    metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+    metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], device: str
 ) -> list[dict[str, str]]:
-    """The tiles at the top: name, value, interval, explanation."""
+    """The tiles at the top: name, value, interval, explanation. `device` took the times."""
     tiles = []
     for key, (name, meaning, unit) in HEADLINES.items():
         if key not in metrics:
@@ -207,7 +207,7 @@ def headline_tiles(
             "name": name,
             "value": number(metrics[key], unit),
             "interval": _interval(low, high) if known else "",
-            "meaning": meaning,
+            "meaning": f"{meaning} {device}" if key.startswith("speed/") else meaning,
         })  # fmt: skip
     return tiles
 

@@ -71,7 +71,7 @@ def test_numbers_that_do_not_exist_are_words():
 
 def test_tiles_keep_their_order_and_leave_out_what_was_not_measured():
     metrics = {"test/recall": 0.5, "test/image_auroc": 0.9, "fit/seconds": 3.0}
-    tiles = wording.headline_tiles(metrics, {"test/recall": (0.4, 0.6)})
+    tiles = wording.headline_tiles(metrics, {"test/recall": (0.4, 0.6)}, "CPU")
     assert [tile["name"] for tile in tiles] == ["Image AUROC", "Recall"]
     assert tiles[0]["interval"] == ""
     assert "0.4000" in tiles[1]["interval"] and "0.6000" in tiles[1]["interval"]
