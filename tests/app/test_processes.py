@@ -32,11 +32,11 @@ COMMON = (
     "report.enabled=false", "report.max_images=1", "threshold=quantile",
 )  # fmt: skip
 PATCHCORE = (*COMMON, "experiment=demo", "model.target_dim=64", "transform.resize=64")
-# 8 images to train on in batches of 3: the last batch has 2, and shares are 2 + 1.
+# 8 images to train on in batches of 3, shared as 2 + 1; the last batch has 2. 5 choose the epoch.
 UFLOW = (
     *COMMON, "model=uflow", "model.flow_steps=1", "model.map_size=64", "transform.resize=64",
-    "calibration.fraction=0.28", "trainer.max_epochs=2", "data.batch_size=3",
-    "trainer.log_every_n_steps=1",
+    "data.synthetic.train=16", "calibration.fraction=0.19", "validation.fraction=0.38",
+    "trainer.max_epochs=2", "data.batch_size=3", "trainer.log_every_n_steps=1",
 )  # fmt: skip
 HALOAE = (
     *COMMON, "experiment=haloae_small", "model.classifier=linear", "model.head=16",
@@ -44,7 +44,7 @@ HALOAE = (
     "model.decoder=[[12,12,2,3],[16,16,2,3],[128,null,2,1]]",
     "model.image_decoder.first_channels=16", "calibration.fraction=0.28", "trainer.max_epochs=2",
     "data.samples_per_epoch=9", "data.batch_size=3", "trainer.log_every_n_steps=1",
-    "model.optimizer.lr=1e-4",
+    "model.optimizer.lr=1e-5",
 )  # fmt: skip
 TWO = ("hardware.devices=2", "hardware.strategy=ddp")
 
@@ -112,7 +112,7 @@ def test_patchcore_of_two_processes_is_that_of_one(compose, tmp_path, monkeypatc
     command = begin(*PATCHCORE, *TWO, f"runs_dir={tmp_path}")
     one = run_experiment(compose(*PATCHCORE)).run
     output = finish(command)
-    two = SavedRun(experiment.run_directory(compose(*PATCHCORE, *TWO)))
+    two = experiment.find_run(compose(*PATCHCORE, *TWO))[0]
     expect_same(one, two, 1e-6)
     assert output.count("PatchCore plan") == output.count("image AUROC") == 1
     assert "by 2 processes" in output
@@ -128,7 +128,7 @@ def test_uflow_under_torchrun_is_that_of_one_process(compose, tmp_path):
     command = begin(*UFLOW, *TWO, f"runs_dir={tmp_path}", by=torchrun)
     one = run_experiment(compose(*UFLOW)).run
     assert finish(command).count("image AUROC") == 1
-    two = SavedRun(experiment.run_directory(compose(*UFLOW, *TWO)))
+    two = experiment.find_run(compose(*UFLOW, *TWO))[0]
     expect_same(one, two, 1e-3)
     for column in ("train/nll", "val/nll"):
         assert losses(two, column) == pytest.approx(losses(one, column), rel=1e-4)
@@ -140,10 +140,9 @@ def test_haloae_of_two_processes_is_that_of_one(compose, tmp_path):
     two = run_experiment(compose(*HALOAE, *TWO)).run
     before, after = losses(one, "train/loss"), losses(two, "train/loss")
     assert len(before) == 6
-    # Equal at first; then Adam turns rounding of small gradients into steps of full length.
-    assert after[0] == pytest.approx(before[0], rel=1e-5)
-    assert after == pytest.approx(before, rel=1e-2)
-    expect_same(one, two, 3e-2)
+    # Adam turns the rounding of small gradients into steps of full length, hence short ones here.
+    assert after == pytest.approx(before, rel=1e-3)
+    expect_same(one, two, 1e-2)
 
 
 # --- shares -------------------------------------------------------------------------------------

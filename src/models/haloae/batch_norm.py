@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn import functional as together
 
 from src import processes
 
@@ -42,6 +42,19 @@ def _per_channel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over all processes, forwards and backwards: what one gives counts in the loss of all."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
 def _total(values: Tensor) -> Tensor:
-    """Sum over all processes; gradients flow back to all."""
-    return cast(Tensor, together.all_reduce(values))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Sum.apply(values))
