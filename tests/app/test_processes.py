@@ -26,7 +26,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 COMMON = (
     "data=synthetic", "hardware=cpu", "hardware.num_workers=0", "backbone=efficientnet_lite0",
-    "data.synthetic.size=64", "data.synthetic.train=11", "data.synthetic.test_normal=4",
+    "data.synthetic.size=64", "data.synthetic.train=16", "data.synthetic.test_normal=4",
     "data.synthetic.test_defective=5", "transform.crop=null", "data.batch_size=4",
     "evaluation.size=64", "evaluation.bootstrap=0", "evaluation.latency_images=1",
     "report.enabled=false", "report.max_images=1", "threshold=quantile",
@@ -35,14 +35,14 @@ PATCHCORE = (*COMMON, "experiment=demo", "model.target_dim=64", "transform.resiz
 # 8 images to train on in batches of 3, shared as 2 + 1; the last batch has 2. 5 choose the epoch.
 UFLOW = (
     *COMMON, "model=uflow", "model.flow_steps=1", "model.map_size=64", "transform.resize=64",
-    "data.synthetic.train=16", "calibration.fraction=0.19", "validation.fraction=0.38",
+    "calibration.fraction=0.19", "validation.fraction=0.38",
     "trainer.max_epochs=2", "data.batch_size=3", "trainer.log_every_n_steps=1",
 )  # fmt: skip
 HALOAE = (
     *COMMON, "experiment=haloae_small", "model.classifier=linear", "model.head=16",
     "model.encoder=[[16,16,2,3],[16,16,2,3],[12,12,2,3]]",
     "model.decoder=[[12,12,2,3],[16,16,2,3],[128,null,2,1]]",
-    "model.image_decoder.first_channels=16", "calibration.fraction=0.28", "trainer.max_epochs=2",
+    "model.image_decoder.first_channels=16", "calibration.fraction=0.19", "trainer.max_epochs=1",
     "data.samples_per_epoch=9", "data.batch_size=3", "trainer.log_every_n_steps=1",
     "model.optimizer.lr=1e-5",
 )  # fmt: skip
@@ -139,24 +139,27 @@ def test_haloae_of_two_processes_is_that_of_one(compose, tmp_path):
     one = run_experiment(compose(*HALOAE)).run
     two = run_experiment(compose(*HALOAE, *TWO)).run
     before, after = losses(one, "train/loss"), losses(two, "train/loss")
-    assert len(before) == 6
+    assert len(before) == 3
     # Adam turns the rounding of small gradients into steps of full length, hence short ones here.
-    assert after == pytest.approx(before, rel=1e-3)
-    expect_same(one, two, 1e-2)
+    assert after[0] == pytest.approx(before[0], rel=1e-4)
+    assert after == pytest.approx(before, rel=1e-2)
+    expect_same(one, two, 3e-2)
 
 
 # --- shares -------------------------------------------------------------------------------------
 
 
-def test_shares_put_together_are_the_batch(tmp_path):
-    processes.start(_put_together, OmegaConf.create({"out": str(tmp_path)}), 3)
-    for number in range(3):
-        assert (tmp_path / f"{number}").read_text() == "right"
+def test_shares_put_together_are_the_batch_and_an_error_of_one_ends_all(tmp_path):
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        processes.start(_put_together, OmegaConf.create({"out": str(tmp_path)}), 2)
+    assert [(tmp_path / name).read_text() for name in "01"] == ["right", "right"]
+    assert "_put_together" in str(caught.value.__cause__)  # its stack trace, for debug=true
+    assert not multiprocessing.active_children()
 
 
 def _put_together(cfg) -> None:
-    with processes.joined(3):
-        for images in range(1, 8):
+    with processes.joined(2):
+        for images in range(1, 6):
             rows = torch.arange(images * 2.0).view(images, 2)
             batch = {"of": torch.tensor(images)}
             mine = processes.own(rows)
@@ -167,12 +170,15 @@ def _put_together(cfg) -> None:
         _normalise_together()
         assert processes.from_first(processes.rank()) == 0
         (Path(cfg.out) / str(processes.rank())).write_text("right")
+        if processes.rank() == 1:
+            raise DataError("An image cannot be read.", found="nothing", do="repair it")
+        torch.distributed.barrier()
 
 
 def _normalise_together() -> None:
-    """Outputs, gradients and running statistics of shares of 3, 3 and 2 images."""
+    """Outputs, gradients and running statistics of shares of 4 and 3 images."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, 4, 3, 5, generator=generator, dtype=torch.float64)
+    x = torch.randn(7, 4, 3, 5, generator=generator, dtype=torch.float64)
     ramp = torch.linspace(0, 1, x.numel(), dtype=torch.float64).view_as(x)
     plain, shared = torch.nn.BatchNorm2d(4).double(), SharedBatchNorm(4).double()
     given, mine = x.clone().requires_grad_(), processes.own(x).clone().requires_grad_()
@@ -202,22 +208,10 @@ def test_a_mistake_is_told_once_and_ends_all_processes(tmp_path, drawn_data, mon
     assert "Traceback" not in output
 
 
-def test_an_error_of_one_process_ends_those_that_wait_for_it():
-    with pytest.raises(DataError, match="cannot be read") as caught:
-        processes.start(_second_fails, OmegaConf.create(), 2)
-    assert "_second_fails" in str(caught.value.__cause__)  # its stack trace, for debug=true
-    assert not multiprocessing.active_children()
-
-
-def _second_fails(cfg) -> None:
-    with processes.joined(2):
-        if processes.rank() == 1:
-            raise DataError("An image cannot be read.", found="nothing", do="repair it")
-        torch.distributed.barrier()
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_no_process_is_left_when_the_one_that_started_them_is_ended(
     tmp_path, drawn_data, monkeypatch, number
 ):
