@@ -3,6 +3,11 @@
 The paper's side is the mean of other seeds of the unbroken one, printed as finely as the official
 repository prints. Both sides share the images, as a paper and we do; what a seed changes is the
 bank. Images are read and features computed once for each normalisation.
+
+Banks are large here, because four seeds of one category then suffice. With 2 % of 60 bottles at
+224 px, pixel AUROC spreads by 0.0006 over seeds (measured, five seeds) and a missing blur costs
+0.0019: less than the 0.003 that four seeds of one category leave open. Three seeds of fifteen such
+categories leave their mean 0.0006 and rounding.
 """
 
 from __future__ import annotations
