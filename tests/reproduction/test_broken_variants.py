@@ -37,7 +37,7 @@ CELL = 8  # pixels of a feature cell
 SMALL = ("model=patchcore", "backbone=efficientnet_lite0", "hardware=cpu", "hardware.num_workers=0",
          "evaluation.bootstrap=0", "model.target_dim=256")  # fmt: skip
 DRAWN = (
-    *SMALL, "data=synthetic", "data.synthetic.size=96", "data.synthetic.train=24",
+    *SMALL, "data=synthetic", "data.synthetic.size=96", "data.synthetic.train=12",
     "data.synthetic.test_normal=8", "data.synthetic.test_defective=18", "evaluation.size=96",
     "transform.resize=96", "transform.crop=null", "model.coreset.ratio=0.9",
 )  # fmt: skip
