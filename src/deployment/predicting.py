@@ -9,7 +9,7 @@ scored, the newest last.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from src.deployment.inbox import find_images, watch
 from src.deployment.ledger import Ledger, Scored, Version, open_ledger
 from src.deployment.pictures import PictureWriter
 from src.deployment.scoring import Scorer, decoded, name_below
+from src.deployment.spreading import spread
 from src.detector import Detector
 from src.errors import ConfigError
 from src.files import shown
@@ -68,14 +69,20 @@ class _Session:
                 progress.update(bar, total=(progress.tasks[bar].total or 0) + len(group))
                 todo = self._remaining(group)
                 progress.advance(bar, len(group) - len(todo))
-                for batch in decoded(
-                    todo, self.root, self.cfg.batch_size, self.cfg.decoders,
-                    self.scorer.detector.read,
-                ):  # fmt: skip
-                    for found in self.scorer(batch):
+                for batch in self._scored(todo):
+                    for found in batch:
                         self._keep(found)
                     progress.advance(bar, len(batch))
                 self.ledger.list_unreadable()
+
+    def _scored(self, paths: list[Path]) -> Iterator[list[Scored]]:
+        """Results in the order of `paths`, from this process or from many."""
+        cfg, read = self.cfg, self.scorer.detector.read
+        if cfg.engine.name == "ray" and paths:
+            yield from spread(paths, self.root, cfg)
+            return
+        for batch in decoded(paths, self.root, cfg.batch_size, cfg.decoders, read):
+            yield self.scorer(batch)
 
     def _remaining(self, paths: list[Path]) -> list[Path]:
         """Images without a row, or changed since they got one."""
@@ -117,6 +124,12 @@ def _what(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:
         root, paths = find_images(str(cfg.images))
         return root, [paths]
     folder = Path(str(cfg.images)).expanduser()
+    if cfg.engine.name == "ray":
+        raise ConfigError(
+            "A watched folder is scored on this machine, as its images come.",
+            found="watch=true engine=ray",
+            do="leave engine=ray or watch=true out",
+        )
     if not folder.is_dir():
         raise ConfigError(
             "watch=true needs a folder.", found=str(folder), do="create it or give another one"
