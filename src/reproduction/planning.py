@@ -59,12 +59,6 @@ class Choice:
     seeds: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
 
-    def check(self, papers: Sequence[Paper]) -> None:
-        """ConfigError when a name fits none of the papers."""
-        every = [variant for paper in papers for variant in paper.variants]
-        only("variants", self.variants, {variant.name for variant in every})
-        only("categories", self.categories, {c for v in every for c in v.categories})
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -113,8 +107,10 @@ def make_plan(cfg: DictConfig) -> Plan:
 
 
 def plan_jobs(papers: Sequence[Paper], choice: Choice, configs: Configs) -> Plan:
-    """The jobs of `papers` within `choice`; nothing is run."""
-    choice.check(papers)
+    """The jobs of `papers` within `choice`; ConfigError when a name fits none of them."""
+    every = [variant for paper in papers for variant in paper.variants]
+    only("variants", choice.variants, {variant.name for variant in every})
+    only("categories", choice.categories, {c for v in every for c in v.categories})
     cells = [
         _cell(paper, variant, choice, configs)
         for paper in papers

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib import pyplot
-from matplotlib.axes import Axes
 from optuna import Study
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as pictures
@@ -33,19 +32,16 @@ def write_pages(study: Study, sweep: Sweep, count: int, folder: Path) -> list[Pa
     print(f"Best: trial {best.number}, {sweep.metric} {best.value:.4f} with {words}")
 
     varied = [n for n in sweep.space if len({str(trial.params[n]) for trial in done}) > 1]
+    differ = len({trial.value for trial in done}) > 1
     paths = [table]
-    if varied:
-        axes = pictures.plot_parallel_coordinate(study, params=varied)
-        paths.append(_save(axes, folder / "parallel.png"))
-    if varied and len(done) >= RANKED and len({trial.value for trial in done}) > 1:
-        axes = pictures.plot_param_importances(study, params=varied)
-        paths.append(_save(axes, folder / "importances.png"))
+    for name, draw, wanted in (
+        ("parallel.png", pictures.plot_parallel_coordinate, varied),
+        ("importances.png", pictures.plot_param_importances, differ and len(done) >= RANKED),
+    ):
+        if varied and wanted:
+            pyplot.sca(draw(study, params=varied))
+            with atomic(folder / name) as partial:
+                pyplot.savefig(partial, format="png", dpi=120, bbox_inches="tight")
+            pyplot.close()
+            paths.append(folder / name)
     return paths
-
-
-def _save(axes: Axes, path: Path) -> Path:
-    pyplot.sca(axes)
-    with atomic(path) as partial:
-        pyplot.savefig(partial, format="png", dpi=120, bbox_inches="tight")
-    pyplot.close()
-    return path

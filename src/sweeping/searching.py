@@ -63,11 +63,8 @@ def open_study(sweep: Sweep, seed: int, folder: Path) -> optuna.Study:
     storage = JournalStorage(JournalFileBackend(str(folder / "trials.log")))
     name = f"{sweep.identity}-seed{seed}"
     for other in set(optuna.get_all_study_names(storage)) - {name}:
-        raise ConfigError(
-            "This sweep was started with another file or seed.",
-            found=f"{folder} belongs to {other}, now {name}",
-            do=f"give the new sweep a name of its own (name=...), or move {folder}",
-        )
+        found, do = f"{folder} is of {other}, not {name}", f"choose name=..., or move {folder}"
+        raise ConfigError("This sweep was started with another file or seed.", found=found, do=do)
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if sweep.halving[0]:
         pruner = optuna.pruners.SuccessiveHalvingPruner(*sweep.halving)
@@ -129,17 +126,15 @@ class Search:
         """The command of a trial, whose values depend on seed, number and earlier results only."""
         values = self.draw(trial)
         place = self.folder / f"trial{trial.number:04d}"
+        wandb = os.environ.get("WANDB_MODE", "offline")
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         return Task(
             key=str(trial.number),
             name=" ".join([f"trial {trial.number}", *(f"{k}={v}" for k, v in values.items())]),
             words=(*self.sweep.words(values), *self.cfg.extra),
             log=self.folder / "logs" / f"{place.name}.log",
             finished=lambda: bool(final_metrics(place)),
-            environment={
-                "RUNS_DIR": str(place),
-                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-                "WANDB_MODE": os.environ.get("WANDB_MODE", "offline"),
-            },
+            environment={"WANDB_MODE": wandb, "RUNS_DIR": str(place), "PATH": path},
         )
 
     def draw(self, trial: Trial) -> dict[str, Any]:
@@ -175,13 +170,11 @@ class Search:
             print(f"       trial {number}: {self.sweep.metric} {value:.4f}")
             return
         states = [trial.state for trial in self.trials() if trial.state.is_finished()]
-        hopeless = len(states) >= MAX_FAILURES and set(states) == {TrialState.FAIL}
-        if metrics or hopeless:
-            raise ConfigError(
-                f"Trials do not report the metric {self.sweep.metric!r}.",
-                found=f"{len(metrics)} others in {place}; {task.log}: {last_lines(task.log, 1)}",
-                do=did_you_mean(self.sweep.metric, metrics) if metrics else "run it by hand",
-            )
+        if metrics or (len(states) >= MAX_FAILURES and set(states) == {TrialState.FAIL}):
+            found = f"{len(metrics)} others in {place}; {task.log}: {last_lines(task.log, 1)}"
+            do = did_you_mean(self.sweep.metric, metrics) if metrics else "run it by hand"
+            what = f"Trials do not report the metric {self.sweep.metric!r}."
+            raise ConfigError(what, found=found, do=do)
 
     def prune(self, engine: Engine) -> None:
         """End running trials that successive halving gives up."""
