@@ -46,10 +46,8 @@ class Board:
 
 def duration(seconds: float) -> str:
     """'7.2 s', '3:20 min', '2 h 05 min', '3 d 04 h'."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes}:{rest:02d} min"
+        return f"{minutes}:{rest:02d} min" if seconds >= 60 else f"{seconds:.1f} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24:02d} h"

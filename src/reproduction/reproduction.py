@@ -20,11 +20,7 @@ FAILED = 1
 
 
 def reproduce(cfg: DictConfig) -> int:
-    """Run and judge what `cfg` asks for.
-
-    Returns:
-        0 when every judged number is within its tolerance and no run failed, 1 otherwise.
-    """
+    """Run and judge what `cfg` asks for; 1 when a run or a number fails, else 0."""
     plan = make_plan(cfg)
     left = [job for job in plan.jobs if job.folder is None]
     finished = len(plan.jobs) - len(left)
@@ -48,11 +44,11 @@ def reproduce(cfg: DictConfig) -> int:
     return conclude(plan, rows)
 
 
-RUN = (sys.executable, "-m", "src.run")
-
-
 def run_jobs(
-    jobs: Sequence[Job], cfg: DictConfig, finished: int = 0, program: Sequence[str] = RUN
+    jobs: Sequence[Job],
+    cfg: DictConfig,
+    finished: int = 0,
+    program: Sequence[str] = (sys.executable, "-m", "src.run"),
 ) -> None:
     """Give jobs to `program` until each is finished or failed; others were `finished` before."""
     logs = Path(cfg.runs_dir).expanduser() / ".jobs"

@@ -129,14 +129,11 @@ def _distribution(path: Path, name: str, spec: Any) -> BaseDistribution | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    near = [str(other) for other in path.parent.glob("*.y*ml")] or ["sweeps/X.yaml"]
     try:
-        plain = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        near = [str(other) for other in path.parent.glob("*.y*ml")] or ["sweeps/X.yaml"]
-        raise _refusal(path, "no readable YAML", error, did_you_mean(str(path), near)) from error
-    if not isinstance(plain, dict):
-        raise _refusal(path, "not a sweep", type(plain).__name__, "see docs.wandb.ai, sweeps")
-    return plain
+        return dict(yaml.safe_load(path.read_text()))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise _refusal(path, "not a sweep file", error, did_you_mean(str(path), near)) from error
 
 
 def _refusal(path: Path, what: str, found: object, do: str) -> ConfigError:

@@ -26,7 +26,6 @@ from src.saved_run import SavedRun
 from src.sweeping.definition import Sweep, load_sweep
 from src.sweeping.pages import write_pages
 
-STARTUP = 5  # random trials before TPE's model; ours: searches here have tens of trials
 MAX_FAILURES = 3  # ours: from the start; then the command is wrong, not the parameters
 
 
@@ -140,11 +139,9 @@ class Search:
     def draw(self, trial: Trial) -> dict[str, Any]:
         """The values of a trial, as Optuna suggests them."""
         seed, method = self.cfg.seed * 1_000_003 + trial.number, self.sweep.plain["method"]
-        if method == "bayes":
-            tpe = {"n_startup_trials": STARTUP, "constant_liar": True}
-            self.study.sampler = samplers.TPESampler(seed=seed, **tpe)  # type: ignore[arg-type]
-        else:
-            self.study.sampler = samplers.RandomSampler(seed)
+        # ours: 5 random trials before TPE's model; searches here have tens of trials
+        tpe = samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+        self.study.sampler = tpe if method == "bayes" else samplers.RandomSampler(seed)
         if method == "grid":
             point = self.sweep.grid()[trial.number]
             self.study.sampler = samplers.PartialFixedSampler(point, self.study.sampler)
