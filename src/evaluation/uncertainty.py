@@ -49,14 +49,6 @@ class Difference(NamedTuple):
     p_value: float  # two-sided, of "no difference"
 
 
-class Spread(NamedTuple):
-    """Mean and sample standard deviation over seeds."""
-
-    mean: float
-    std: float  # n - 1 in the denominator; NaN for a single seed
-    n: int
-
-
 #: Logits of rates closer to 0 or 1 than this are those of this.
 _EDGE = 1e-9
 _NOTHING = Interval(float("nan"), float("nan"))
@@ -120,13 +112,6 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Int
         return _NOTHING
     down, up = np.sqrt(np.sum((value - low) ** 2)), np.sqrt(np.sum((high - value) ** 2))
     return Interval(float(value.mean() - down / value.size), float(value.mean() + up / value.size))
-
-
-def over_seeds(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of one metric over seeds."""
-    value = np.asarray(values, dtype=float)
-    std = float(value.std(ddof=1)) if value.size > 1 else float("nan")
-    return Spread(float(value.mean()) if value.size else float("nan"), std, value.size)
 
 
 # --- resampling --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from src.files import atomic
-from src.reporting.records import Curve, DefectRecall
+from src.reporting.records import Curve
 
 NORMAL_COLOUR, DEFECT_COLOUR, UNKNOWN_COLOUR = "#3a6ea5", "#d55e00", "#8a8f98"
 INK, FAINT, GRID = "#1c2026", "#68707a", "#e3e6ea"
@@ -97,47 +97,6 @@ def ranking_curve(curve: Curve, point: tuple[float, float] | None = None) -> Fig
     axes.set_title(f"{title}: {area}{limit} {curve.area:.4f}", loc="left", fontsize=10)
     axes.set(xlabel=x_name, ylabel=y_name, xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     axes.set_aspect("equal")
-    return figure
-
-
-def radius_curve(radius: np.ndarray, chosen: int | None = None) -> Figure:
-    """Cover radius (n,) after each coreset pick, in feature units; `chosen`: picks that are kept.
-
-    The radius is the largest distance of any patch to its nearest pick: where the curve flattens,
-    more bank rows buy little.
-    """
-    figure, axes = new_figure(6.0, 3.2)
-    picks = np.arange(1, radius.size + 1)
-    axes.plot(picks, radius, color=NORMAL_COLOUR, lw=1.8)
-    axes.set_xscale("log")
-    if chosen is not None and 0 < chosen <= radius.size:
-        axes.plot(chosen, radius[chosen - 1], "o", color=DEFECT_COLOUR, clip_on=False)
-        axes.annotate(
-            f"{chosen} rows, radius {radius[chosen - 1]:.3g}",
-            (chosen, radius[chosen - 1]),
-            xytext=(0, 22), textcoords="offset points", ha="right", color=INK, fontsize=9,
-            bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 1.5},
-        )  # fmt: skip
-    axes.set(xlabel="bank rows picked", ylabel="cover radius (feature distance)")
-    axes.set_ylim(bottom=0)
-    return figure
-
-
-def recall_bars(recalls: Sequence[DefectRecall]) -> Figure:
-    """Share of images found per defect type, with 95 % intervals and counts."""
-    figure, axes = new_figure(6.0, 1.0 + 0.38 * max(1, len(recalls)))
-    for row, each in enumerate(recalls):
-        share = each.found / each.total if each.total else math.nan
-        axes.barh(row, share, height=0.56, color=NORMAL_COLOUR, alpha=0.8)
-        if each.total:
-            axes.plot([each.low, each.high], [row, row], color=INK, lw=1.3, solid_capstyle="butt")
-            for end in (each.low, each.high):
-                axes.plot([end, end], [row - 0.13, row + 0.13], color=INK, lw=1.3)
-        axes.text(1.02, row, f"{each.found} of {each.total}", va="center", color=FAINT, fontsize=9)
-    axes.set(yticks=range(len(recalls)), yticklabels=[each.defect for each in recalls])
-    axes.set(xlim=(0, 1), xlabel="recall at the chosen threshold (bar), 95 % interval (line)")
-    axes.set_ylim(len(recalls) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
     return figure
 
 

@@ -219,14 +219,6 @@ def test_the_interval_of_a_mean_over_categories_holds_the_true_mean():
     assert held / rounds >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / rounds)
 
 
-def test_the_spread_over_seeds_uses_the_sample_standard_deviation():
-    assert uncertainty.over_seeds([0.9, 0.92, 0.97]) == pytest.approx(
-        (0.93, np.std([0.9, 0.92, 0.97], ddof=1), 3)
-    )
-    assert math.isnan(uncertainty.over_seeds([0.9]).std)
-    assert math.isnan(uncertainty.over_seeds([]).mean)
-
-
 def compare(first, second, labels, rng, resamples=500):
     weights = uncertainty.stratified_weights(labels, resamples, rng)
     a = uncertainty.image_metrics(first, labels, weights)["test/image_auroc"]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from src.reporting import curves
-from src.reporting.records import Curve, DefectRecall
+from src.reporting.records import Curve
 
 RNG = np.random.default_rng(0)
 SCORES = np.r_[RNG.normal(1.0, 0.2, 50), RNG.normal(2.0, 0.4, 20), np.nan, np.inf]
@@ -65,28 +65,8 @@ def test_the_area_of_pro_is_shaded_up_to_its_limit_only():
     assert shaded.max() == pytest.approx(0.3)
 
 
-def test_recall_bars_show_share_interval_and_count():
-    axes = axes_of(curves.recall_bars([DefectRecall("a", 3, 4, 0.3, 0.95)]))
-    assert axes.patches[0].get_width() == 0.75
-    assert list(axes.lines[0].get_xdata()) == [0.3, 0.95]
-    assert [text.get_text() for text in axes.texts] == ["3 of 4"]
-
-
-def test_a_defect_type_without_images_and_no_types_at_all_can_be_drawn(tmp_path):
-    for rows in ([], [DefectRecall("none", 0, 0, 0.0, 1.0)]):
-        curves.save_figure(curves.recall_bars(rows), tmp_path / "r.png", 40)
-
-
-def test_the_radius_curve_marks_the_rows_that_are_kept():
-    radius = 5 / np.arange(1, 100) ** 0.5
-    axes = axes_of(curves.radius_curve(radius, 25))
-    assert list(axes.lines[1].get_xdata()) == [25]
-    assert axes.lines[1].get_ydata()[0] == pytest.approx(1.0)
-    assert len(axes_of(curves.radius_curve(radius)).lines) == 1
-
-
 def test_figures_are_written_whole_in_the_format_of_their_name(tmp_path):
-    figure = curves.recall_bars([DefectRecall("a", 3, 4, 0.3, 0.95)])
+    figure, _ = curves.new_figure(6.0, 1.4)
     for name, start in (("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml")):
         curves.save_figure(figure, tmp_path / name, 40)
         assert (tmp_path / name).read_bytes().startswith(start)

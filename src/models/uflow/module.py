@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -36,6 +36,9 @@ from src.models.uflow.flow import Shape, UShapedFlow, negative_log_likelihood
 from src.models.uflow.nfa import NfaSettings, log_nfa, offset_from_normals
 from src.models.uflow.selection import BEST_ON_TEST, NLL, KeepBest
 from src.processes import weight
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -251,6 +254,12 @@ class UFlow(AnomalyModule):
             found[f"latents/deviation_{scale}"] = float(statistics["deviation"])
             found[f"latents/energy_spread_{scale}"] = float(statistics["energy_spread"])
         return found
+
+    def diagnostics(self) -> dict[str, Figure]:
+        """Histograms of the latents of normal images."""
+        from src.models.uflow.figures import latent_figure  # draws with matplotlib
+
+        return {"latents": latent_figure(self.latent_facts)} if self.latent_facts else {}
 
     # --- saving -------------------------------------------------------------------------------
 
