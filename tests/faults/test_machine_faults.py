@@ -204,7 +204,7 @@ def test_a_file_in_place_of_the_runs_folder_is_explained(tmp_path):
         capture_output=True, text=True, timeout=90, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "cannot be written" in done.stderr
+    assert "may not be read or written" in done.stderr
     assert "Traceback" not in done.stderr
 
 
