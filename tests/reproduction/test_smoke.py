@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -63,8 +64,8 @@ def test_kill_9_in_the_middle_then_the_same_command_gives_the_same_table(tmp_pat
 
 def test_runs_of_hydras_own_multirun_are_judged_without_ray(tmp_path):
     listed = reproduce(tmp_path, "dry_run=true", "seeds=[0]").communicate(timeout=300)[0]
-    words = listed.splitlines()[-1].partition("python -m src.run ")[2].split()
-    words = [word for word in words if not word.startswith("seed=")]
+    words = listed.splitlines()[-1].partition("python -m src.run ")[2]
+    words = [word for word in shlex.split(words) if not word.startswith("seed=")]
     many = start(tmp_path, "run", "-m", *words, "seed=0,1,2", "hydra/launcher=joblib",
                  "hydra.launcher.n_jobs=2")  # fmt: skip
     said = many.communicate(timeout=590)[0]

@@ -215,12 +215,13 @@ def test_after_kill_9_the_second_call_ends_with_eight_trials(path, make, tmp_pat
     words = ["count=8", "name=search"]
     if path is not None:
         monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
-        words += ["extra=[trainer.max_steps=4,model.check_every=2]"]
+        words += ['extra=["trainer.max_steps=4","model.check_every=2"]']
     path = path or make(parameters=parameters)
     first = launch(path, tmp_path, *words)
     deadline = time.monotonic() + 500
     while len(list(tmp_path.rglob("metrics.json"))) < 3:
         assert time.monotonic() < deadline
+        assert first.poll() is None, first.communicate()[0]
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
