@@ -24,7 +24,7 @@ def start(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     homes = {"run": ("src.experiment", "run_experiment"),
              "predict": ("src.deployment.predicting", "predict_images"),
-             "sweep": ("src.sweeping.local", "run_sweep"),
+             "sweep": ("src.sweeping.searching", "run_sweep"),
              "compare": ("src.reporting.comparing", "compare_runs")}  # fmt: skip
 
     def start(program, *words):

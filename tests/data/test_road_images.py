@@ -32,9 +32,9 @@ def write_grey(path, value):
 def road(tmp_path):
     """80 good and 40 bad pairs below a top folder, as the archive might have it."""
     base = tmp_path / "road_images" / "roadimages"
-    for folder, count in (("good_ones", 80), ("bad_ones", 40)):
+    for folder, count, darkest in (("good_ones", 80, 0), ("bad_ones", 40, 80)):
         for i in range(count):
-            write_grey(base / folder / "height_files" / f"tile_{i:03d}_height.png", i)
+            write_grey(base / folder / "height_files" / f"tile_{i:03d}_height.png", darkest + i)
             write_grey(base / folder / "intensity_files" / f"tile_{i:03d}_intensity.png", 200 - i)
     return tmp_path / "road_images"
 
@@ -42,9 +42,9 @@ def road(tmp_path):
 @pytest.fixture
 def panorama(tmp_path):
     base = tmp_path / "panorama" / "panorama_converted"
-    for folder, count in (("good_ones", 80), ("bad_ones", 150)):
+    for folder, count, darkest in (("good_ones", 80, 0), ("bad_ones", 150, 80)):
         for i in range(count):
-            write_grey(base / folder / f"{i:03d}.jpg", i)
+            write_grey(base / folder / f"{i:03d}.jpg", darkest + i)
     return tmp_path / "panorama"
 
 

@@ -86,6 +86,7 @@ def test_a_run_on_odd_names_is_found_again(odd_run, odd_root):
 
     config = SavedRun(odd_run).config()
     assert config.data.root == str(odd_root)
+    config.data.bit_depth = "auto"  # as it was asked; the saved config says what came of it
     assert run_experiment(config).run.directory == odd_run
 
 
