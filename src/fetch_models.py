@@ -1,24 +1,8 @@
 """Published models: `python -m src.fetch_models model=uflow categories=[carpet,grid]`."""
 
-from __future__ import annotations
+from src.command_line import program
 
-from typing import TYPE_CHECKING
-
-from src.command_line import app, quick_imports
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-
-@app("fetch_models")
-def main(cfg: DictConfig) -> int:
-    """Fetch and convert the models of `cfg`."""
-    with quick_imports():
-        from src.models.uflow.fetching import fetch_published
-
-    fetch_published(cfg)
-    return 0
-
+main = program("fetch_models", "src.commands.fetch_models:fetch_published")
 
 if __name__ == "__main__":
     main()

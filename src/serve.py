@@ -1,24 +1,8 @@
 """A live page for a finished run: `python -m src.serve run=runs/...`."""
 
-from __future__ import annotations
+from src.command_line import program
 
-from typing import TYPE_CHECKING
-
-from src.command_line import app, quick_imports
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-
-@app("serve")
-def main(cfg: DictConfig) -> int:
-    """Serve until Ctrl-C."""
-    with quick_imports():
-        from src.serving.server import serve
-
-    serve(cfg)
-    return 0
-
+main = program("serve", "src.commands.serve:serve")
 
 if __name__ == "__main__":
     main()

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from src.command_line import app, quick_imports
+from src.command_line import program
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-
-@app("sweep")
-def main(cfg: DictConfig) -> int:
-    """Run the trials of `cfg.file` and write their table and pictures."""
-    with quick_imports():
-        from src.sweeping.searching import run_sweep
-
-    return run_sweep(cfg)
+main = program("sweep", "src.commands.sweep:run_sweep")
 
 
 def name_the_file(arguments: list[str]) -> list[str]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from src.commands.patch_match import match_grid
 from src.data.images import read_sample
 from src.data.samples import Sample
 from src.files import shown
-from src.reporting.matching import match_grid
 from src.reporting.patch_match import match_at
 from src.reporting.records import PatchMatch
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from src.command_line import quick_imports
 from src.mistakes import explain_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,13 +108,6 @@ def test_dotenv_is_read_but_the_shell_wins(tmp_path):
 
     assert "runs_dir: from_dotenv" in resolved()
     assert "runs_dir: from_shell" in resolved(RUNS_DIR="from_shell")
-
-
-def test_the_collector_works_again_after_imports_even_failed_ones():
-    with pytest.raises(ImportError), quick_imports():
-        assert not gc.isenabled()
-        raise ImportError
-    assert gc.isenabled()
 
 
 def test_a_program_leaves_after_the_exit_handlers_of_its_libraries(tmp_path):

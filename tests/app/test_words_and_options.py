@@ -22,10 +22,10 @@ def start(monkeypatch, tmp_path, capsys):
     """start("run", *words) -> (exit code, configs the program was called with, what it said)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    homes = {"run": ("src.experiment", "run_experiment"),
-             "predict": ("src.deployment.predicting", "predict_images"),
-             "sweep": ("src.sweeping.searching", "run_sweep"),
-             "compare": ("src.reporting.comparing", "compare_runs")}  # fmt: skip
+    homes = {"run": ("src.commands.run", "run"),
+             "predict": ("src.commands.predict", "predict_images"),
+             "sweep": ("src.commands.sweep", "run_sweep"),
+             "compare": ("src.commands.compare", "compare_runs")}  # fmt: skip
 
     def start(program, *words):
         seen = []

@@ -5,8 +5,8 @@ import json
 import pytest
 from hydra import compose, initialize_config_dir
 
+from src.commands.check import check_data_set
 from src.composing import CONF
-from src.data.checkup import check_data_set
 from src.errors import DataError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.deployment.predicting import UNREADABLE, predict_images
+from src.commands.predict import UNREADABLE, predict_images
 from src.errors import ConfigError, DataError
 
 

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 import torch
 
-from src.deployment.reevaluation import evaluate_run
+from src.commands.evaluate import evaluate_run
 from src.detector import Detector
 from src.errors import ConfigError
 from src.experiment import run_experiment

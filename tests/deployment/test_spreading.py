@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from src.deployment.predicting import predict_images
+from src.commands.predict import predict_images
 from src.errors import ConfigError
 
 

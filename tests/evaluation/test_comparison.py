@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from src.commands.compare import compare_runs, verdict
 from src.composing import CONF
 from src.errors import DataError, SavedModelError
 from src.evaluation import comparison, overlap, ranking
@@ -20,7 +21,6 @@ from src.evaluation.pixel_statistics import (
 )
 from src.evaluation.pixels import PixelStore
 from src.experiment import run_experiment
-from src.reporting.comparing import compare_runs, verdict
 from tests import reference
 
 TINY = (
@@ -227,7 +227,7 @@ def test_two_finished_runs_give_a_table_and_pictures_of_the_images_they_disagree
 
 
 def test_comparing_needs_no_model_when_no_pictures_are_wanted(two_runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.reporting.comparing.Detector", None)
+    monkeypatch.setattr("src.commands.compare.Detector", None)
     compare(*two_runs, f"out={tmp_path}", "pictures=0")
     assert not (tmp_path / "disagreements.png").exists()
     assert (tmp_path / "comparison.csv").exists()

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.checkup import check_data_set
+from src.commands.check import check_data_set
+from src.commands.predict import predict_images
 from src.data.folder import index_folder
 from src.data.mvtec import index_mvtec
-from src.deployment.predicting import predict_images
 from src.errors import GoodpartsError
 from src.experiment import run_experiment
 

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from src.deployment.exporting import export_run
+from src.commands.export import export_run
+from src.commands.patch_match import explain_image
 from src.errors import DataError
 from src.experiment import run_experiment
-from src.reporting.matching import explain_image
 
 SMALL = (
     "experiment=demo", "data=folder", "data.abnormal_dir=bad", "transform.resize=64",

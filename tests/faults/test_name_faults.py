@@ -91,7 +91,7 @@ def test_a_run_on_odd_names_is_found_again(odd_run, odd_root):
 
 
 def test_prediction_of_odd_names_scores_all_of_them(odd_run, odd_root, app_config, tmp_path):
-    from src.deployment.predicting import predict_images
+    from src.commands.predict import predict_images
 
     (odd_root / "bad" / f"cut{GERMAN}.png").write_bytes(b"no image")
     call = (f"run={odd_run}", f"images='{odd_root / 'bad'}'", f"out={tmp_path / 'out'}")
@@ -111,9 +111,9 @@ def test_prediction_of_odd_names_scores_all_of_them(odd_run, odd_root, app_confi
 
 
 def test_other_commands_take_odd_names(odd_run, odd_root, app_config, tmp_path):
-    from src.data.checkup import check_data_set
-    from src.reporting.comparing import compare_runs
-    from src.reporting.matching import explain_image
+    from src.commands.check import check_data_set
+    from src.commands.compare import compare_runs
+    from src.commands.patch_match import explain_image
     from src.scores_table import read_scores
 
     data = ("data=folder", "data.abnormal_dir=bad", f"data.root='{odd_root}'")
@@ -135,8 +135,8 @@ def test_other_commands_take_odd_names(odd_run, odd_root, app_config, tmp_path):
 def test_the_live_page_explains_with_odd_names(odd_run, drawn_images):
     from fastapi.testclient import TestClient
 
+    from src.commands.serve import build_application
     from src.detector import Detector
-    from src.serving.server import build_application
 
     client = TestClient(build_application(Detector.load(odd_run, "cpu"), 4, 0.5))
     files = [("files", ("x.png", drawn_images[-1].read_bytes(), "image/png"))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.deployment.reevaluation import evaluate_run
+from src.commands.evaluate import evaluate_run
 from src.evaluation.pixel_statistics import read_pixel_statistics
 from src.experiment import run_experiment
 from src.reporting.run_table import print_run_table

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
+from src.commands.predict import UNREADABLE, predict_images
 from src.deployment.ledger import open_ledger
-from src.deployment.predicting import UNREADABLE, predict_images
 from src.errors import ConfigError
 
 

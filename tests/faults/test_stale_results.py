@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 
 from src import experiment
+from src.commands.compare import compare_runs
+from src.commands.evaluate import evaluate_run
 from src.data.build import build_datamodule
-from src.deployment.reevaluation import evaluate_run
 from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
 from src.fitted import fitted_samples
 from src.identity import locate_run, newest_finished, require_current
-from src.reporting.comparing import compare_runs
 from src.saved_run import SavedRun
 from tests.conftest import compose_app
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from src.commands.reproduce import run_jobs
 from src.reproduction.planning import Job
-from src.reproduction.reproduction import run_jobs
 
 FAKE = str(Path(__file__).with_name("fake_run.py"))
 

@@ -8,12 +8,12 @@ import hydra
 import pytest
 from omegaconf import OmegaConf, open_dict
 
+from src.commands.replay import compare_runs, replay_run, replayed_config
 from src.composing import CONF
 from src.data.record import Entry
 from src.errors import SavedModelError
 from src.experiment import run_experiment
 from src.files import write_rows
-from src.replay import compare_runs, replay_run, replayed_config
 from src.reproduction.papers import load_papers
 from src.saved_run import SavedRun
 from src.scores_table import ScoreRow, write_scores

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from src.commands.reproduce import reproduce
 from src.composing import CONF
 from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
@@ -18,7 +19,6 @@ from src.reproduction.judging import judge_variant
 from src.reproduction.pages import COLUMNS
 from src.reproduction.papers import Published, Variant
 from src.reproduction.planning import Job, make_plan
-from src.reproduction.reproduction import reproduce
 from src.saved_run import SavedRun
 from src.scores_table import ScoreRow, read_scores, write_scores
 

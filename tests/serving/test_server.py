@@ -7,8 +7,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from src.commands.serve import build_application
 from src.detector import Detector
-from src.serving.server import build_application
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from src.commands.sweep import Search
 from src.sweeping.definition import load_sweep
-from src.sweeping.searching import Search
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "sweeps").glob("*.yaml"))

@@ -14,10 +14,10 @@ import yaml
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
+from src.commands import sweep as searching
+from src.commands.sweep import Search, run_sweep
 from src.errors import ConfigError
-from src.sweeping import searching
 from src.sweeping.definition import load_sweep
-from src.sweeping.searching import Search, run_sweep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).with_name("fake_trial.py")

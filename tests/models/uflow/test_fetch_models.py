@@ -12,9 +12,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from src.commands.fetch_models import fetch_published
 from src.composing import CONF
 from src.errors import ConfigError, DownloadError, SavedModelError
-from src.models.uflow.fetching import fetch_published
 from tests.reference_uflow import freia_graph
 
 SHAPES = [(12, 8, 8), (16, 4, 4)]

@@ -63,6 +63,8 @@ def explain_image(cfg: DictConfig) -> list[Path]:
             side=cfg.animation.side, milliseconds=cfg.animation.milliseconds,
             step=cfg.animation.step,
         )  # fmt: skip
+    for path in written:
+        print(path)
     return written
 
 

@@ -70,6 +70,8 @@ def write_selection(cfg: DictConfig) -> list[Path]:
     if known["label"].nunique() > 1 and "speed/latency_p50_ms" in known:
         written.append(out / "pareto.png")
         save_figure(pareto_figure(known, accuracy=cfg.metric), written[-1])
+    for path in written:
+        print(path)
     return written
 
 
