@@ -59,6 +59,7 @@ class Detector:
                 found="no metrics.json" if directory.is_dir() else "no such folder",
                 do="run the experiment to its end, or give the folder it printed",
             )
+        read_model_card(run.directory / "model")  # refuses what an earlier version fitted
         config = run.config()
         transform = ImageTransform.from_config(config.transform)
         model = build_model(config, transform.size)

@@ -12,8 +12,9 @@ from src.data.datamodule import AnomalyDataModule
 from src.data.record import FILE_NAME as DATA
 from src.data.record import DataRecord
 from src.data.samples import Sample
-from src.errors import DataError
+from src.errors import DataError, SavedModelError
 from src.identity import same_config
+from src.models.base import read_model_card
 from src.saved_run import SavedRun
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,14 @@ def say_what_changed(folder: Path, record: DataRecord) -> None:
         before = SavedRun(earlier[-1]).record()
         what = before.difference(record) or "the weights it starts from are others"
         print(f"Changed since {earlier[-1]}: {what}. Fitting again in {folder}; that run stays.")
-    elif old := [path.name for path in folder.parent.glob("seed*") if path.name.count("-") == 1]:
-        print(f"{folder.parent} holds runs of an earlier version ({', '.join(sorted(old)[:3])}), "
-              "which do not say what they were fitted on. They are not used.")  # fmt: skip
+    elif old := [path.name for path in folder.parent.glob("seed*") if _is_old(path)]:
+        print(f"{folder.parent} holds runs of an earlier version ({', '.join(sorted(old)[:3])}). "
+              "They are not used.")  # fmt: skip
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        read_model_card(folder / "model")
+    except SavedModelError:
+        return (folder / "metrics.json").is_file()
+    return False

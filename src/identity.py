@@ -23,7 +23,7 @@ from src.errors import ConfigError, DataError, WeightsError
 from src.saved_run import SavedRun
 
 #: Raised when a change of the code changes results, so that old runs are not taken for new ones.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 
 _CONTENT = re.compile(r"(?<=-[0-9a-f]{10})-[0-9a-f]{10}$")
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pytorch_lightning as pl
 import safetensors
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from src.data.samples import Sample
 
-FORMAT_VERSION = 1
+#: Of `model.json`; raised when saved models of before cannot be read any more.
+FORMAT_VERSION = 2
+
+_FROZEN = "backbone."  # what keys of frozen features start with
 
 
 class Prediction(NamedTuple):
@@ -54,6 +57,9 @@ class AnomalyModule(pl.LightningModule):
     may read only `image` and `index`.
     """
 
+    #: Dataclass of the options, one field for each key of the method's file in conf/model. The
+    #: method is made as `Method(backbone, image_size, options)`; None: with keyword arguments.
+    Options: ClassVar[type | None] = None
     #: True for methods fitted in one pass without an optimizer (a memory bank).
     single_pass: bool = False
     #: Set by an a-contrario threshold: fill `Prediction.log_nfa`, which costs extra time.
@@ -122,6 +128,18 @@ class AnomalyModule(pl.LightningModule):
         """
         return self
 
+    # --- checkpoints of training, without what never changes ------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave frozen features out."""
+        checkpoint["state_dict"] = _learnt(checkpoint["state_dict"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put frozen features back, so that loading stays strict."""
+        own = self.state_dict()
+        frozen = own.keys() - _learnt(own).keys()
+        checkpoint["state_dict"] |= {key: own[key] for key in frozen}
+
     # --- saving: safetensors and JSON, never pickle -------------------------------------------
 
     def trained_tensors(self) -> dict[str, Tensor]:
@@ -129,7 +147,7 @@ class AnomalyModule(pl.LightningModule):
 
         Keys that start with `backbone.` are frozen features and are referenced, not copied.
         """
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
+        return _learnt(self.state_dict())
 
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Inverse of `trained_tensors`; `facts` is what `trained_facts` returned."""
@@ -213,13 +231,23 @@ def read_model_card(directory: Path) -> dict[str, Any]:
             found=f"{path.name}: {error}",
             do="give the folder of a finished run (it has metrics.json and model/)",
         ) from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT_VERSION:
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT_VERSION:
         raise SavedModelError(
             f"{path} has another format.",
-            found=f"format {card.get('format') if isinstance(card, dict) else type(card)}",
-            do=f"this version reads format {FORMAT_VERSION}; run the experiment again",
+            found=f"format {found}; {_age(found)} version of this program wrote the folder",
+            do=f"this version reads format {FORMAT_VERSION}: run the experiment again; its results "
+            "then lie in a folder of their own",
         )
     return card
+
+
+def _age(found: object) -> str:
+    return "an earlier" if isinstance(found, int) and found < FORMAT_VERSION else "another"
+
+
+def _learnt(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if not key.startswith(_FROZEN)}
 
 
 def _sha256(path: Path) -> str:

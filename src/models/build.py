@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from src.backbones.build import build_backbone
+from src.errors import ConfigError, did_you_mean
 from src.identity import weights_fingerprint
 from src.models.base import AnomalyModule
 
 #: Keys of the `model` group that configure the experiment around the method, not its constructor.
 _NOT_ARGUMENTS = ("_target_", "name", "stages", "recipe", "backbones")
+
+T = TypeVar("T")
 
 
 def method_class(cfg: DictConfig) -> type[AnomalyModule]:
@@ -32,7 +37,9 @@ def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
     A method with several backbones (an ensemble) lists their config names under `model.backbones`
     and gets them as one list.
     """
-    options = cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True))
+    options = cast(
+        dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True, enum_to_str=True)
+    )
     stages, members = options.get("stages"), options.get("backbones")
     if members:
         backbone: Any = [
@@ -45,4 +52,32 @@ def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
         backbone = build_backbone(cfg.backbone, stages, image_size)
     for key in _NOT_ARGUMENTS:
         options.pop(key, None)
-    return method_class(cfg)(backbone=backbone, image_size=image_size, **options)
+    method = cast(Any, method_class(cfg))
+    if method.Options is None:
+        return cast(AnomalyModule, method(backbone=backbone, image_size=image_size, **options))
+    return cast(AnomalyModule, method(backbone, image_size, read_options(method.Options, options)))
+
+
+def read_options(kind: type[T], values: Mapping[str, Any], key: str = "model") -> T:
+    """The dataclass `kind`, filled and checked by OmegaConf, nested ones and enums as well.
+
+    Args:
+        kind: options of a method, one field a key; see `AnomalyModule.Options`.
+        values: what stands in the configuration, resolved.
+        key: where it stands there, for the message.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or its value has another type.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), dict(values))
+        return cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        found, first = f"{key}.{error.full_key}", str(error.msg or error).splitlines()[0]
+        known = map(str, getattr(error.object_type, "__dataclass_fields__", ()))
+        unknown = isinstance(error, ConfigKeyError)
+        raise ConfigError(
+            f"{found} is no option." if unknown else f"{found} does not fit.",
+            found=first,
+            do=did_you_mean(str(error.key), known) if unknown else "see conf/model",
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -284,12 +285,17 @@ def test_other_weights_are_another_run(here, tmp_path, no_fit, capsys, monkeypat
 
 def test_runs_of_an_earlier_version_are_named_and_refused(here, no_fit, capsys):
     [run] = runs_of(here)
-    old = run.rename(run.with_name("seed0-0123456789"))
-    (old / "data.csv").unlink()
+    old = run.rename(run.with_name("seed0-0123456789-abcdef0123"))
+    card = json.loads((old / "model" / "model.json").read_text())
+    (old / "model" / "model.json").write_text(json.dumps(card | {"format": 1}))
     with pytest.raises(FitsError):
         run_experiment(config(here / "photos", here / "runs"))
-    assert "runs of an earlier version (seed0-0123456789)" in capsys.readouterr().out
-    with pytest.raises(SavedModelError, match="an earlier version of this program"):
+    assert "runs of an earlier version (seed0-0123456789-abcdef0123)" in capsys.readouterr().out
+    with pytest.raises(SavedModelError, match="format 1; an earlier version of this program"):
+        evaluate_run(compose_app("evaluate", f"run={old}", "device=cpu"))
+    (old / "model" / "model.json").write_text(json.dumps(card))
+    (old / "data.csv").unlink()
+    with pytest.raises(SavedModelError, match="does not say which images"):
         evaluate_run(compose_app("evaluate", f"run={old}", "device=cpu"))
 
 

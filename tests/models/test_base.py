@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from enum import StrEnum
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from src.errors import SavedModelError
+from src.errors import ConfigError, SavedModelError
 from src.models.base import AnomalyModule, Prediction, resize_maps
+from src.models.build import read_options
+
+Border = StrEnum("Border", ["zero", "reflect"])
 
 
 class Backbone(nn.Module):
@@ -79,6 +84,63 @@ def test_another_method_and_another_format_are_refused(saved):
     (saved / "model.json").write_text("{")
     with pytest.raises(SavedModelError, match="No usable model"):
         Brightness().load(saved)
+
+
+def test_a_folder_of_an_earlier_version_says_what_to_do(saved):
+    card = json.loads((saved / "model.json").read_text())
+    (saved / "model.json").write_text(json.dumps(card | {"format": 1}))
+    with pytest.raises(SavedModelError, match=r"format 1; an earlier version[\s\S]*run the exper"):
+        Brightness().load(saved)
+
+
+def test_checkpoints_hold_no_frozen_features_and_load_strictly():
+    model = Brightness()
+    checkpoint = {"state_dict": dict(model.state_dict())}
+    model.on_save_checkpoint(checkpoint)
+    assert list(checkpoint["state_dict"]) == ["mean"]
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"], strict=True)
+
+
+@dataclass
+class Inner:
+    border: Border
+    window: int
+
+    def __post_init__(self) -> None:
+        if self.window % 2 == 0:
+            raise ConfigError("must be odd.", found=str(self.window), do="use 11")
+
+
+@dataclass
+class Settings:
+    inner: Inner
+    stages: list[list[int | None]]
+    jitter: float | None
+
+
+VALUES = {"inner": {"border": "zero", "window": 3}, "stages": [[1, None]], "jitter": 1}
+
+
+def test_options_are_typed_values_of_the_configuration():
+    options = read_options(Settings, VALUES)
+    assert options == Settings(Inner(Border.zero, 3), [[1, None]], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"jiter": 0.1}, r"model\.jiter is no option[\s\S]*'jitter'"),
+        ({"inner": {"border": "zero"}}, r"model\.inner\.window does not fit[\s\S]*missing"),
+        ({"inner": {"border": "round", "window": 3}}, r"inner\.border[\s\S]*\[zero, reflect\]"),
+        ({"inner": {"border": "zero", "window": 2.5}}, r"inner\.window[\s\S]*2\.5"),
+        ({"inner": 3}, r"model\.inner does not fit"),
+        ({"inner": {"border": "zero", "window": 2}}, "must be odd"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_by_name(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        read_options(Settings, VALUES | changes)
 
 
 def test_resized_maps_keep_constants_and_half_pixel_centres():

@@ -292,22 +292,6 @@ class HaloAE(AnomalyModule):
             None if out.image is None else scoring.image_error(out.image, image),
         )
 
-    # --- checkpoints without the frozen backbone -------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what never changes."""
-        checkpoint["state_dict"] = {
-            key: value
-            for key, value in checkpoint["state_dict"].items()
-            if not key.startswith("backbone.")
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put it back, so that loading stays strict."""
-        for key, value in self.state_dict().items():
-            if key.startswith("backbone."):
-                checkpoint["state_dict"][key] = value
-
     def write_extras(
         self, loader: Iterable[dict[str, Tensor]], samples: Sequence[Sample], folder: Path
     ) -> list[Path]:

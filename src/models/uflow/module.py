@@ -300,17 +300,6 @@ class UFlow(AnomalyModule):
             with atomic(path) as partial:
                 save_file({k: v.contiguous() for k, v in best.weights.items()}, partial)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen backbone out of checkpoints."""
-        state = checkpoint["state_dict"]
-        for key in [key for key in state if key.startswith("backbone.")]:
-            del state[key]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the frozen backbone back, so that loading stays strict."""
-        frozen = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
-        checkpoint["state_dict"] |= frozen
-
 
 def anomaly_likelihood(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Anomaly map (B, H, W) in [0, 1): one minus the mean over scales of exp(-mean_c z^2 / 2).
