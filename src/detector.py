@@ -17,9 +17,9 @@ from PIL import Image
 from src.data.images import open_rgb
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, SavedModelError
-from src.evaluation.threshold import Threshold
-from src.models.base import AnomalyModule, Prediction, read_model_card
+from src.models.base import AnomalyModule, read_model_card
 from src.models.build import build_model
+from src.result import Prediction, Threshold
 from src.saved_run import SavedRun
 
 

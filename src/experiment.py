@@ -22,13 +22,14 @@ from src.data.record import FILE_NAME as DATA
 from src.errors import WeightsError
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
-from src.evaluation.threshold import CalibrationScores, Threshold, build_rule
+from src.evaluation.threshold import CalibrationScores, build_rule
 from src.fitted import say_what_changed
 from src.identity import run_folder, weights_fingerprint
 from src.logs import logging_to, silence
-from src.models.base import AnomalyModule, NormalScores
+from src.models.base import AnomalyModule
 from src.models.build import build_model, fetch_weights, method_class
 from src.reporting.outputs import print_result, write_outputs
+from src.result import NormalScores, Threshold
 from src.saved_run import SavedRun
 from src.training import build_trainer, last_checkpoint, process_count, score_images, train
 

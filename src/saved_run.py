@@ -28,7 +28,7 @@ from src.files import write_rows, write_text
 from src.grammar import literal
 
 if TYPE_CHECKING:
-    from src.models.base import NormalScores
+    from src.result import NormalScores
 
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # as NFS without lockd
 
@@ -169,7 +169,7 @@ class SavedRun:
         """What `write_calibration` kept; None: the run had no normal scores to keep."""
         import torch
 
-        from src.models.base import NormalScores
+        from src.result import NormalScores
 
         path = self.directory / "calibration.csv"
         if not path.is_file():

@@ -24,8 +24,9 @@ from torch.distributed import is_torchelastic_launched
 from src import processes
 from src.data.datamodule import AnomalyDataModule
 from src.errors import ConfigError, GoodpartsError
-from src.models.base import AnomalyModule, Prediction
+from src.models.base import AnomalyModule
 from src.processes import leads, whole
+from src.result import Prediction
 
 log = logging.getLogger(__name__)
 

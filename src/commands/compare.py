@@ -15,7 +15,6 @@ from src.deployment.pictures import run_scale
 from src.detector import Detector
 from src.errors import GoodpartsError, SavedModelError
 from src.evaluation.comparison import (
-    LOWER_IS_BETTER,
     Matched,
     MetricPair,
     compare_images,
@@ -25,6 +24,7 @@ from src.evaluation.comparison import (
 from src.evaluation.localisation import aupro_key
 from src.evaluation.pixel_statistics import read_pixel_statistics
 from src.evaluation.view import pixel_convention
+from src.metrics import find_metric
 from src.reporting.figures import contact_sheet, overlay, save_png
 from src.reporting.records import Picture, outcome
 from src.saved_run import SavedRun
@@ -61,7 +61,7 @@ def print_comparison(
     console = Console()
     console.print(f"A  {first.directory}\nB  {second.directory}", highlight=False)
     console.print(_scope(matched), highlight=False, soft_wrap=True)
-    if any(row.metric.startswith(("test/pixel", "test/aupro")) for row in rows):
+    if any(find_metric(row.metric).of_pixels for row in rows):
         console.print(*_conventions(first, second), sep="\n", highlight=False)
     table = Table("metric", "A", "B", "B - A", "95 % interval", "p", box=None)
     for row in rows:
@@ -101,7 +101,7 @@ def verdict(row: MetricPair) -> str:
     """Which run is better beyond chance: "a", "b", or "" when it cannot be told."""
     if not row.difference.p_value < SIGNIFICANT:
         return ""
-    return "b" if (row.difference.value > 0) != (row.metric in LOWER_IS_BETTER) else "a"
+    return "b" if (row.difference.value > 0) != find_metric(row.metric).lower_is_better else "a"
 
 
 def _flat(row: MetricPair) -> dict[str, object]:

@@ -17,13 +17,13 @@ from src.data.record import FILE_NAME as DATA
 from src.data.samples import Sample
 from src.detector import Detector
 from src.errors import ConfigError, DataError, SavedModelError
-from src.evaluation.threshold import Threshold, build_rule
+from src.evaluation.threshold import build_rule
 from src.fitted import checked_data, fitted_samples
+from src.metrics import HEADLINES
 from src.reporting.outputs import print_result, write_outputs
+from src.result import Threshold
 from src.saved_run import SavedRun
 from src.training import build_trainer
-
-_HEADLINES = ("test/image_auroc", "test/pixel_auroc", "test/aupro", "test/miou")
 
 
 def evaluate_run(cfg: DictConfig) -> dict[str, float]:
@@ -101,11 +101,10 @@ def _compare_checkpoints(
         )
         rows.append({"checkpoint": path.name} | metrics)
     out.write_rows("checkpoints.csv", rows)
-    table = Table("checkpoint", *_HEADLINES)
+    shown = [metric for metric in HEADLINES if not metric.unit and metric.key in rows[0]]
+    table = Table("checkpoint", *(metric.name for metric in shown))
     for row in rows:
-        table.add_row(
-            str(row["checkpoint"]), *(f"{row.get(key, float('nan')):.4f}" for key in _HEADLINES)
-        )
+        table.add_row(str(row["checkpoint"]), *(f"{row[metric.key]:.4f}" for metric in shown))
     Console().print(table)
 
 

@@ -27,9 +27,6 @@ from src.scores_table import ScoreRow
 
 Weights = NDArray[np.int32]
 
-#: Rates where less is better.
-LOWER_IS_BETTER = frozenset({"test/false_alarm_rate"})
-
 
 class MetricPair(NamedTuple):
     """A metric of both runs and second minus first."""

@@ -12,7 +12,7 @@ mask that still marks a pixel on the grid. What the grid covers is said and chos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,31 +39,13 @@ from src.evaluation.localisation import (
     localisation_metrics,
 )
 from src.evaluation.pixels import PixelHistograms, PixelRanking, PixelStore
-from src.evaluation.ranking import Counts, Curve
-from src.evaluation.threshold import F1Oracle, Nfa, Threshold, no_nfa
+from src.evaluation.ranking import Counts
+from src.evaluation.threshold import F1Oracle
 from src.evaluation.uncertainty import Interval, rate_interval
 from src.evaluation.view import Grid, View, build_view
-from src.models.base import Prediction
+from src.result import Curve, DefectRecall, Prediction, Threshold, no_nfa
 
 CURVE_POINTS = 400
-
-
-class DrawnCurve(NamedTuple):
-    """A curve to draw and the number that is reported for it."""
-
-    curve: Curve
-    area: float  # AUROC, average precision or AUPRO
-    limit: float  # x beyond this is not integrated: 1, or the limit of AUPRO
-
-
-class DefectRecall(NamedTuple):
-    """Alarms among the images of one defect type, with a 95 % interval of the rate."""
-
-    defect: str
-    found: int
-    total: int
-    low: float
-    high: float
 
 
 class Evaluator:
@@ -137,7 +119,7 @@ class Evaluator:
     # --- numbers ------------------------------------------------------------------------------
 
     def compute(self, threshold: Threshold, samples: Sequence[Sample] | None) -> dict[str, float]:
-        """Every metric, keys as in DESIGN plus `_ci_low`/`_ci_high`; see `cards.explain`.
+        """Every metric, keys as in DESIGN plus `_ci_low`/`_ci_high`; see `metrics.metric_card`.
 
         `samples` names the defect types for `test/recall/<defect>`; None leaves these out.
 
@@ -205,21 +187,16 @@ class Evaluator:
         """Per-image score histograms, from which `compare` resamples images of two runs."""
         return self._pixels.histograms(HISTOGRAM_BINS)
 
-    def curves(self) -> dict[str, DrawnCurve]:
+    def curves(self) -> list[Curve]:
         """The curves that are defined here: roc and pr of images, pro of pixels."""
-        drawn = {}
+        drawn = []
         images = ranking.rank(*self._labelled())
         if not images.empty:
-            roc, pr = ranking.roc_points(images), ranking.precision_recall_points(images)
-            drawn["roc"] = DrawnCurve(roc, ranking.area_under_roc(images), 1.0)
-            drawn["pr"] = DrawnCurve(pr, ranking.area_under_precision(images), 1.0)
+            drawn = [ranking.roc_curve(images), ranking.precision_recall_curve(images)]
         if self.has_masks and self.limits:
-            regions, limit = self.pixel_ranking().regions, max(self.limits.values())
-            area = overlap.area_under_overlap(regions, limit)
-            drawn["pro"] = DrawnCurve(ranking.roc_points(regions), area, limit)
-        return {
-            kind: one._replace(curve=one.curve.thinned(CURVE_POINTS)) for kind, one in drawn.items()
-        }
+            regions = self.pixel_ranking().regions
+            drawn.append(overlap.overlap_curve(regions, max(self.limits.values())))
+        return [curve.thinned(CURVE_POINTS) for curve in drawn]
 
     def per_image_rows(self) -> list[dict[str, Any]]:
         """One dict an image, by index: index, label, score, decision, map_max, iou (or None).
@@ -290,7 +267,7 @@ class Evaluator:
 
     def _counts(self, threshold: Threshold) -> tuple[Counts, Counts]:
         """True and false positive pixels per image (n,) of the mask at the threshold."""
-        if threshold.rule != Nfa.name:
+        if threshold.rule != "nfa":
             return self._pixels.counts_above(threshold.pixel)
         counts = [self._rows[index].nfa_counts for index in self._pixels.index.tolist()]
         if any(pair is None for pair in counts):

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN
-from src.evaluation.threshold import Nfa, Threshold, no_nfa
 from src.evaluation.view import DefectPixels
+from src.result import Threshold, no_nfa
 
 NAMES = 20  # file names in one sentence
 
@@ -29,7 +29,7 @@ class ImageRow(NamedTuple):
 
 def decide(row: ImageRow, threshold: Threshold) -> bool:
     """Whether the image raises an alarm."""
-    if threshold.rule != Nfa.name:
+    if threshold.rule != "nfa":
         return row.score > threshold.image
     if row.nfa_alarm is None:
         raise no_nfa()

@@ -15,6 +15,7 @@ counts 1 when nothing is detected and 0 as soon as one pixel is.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from src.evaluation.ranking import Counts, Floats, Ranking, ratio
+from src.evaluation.ranking import Counts, Floats, Ranking, ratio, roc_curve
+from src.result import Curve
 
 #: Candidate thresholds looked at together while searching the best mean IoU.
 _BRACKETS = 256
@@ -72,6 +74,12 @@ def overlap_area(
     width = np.where(upto > above, upto - above, 1.0)  # a step has no ramp: its first term is 0
     areas = np.where(above < limit, (stop - above) ** 2 / (2 * width) + (limit - stop), 0.0)
     return np.sum(hits * areas, axis=-1) / hits.sum(axis=-1) / limit
+
+
+def overlap_curve(regions: Ranking, limit: float) -> Curve:
+    """False positive rate of pixels against PRO; one point that is NaN when a class is empty."""
+    area = area_under_overlap(regions, limit)
+    return dataclasses.replace(roc_curve(regions), kind="pro", area=area, limit=limit)
 
 
 def image_ious(tp: Counts, fp: Counts, defects: Counts) -> Floats:

@@ -15,6 +15,7 @@ takes its value there. That is what makes millions of normal pixels cheap (one s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,9 +23,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from src.errors import DataError
+from src.result import Curve
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
+
+_NAN = np.full(1, np.nan)
 
 
 @dataclass(frozen=True)
@@ -56,26 +60,6 @@ class Ranking:
     def empty(self) -> bool:
         """True when a class is missing and separation is undefined."""
         return self.normals == 0 or self.hits.size == 0
-
-
-class Curve(NamedTuple):
-    """Points of a curve in drawing order; straight lines between them."""
-
-    x: Floats  # (n,)
-    y: Floats  # (n,)
-
-    def thinned(self, points: int) -> Curve:
-        """At most about `points` points: the first and last of each stretch of equal width.
-
-        Widths are measured along both axes, so steep and flat parts keep their shape.
-        """
-        if len(self.x) <= points:
-            return self
-        travel = np.cumsum(np.abs(np.diff(self.x, prepend=0)) + np.abs(np.diff(self.y, prepend=0)))
-        cell = np.floor((points / 2 - 1) * travel / max(travel[-1], np.finfo(float).tiny))
-        turns = np.diff(cell) != 0
-        keep = np.r_[True, turns] | np.r_[turns, True]
-        return Curve(self.x[keep], self.y[keep])
 
 
 class Best(NamedTuple):
@@ -265,26 +249,28 @@ def between(upper: np.floating, lower: np.floating) -> float:
     return next(t for t in candidates if float(lower) <= t < float(upper))
 
 
-def roc_points(table: Ranking) -> Curve:
-    """Exact ROC: false positive rate against recall, from (0, 0) to (1, 1), ties as ramps."""
+def roc_curve(table: Ranking) -> Curve:
+    """Exact ROC: false positive rate against recall, from (0, 0) to (1, 1), ties as ramps.
+
+    One point that is NaN when a class is empty.
+    """
     if table.empty:
-        nan = np.full(1, np.nan)
-        return Curve(nan, nan)
+        return Curve("roc", _NAN, _NAN, math.nan)
     recall = table.found / table.defects
     before = np.r_[0.0, recall[:-1]]
     # Each value is left at its upper edge and reached at its lower one: two vertices.
     x = np.stack([table.normals_above, table.normals_from], axis=1).ravel() / table.normals
     y = np.stack([before, recall], axis=1).ravel()
-    return Curve(np.r_[0.0, x, 1.0], np.r_[0.0, y, 1.0])
+    return Curve("roc", np.r_[0.0, x, 1.0], np.r_[0.0, y, 1.0], area_under_roc(table))
 
 
-def precision_recall_points(table: Ranking) -> Curve:
+def precision_recall_curve(table: Ranking) -> Curve:
     """Recall against precision, one point a distinct defective score, starting at (0, 1)."""
     if table.empty:
-        nan = np.full(1, np.nan)
-        return Curve(nan, nan)
-    precision = table.found / (table.found + table.normals_from)
-    return Curve(np.r_[0.0, table.found / table.defects], np.r_[1.0, precision])
+        return Curve("pr", _NAN, _NAN, math.nan)
+    recall = np.r_[0.0, table.found / table.defects]
+    precision = np.r_[1.0, table.found / (table.found + table.normals_from)]
+    return Curve("pr", recall, precision, area_under_precision(table))
 
 
 # --- straight from scores ----------------------------------------------------------------------
@@ -305,24 +291,8 @@ def f1_max(scores: ArrayLike, is_defect: ArrayLike) -> Best:
     return best_f1(rank(scores, is_defect))
 
 
-def roc_curve(scores: ArrayLike, is_defect: ArrayLike) -> Curve:
-    """False positive rate and recall, (0, 0) to (1, 1); one NaN point when a class is empty."""
-    return roc_points(rank(scores, is_defect))
-
-
-def precision_recall_curve(scores: ArrayLike, is_defect: ArrayLike) -> Curve:
-    """Recall and precision from (0, 1) down; one NaN point when a class is empty."""
-    return precision_recall_points(rank(scores, is_defect))
-
-
 def confusion(is_alarm: ArrayLike, is_defect: ArrayLike) -> Confusion:
     """Count decisions (n,) against truth (n,), both bool or 0/1."""
     alarm, defect = as_array(is_alarm).astype(bool), as_array(is_defect).astype(bool)
     hits, alarms, defects = int((alarm & defect).sum()), int(alarm.sum()), int(defect.sum())
     return Confusion(hits, alarms - hits, defects - hits, alarm.size - alarms - defects + hits)
-
-
-def confusion_at(scores: ArrayLike, is_defect: ArrayLike, threshold: float) -> Confusion:
-    """Count decisions score > threshold against truth."""
-    score, defect = checked(scores, is_defect)
-    return confusion(score.astype(np.float64) > threshold, defect)

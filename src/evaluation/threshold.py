@@ -12,11 +12,9 @@ Every threshold is a float32 value: torch and exported models compare in float32
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, cast
 
@@ -26,58 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from src.errors import ConfigError, SavedModelError
+from src.errors import ConfigError
 from src.evaluation.ranking import Ranking, best_f1, finite, rank
-from src.evaluation.uncertainty import realised_rate_limit
-from src.models.base import NormalScores, Prediction
+from src.result import NormalScores, Prediction, Threshold
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The operating point of a run, and how it was found."""
-
-    image: float  # alarm when score > image
-    pixel: float  # defective pixel when anomaly map > pixel
-    rule: str  # "conformal" | "quantile" | "f1_oracle" | "nfa"
-    alpha: float | None  # wanted probability of a false alarm; None: the rule has none
-    attained: float | None  # probability that n calibration images promise on average
-    n: int  # calibration images
-    oracle: bool  # True: test labels were used
-
-    def decide(self, prediction: Prediction) -> Tensor:
-        """Alarms (B,) bool. Rule `nfa`: any pixel expects less than one false alarm."""
-        if self.rule == Nfa.name:
-            return (log_nfa_of(prediction) < 0).flatten(1).any(dim=1)
-        return prediction.score > self.image
-
-    def mask(self, prediction: Prediction) -> Tensor:
-        """Defective pixels (B, h, w) bool on the grid of the map."""
-        if self.rule == Nfa.name:
-            return log_nfa_of(prediction) < 0
-        return prediction.anomaly_map > self.pixel
-
-    @property
-    def attained_limit(self) -> float | None:
-        """The false-alarm rate that 95 in 100 calibrations like this one keep."""
-        return None if self.attained is None else realised_rate_limit(self.n, self.attained)
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict of plain values; `from_json` is its inverse."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Threshold:
-        """Read what `to_json` gave; raises SavedModelError when keys or types do not fit."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            raise SavedModelError(
-                "The saved threshold is not usable.",
-                found=f"{sorted(values) if isinstance(values, dict) else values!r}",
-                do=f"it must have exactly the keys {sorted(names)}; run the experiment again",
-            )
-        return cls(**values)
+log = logging.getLogger(__name__)
 
 
 class Rule(Protocol):
@@ -131,7 +82,7 @@ class Conformal:
         return _order_statistic(self.name, image, map_max, min(order, n), self.alpha)
 
     def _warn(self, n: int) -> None:
-        _log.warning(
+        log.warning(
             "%d normal calibration images cannot promise a false alarm rate of %g; the highest "
             "score is the threshold: %.3g (1/%d) on average. For %g use at least %d images.",
             n, self.alpha, 1 / (n + 1), n + 1, self.alpha,
@@ -182,7 +133,7 @@ class Nfa:
 
     def fit(self, normal: NormalScores | None) -> Threshold:
         """The constant threshold; `normal` is not needed."""
-        return Threshold(0.0, 0.0, self.name, None, None, 0, oracle=False)
+        return Threshold(0.0, 0.0, self.name)
 
 
 class F1Oracle:
@@ -226,10 +177,8 @@ class F1Oracle:
             )
         if pixels is None or pixels.empty:
             pixels = rank(np.asarray(finite(map_max), dtype=np.float32), is_defect)
-        return Threshold(
-            best_f1(images).threshold, best_f1(pixels).threshold, self.name, None, None, 0,
-            oracle=True,
-        )  # fmt: skip
+        found = best_f1(images).threshold, best_f1(pixels).threshold
+        return Threshold(*found, self.name, oracle=True)
 
 
 class CalibrationScores:
@@ -264,22 +213,6 @@ def build_rule(cfg: DictConfig) -> Rule:
     rule = hydra.utils.get_class(cfg["_target_"])
     known = inspect.signature(rule).parameters
     return cast(Rule, rule(**{str(key): cfg[key] for key in cfg if key in known}))
-
-
-def log_nfa_of(prediction: Prediction) -> Tensor:
-    """`prediction.log_nfa` (B, h, w), or a ConfigError where the method has none."""
-    if prediction.log_nfa is None:
-        raise no_nfa()
-    return prediction.log_nfa
-
-
-def no_nfa() -> ConfigError:
-    """The mistake of asking a method without a noise model for a number of false alarms."""
-    return ConfigError(
-        "threshold=nfa needs a method that computes a number of false alarms.",
-        found="predictions without log_nfa",
-        do="use model=uflow, or threshold=conformal with this model",
-    )
 
 
 def calibration_scores(normal: NormalScores | None) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -319,7 +252,6 @@ def _order_statistic(
         alpha=alpha,
         attained=(n + 1 - order) / (n + 1),
         n=n,
-        oracle=False,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import betaincinv, ndtri, stdtrit
+from scipy.special import ndtri, stdtrit
 
 from src.evaluation.overlap import overlap_area
 from src.evaluation.pixels import PixelHistograms
@@ -86,18 +86,6 @@ def rate_interval(count: int, total: int, level: float = LEVEL) -> Interval:
     centre = (count + z2 / 2) / (total + z2)
     reach = math.sqrt(z2 * (count * (total - count) / total + z2 / 4)) / (total + z2)
     return Interval(max(centre - reach, 0.0), min(centre + reach, 1.0))
-
-
-def realised_rate_limit(n: int, promised: float, level: float = LEVEL) -> float:
-    """Upper limit of the false-alarm rate that one calibration on n good parts really has.
-
-    The k-th smallest of n scores as threshold promises p = (n + 1 - k) / (n + 1) on average over
-    calibrations. The rate of a given calibration is Beta(n + 1 - k, k) for continuous scores of
-    exchangeable parts (Vovk 2012, Conditional validity of inductive conformal predictors); this is
-    its quantile `level`: 0.022 for n = 209 and p = 2/210.
-    """
-    alarms = round(promised * (n + 1))  # n + 1 - k
-    return float(betaincinv(alarms, n + 1 - alarms, level)) if 0 < alarms <= n else promised
 
 
 def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:

@@ -20,7 +20,6 @@ from src.data.images import image_size, read_mask
 from src.data.samples import DEFECTIVE, Sample
 from src.data.transforms import MASK_RULES, ImageTransform
 from src.errors import ConfigError, did_you_mean
-from src.models.base import resize_maps
 
 #: Score of a pixel that was never looked at; finite, as every score that is ranked.
 NEVER_FOUND = float(np.finfo(np.float32).min)
@@ -151,6 +150,16 @@ def build_view(
         whole_image=options["whole_image"],
         masks=options["masks"],
     )
+
+
+def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Anomaly maps (B, h, w) -> (B, H, W), bilinear with half-pixel centres."""
+    target = (size, size) if isinstance(size, int) else size
+    if maps.shape[-2:] == target:
+        return maps
+    return torch.nn.functional.interpolate(
+        maps[:, None].float(), size=target, mode="bilinear", align_corners=False
+    )[:, 0]
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,16 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
 import safetensors
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from src.errors import SavedModelError
 from src.files import atomic, write_text
+from src.result import NormalScores as NormalScores  # for importers of before
+from src.result import Prediction as Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,27 +27,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 
 _FROZEN = "backbone."  # what keys of frozen features start with
-
-
-class Prediction(NamedTuple):
-    """What a method says of a batch; raw units, float32, higher is more anomalous."""
-
-    score: Tensor  # (B,)
-    anomaly_map: Tensor  # (B, h, w), any grid; evaluation resizes it
-    log_nfa: Tensor | None = None  # (B, h, w) log10 of the number of false alarms; < 0 detects
-
-    def cpu(self) -> Prediction:
-        """The same in float32 on the CPU, without gradients."""
-        score, anomaly_map = self.score.detach(), self.anomaly_map.detach()
-        nfa = None if self.log_nfa is None else self.log_nfa.detach().float().cpu()
-        return Prediction(score.float().cpu(), anomaly_map.float().cpu(), nfa)
-
-
-class NormalScores(NamedTuple):
-    """Scores of normal images the model has not seen, one value per image."""
-
-    image: Tensor  # (n,) image scores
-    map_max: Tensor  # (n,) highest value of each anomaly map
 
 
 class AnomalyModule(pl.LightningModule):
@@ -256,13 +236,3 @@ def _sha256(path: Path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
-
-
-def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Anomaly maps (B, h, w) -> (B, H, W), bilinear with half-pixel centres."""
-    target = (size, size) if isinstance(size, int) else size
-    if maps.shape[-2:] == target:
-        return maps
-    return torch.nn.functional.interpolate(
-        maps[:, None].float(), size=target, mode="bilinear", align_corners=False
-    )[:, 0]

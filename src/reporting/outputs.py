@@ -20,7 +20,6 @@ from src.data.samples import NORMAL, Sample
 from src.detector import Detection, Detector
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.pixel_statistics import write_pixel_statistics
-from src.evaluation.threshold import Threshold
 from src.evaluation.view import pixel_convention
 from src.files import fitting, shown
 from src.models.base import AnomalyModule
@@ -41,6 +40,7 @@ from src.reporting.records import (
 from src.reporting.report import write_report
 from src.reporting.run_table import print_run_table
 from src.reporting.wording import checkpoint_choice, method_title
+from src.result import Threshold
 from src.saved_run import SavedRun
 from src.scores_table import ScoreRow, write_scores
 
@@ -220,10 +220,7 @@ def _intervals(metrics: Mapping[str, float]) -> dict[str, tuple[float, float]]:
 
 
 def _curves(evaluator: Evaluator) -> list[Curve]:
-    return [
-        Curve(kind, curve.x, curve.y, area, limit)
-        for kind, (curve, area, limit) in evaluator.curves().items()
-    ]
+    return [Curve(one.kind, one.x, one.y, one.area, one.limit) for one in evaluator.curves()]
 
 
 # --- pictures ----------------------------------------------------------------------------------

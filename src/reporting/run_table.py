@@ -9,22 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from src.evaluation.uncertainty import realised_rate_limit
 from src.evaluation.view import pixel_convention
+from src.metrics import HEADLINES
 from src.reporting.wording import checkpoint_choice
+from src.result import realised_rate_limit
 from src.saved_run import SavedRun
-
-_ROWS = (
-    ("test/image_auroc", "image AUROC"),
-    ("test/pixel_auroc", "pixel AUROC"),
-    ("test/aupro", "AUPRO (30 %)"),
-    ("test/image_f1_max", "image F1, best possible"),
-    ("test/f1", "image F1 at the threshold"),
-    ("test/recall", "defective images found"),
-    ("test/false_alarm_rate", "false alarms among good images"),
-    ("test/miou", "mean IoU at the threshold"),
-    ("test/unseen_defect_pixels", "defect pixels that the crop cuts off"),
-)
 
 
 def print_run_table(run: SavedRun) -> None:
@@ -35,9 +24,10 @@ def print_run_table(run: SavedRun) -> None:
     part = config.data.category or Path(config.data.root).name
     title = f"{config.model.name} on {config.data.name} {part}"
     table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
-    for key, name in _ROWS:
-        if key in metrics:
-            table.add_row(name, _number(metrics[key]), _interval(metrics, key))
+    for metric in HEADLINES:
+        if metric.key in metrics and not metric.unit:  # times are told below
+            key = metric.key
+            table.add_row(metric.name, _number(metrics[key]), _interval(metrics, key))
     console.print(table)
     if "test/pixel_auroc" in metrics:
         console.print(pixel_convention(config))

@@ -5,26 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from src.evaluation.uncertainty import realised_rate_limit
+from src.metrics import HEADLINES
 from src.reporting.records import ImageResult, ProtocolFacts, ThresholdFacts
-
-#: Metric key -> name, explanation, unit. Order is the order of the page.
-HEADLINES: dict[str, tuple[str, str, str]] = {
-    "test/image_auroc": (
-        "Image AUROC", "chance that a defective image scores above a normal one", ""),
-    "test/pixel_auroc": (
-        "Pixel AUROC", "chance that a defective pixel scores above a normal one", ""),
-    "test/aupro": (
-        "AUPRO", "share of each defect covered, up to 30 % false pixels", ""),
-    "test/unseen_defect_pixels": (
-        "Never seen", "share of the defect pixels that the centre crop cuts off", ""),
-    "test/miou": ("Mean IoU", "overlap of prediction and mask at the threshold", ""),
-    "test/recall": ("Recall", "share of defective images found at the threshold", ""),
-    "test/false_alarm_rate": (
-        "False alarms", "share of normal images that raised an alarm", ""),
-    "test/image_f1_max": ("Best F1", "over all thresholds; needs labels, so an upper bound", ""),
-    "speed/latency_p50_ms": ("Latency", "median time of one image on", "ms"),
-}  # fmt: skip
+from src.result import realised_rate_limit
 
 _METHODS = {"patchcore": "PatchCore", "uflow": "U-Flow", "haloae": "HaloAE", "crn": "CRN"}
 _FIXED = {
@@ -198,16 +181,17 @@ def headline_tiles(
 ) -> list[dict[str, str]]:
     """The tiles at the top: name, value, interval, explanation. `device` took the times."""
     tiles = []
-    for key, (name, meaning, unit) in HEADLINES.items():
+    for metric in HEADLINES:
+        key = metric.key
         if key not in metrics:
             continue
         low, high = intervals.get(key, (math.nan, math.nan))
         known = math.isfinite(low) and math.isfinite(high)
         tiles.append({
-            "name": name,
-            "value": number(metrics[key], unit),
+            "name": metric.name,
+            "value": number(metrics[key], metric.unit),
             "interval": _interval(low, high) if known else "",
-            "meaning": f"{meaning} {device}" if key.startswith("speed/") else meaning,
+            "meaning": f"{metric.headline} {device}" if metric.unit == "ms" else metric.headline,
         })  # fmt: skip
     return tiles
 

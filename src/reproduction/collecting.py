@@ -15,14 +15,14 @@ from src.evaluation.uncertainty import (
     percentile_interval,
     stratified_weights,
 )
+from src.metrics import HIGH, LOW
 from src.reproduction.judging import Measured
 from src.reproduction.planning import Job
 from src.saved_run import SavedRun
 from src.scores_table import ScoreRow, read_scores
 
 RESAMPLES = 2000  # as evaluation.bootstrap
-RESAMPLED = ("test/image_ap", "test/image_f1_max")  # AUROC has a better interval of its own
-LOW, HIGH = "_ci_low", "_ci_high"
+OWN = "test/image_auroc"  # has a better interval of its own
 
 
 def measure(folder: Path, job: Job) -> Measured:
@@ -62,7 +62,7 @@ def resampled_intervals(rows: Sequence[ScoreRow]) -> dict[str, Interval]:
         return {}
     weights = stratified_weights(defect, RESAMPLES, np.random.default_rng(0))
     drawn = image_metrics([row.score for row in known], defect, weights)
-    found = {name: percentile_interval(drawn[name]) for name in RESAMPLED}
+    found = {name: percentile_interval(values) for name, values in drawn.items() if name != OWN}
     ious = np.array([row.iou for row in known])
     seen = np.isfinite(ious)  # the images that mIoU is the mean of
     if seen.any():

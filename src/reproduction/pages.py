@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.evaluation.cards import of_pixels
 from src.evaluation.view import pixel_convention
 from src.files import write_text
+from src.metrics import find_metric
 from src.reporting import tables
 from src.reporting.tables import FAILS, PLAIN, TOTAL, Cell, Column, Line, Table
 from src.reproduction.judging import Row, verdict_line
@@ -76,7 +76,7 @@ def paper_page(paper: Paper, plan: Plan, rows: Sequence[Row], changes: Sequence[
             _section(
                 f"{titles[variant]}: {metric.removeprefix('test/')}",
                 members,
-                pixels.get(variant, "") if of_pixels(metric) else "",
+                pixels.get(variant, "") if find_metric(metric).of_pixels else "",
             )
             for (variant, metric, _), members in grouped.items()
         ),

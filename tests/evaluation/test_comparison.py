@@ -84,7 +84,7 @@ def test_observed_values_are_the_metrics_of_the_common_images():
     assert by_name["test/image_ap"].second == pytest.approx(
         reference.average_precision(b.tolist(), truth)
     )
-    counted = ranking.confusion_at(a, labels, 0.5)
+    counted = ranking.confusion(a > 0.5, labels)
     assert by_name["test/recall"].first == pytest.approx(counted.recall)
     assert by_name["test/f1"].first == pytest.approx(counted.f1)
     assert by_name["test/false_alarm_rate"].first == pytest.approx(counted.false_alarm_rate)

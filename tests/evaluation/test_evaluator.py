@@ -15,9 +15,9 @@ from src.errors import ConfigError, DataError
 from src.evaluation import overlap, ranking
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.pixels import PixelStore
-from src.evaluation.threshold import Conformal, Nfa, Threshold
-from src.evaluation.view import resize_masks
-from src.models.base import NormalScores, Prediction, resize_maps
+from src.evaluation.threshold import Conformal, Nfa
+from src.evaluation.view import resize_maps, resize_masks
+from src.result import NormalScores, Prediction, Threshold
 from tests import reference
 
 GRID = 12
@@ -166,7 +166,7 @@ def test_without_masks_the_image_metrics_remain_and_a_note_says_what_is_missing(
     )
     assert not [key for key in got if "pixel" in key or "aupro" in key or "iou" in key]
     assert evaluator.notes() == ["No usable masks: pixel metrics are not computed."]
-    assert set(evaluator.curves()) == {"roc", "pr"}
+    assert [curve.kind for curve in evaluator.curves()] == ["roc", "pr"]
     assert evaluator.per_image_rows()[5]["iou"] is None
     assert evaluator.oracle_threshold().oracle
 
@@ -205,7 +205,7 @@ def test_without_defective_images_only_false_alarms_are_measured():
     assert got["test/false_alarm_rate_ci_low"] < 0.5 < got["test/false_alarm_rate_ci_high"]
     assert "test/image_auroc_ci_low" not in got
     assert "No defective test images" in evaluator.notes()[0]
-    assert evaluator.curves() == {}
+    assert evaluator.curves() == []
     with pytest.raises(ConfigError, match="4 normal, 0 defective"):
         evaluator.oracle_threshold()
 
@@ -289,7 +289,7 @@ def test_the_oracle_threshold_reaches_the_best_image_f1_and_pixel_f1():
     got = evaluator.compute(threshold, scene.samples)
     assert threshold.oracle
     assert got["test/f1"] == pytest.approx(got["test/image_f1_max"])
-    pixels = ranking.confusion_at(scene.map.flatten(), scene.mask.flatten(), threshold.pixel)
+    pixels = ranking.confusion(scene.map > threshold.pixel, scene.mask)
     assert pixels.f1 == pytest.approx(got["test/pixel_f1_max"])
 
 
@@ -318,15 +318,15 @@ def test_curves_enclose_the_reported_areas():
     scene = Scene(seed=2)
     evaluator = scene.fill(new())
     got = evaluator.compute(at(), scene.samples)
-    drawn = evaluator.curves()
+    drawn = {curve.kind: curve for curve in evaluator.curves()}
     assert set(drawn) == {"roc", "pr", "pro"}
     assert drawn["roc"].area == got["test/image_auroc"]
     assert drawn["pr"].area == got["test/image_ap"]
     assert drawn["pro"].area == got["test/aupro"]
     assert drawn["pro"].limit == 0.3
-    roc = drawn["roc"].curve
+    roc = drawn["roc"]
     assert np.trapezoid(roc.y, roc.x) == pytest.approx(got["test/image_auroc"])
-    points = list(zip(*drawn["pro"].curve, strict=True))
+    points = list(zip(drawn["pro"].x, drawn["pro"].y, strict=True))
     assert reference.area_up_to(points, 0.3) == pytest.approx(got["test/aupro"], abs=5e-3)
 
 

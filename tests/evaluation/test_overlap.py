@@ -52,7 +52,7 @@ def test_aupro_equals_flood_fill_and_trapezoids_over_every_threshold(seed, limit
 
 def test_the_drawn_pro_curve_is_the_one_of_the_definition():
     maps, masks = draw(11, levels=2)
-    drawn = ranking.roc_points(stored(maps, masks).rank().regions)
+    drawn = overlap.overlap_curve(stored(maps, masks).rank().regions, 1.0)
     points = reference.pro_curve(maps, masks)
     for limit in (0.01, 0.2, 0.77, 1.0):
         area = reference.area_up_to(list(zip(drawn.x, drawn.y, strict=True)), limit)

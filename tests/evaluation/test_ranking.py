@@ -17,6 +17,10 @@ FEW = st.integers(-3, 3).map(float)  # many ties
 ANY = st.floats(-1e30, 1e30, allow_nan=False)
 
 
+def confusion_at(scores, labels, threshold):
+    return ranking.confusion(np.asarray(scores, dtype=np.float64) > threshold, labels)
+
+
 def labelled(values):
     return st.lists(st.tuples(values, st.booleans()), min_size=2, max_size=40).filter(
         lambda rows: len({y for _, y in rows}) == 2
@@ -47,7 +51,7 @@ def test_auroc_ap_and_f1_equal_pair_counting_and_threshold_sweeps(rows):
 def test_the_f1_threshold_reaches_the_f1_it_promises(rows):
     scores, labels = split(rows)
     best = ranking.f1_max(scores, labels)
-    assert ranking.confusion_at(scores, labels, best.threshold).f1 == pytest.approx(best.f1)
+    assert confusion_at(scores, labels, best.threshold).f1 == pytest.approx(best.f1)
 
 
 @settings(max_examples=100, deadline=None)
@@ -71,12 +75,12 @@ def test_scikit_learn_agrees(seed, levels):
         referee.average_precision_score(labels, scores)
     )
     fpr, tpr, _ = referee.roc_curve(labels, scores, drop_intermediate=False)
-    ours = ranking.roc_curve(scores, labels)
+    ours = ranking.roc_curve(ranking.rank(scores, labels))
     grid = np.linspace(0.0013, 0.9987, 401)
     np.testing.assert_allclose(_height(ours.x, ours.y, grid), _height(fpr, tpr, grid), atol=1e-12)
     precision, recall, _ = referee.precision_recall_curve(labels, scores)
     points = {(round(r, 12), round(p, 12)) for r, p in zip(recall, precision, strict=True)}
-    curve = ranking.precision_recall_curve(scores, labels)
+    curve = ranking.precision_recall_curve(ranking.rank(scores, labels))
     assert all((round(r, 12), round(p, 12)) in points for r, p in zip(*curve, strict=True))
 
 
@@ -91,7 +95,7 @@ def test_area_under_the_drawn_roc_curve_is_the_auroc():
     rng = np.random.default_rng(7)
     labels = rng.random(300) < 0.4
     scores = np.round(rng.normal(size=300) + labels, 1)
-    curve = ranking.roc_curve(scores, labels)
+    curve = ranking.roc_curve(ranking.rank(scores, labels))
     assert np.trapezoid(curve.y, curve.x) == pytest.approx(ranking.auroc(scores, labels))
     assert curve.x[0] == curve.y[0] == 0
     assert curve.x[-1] == curve.y[-1] == 1
@@ -103,8 +107,8 @@ def test_without_both_classes_every_metric_is_nan(labels):
     assert math.isnan(ranking.auroc(scores, labels))
     assert math.isnan(ranking.average_precision(scores, labels))
     assert all(math.isnan(v) for v in ranking.f1_max(scores, labels))
-    assert np.isnan(ranking.roc_curve(scores, labels).y).all()
-    assert np.isnan(ranking.precision_recall_curve(scores, labels).y).all()
+    assert np.isnan(ranking.roc_curve(ranking.rank(scores, labels)).y).all()
+    assert np.isnan(ranking.precision_recall_curve(ranking.rank(scores, labels)).y).all()
 
 
 def test_one_image_of_each_class_is_enough():
@@ -163,17 +167,17 @@ def test_tensors_of_every_float_type_are_accepted(dtype):
 
 
 def test_confusion_counts_what_it_says():
-    counted = ranking.confusion_at([1, 2, 3, 4, 5], [0, 1, 0, 1, 1], threshold=2)
+    counted = confusion_at([1, 2, 3, 4, 5], [0, 1, 0, 1, 1], threshold=2)
     assert counted == ranking.Confusion(hits=2, false_alarms=1, misses=1, passes=1)
     assert counted.precision == counted.recall == counted.f1 == pytest.approx(2 / 3)
     assert counted.false_alarm_rate == 0.5
 
 
 def test_ratios_without_a_denominator_are_nan():
-    silent = ranking.confusion_at([1.0, 2.0], [0, 1], threshold=9)
+    silent = confusion_at([1.0, 2.0], [0, 1], threshold=9)
     assert math.isnan(silent.precision)
     assert silent.recall == silent.f1 == silent.false_alarm_rate == 0
-    only_normal = ranking.confusion_at([1.0, 2.0], [0, 0], threshold=1)
+    only_normal = confusion_at([1.0, 2.0], [0, 0], threshold=1)
     assert math.isnan(only_normal.recall)
     assert math.isnan(only_normal.f1)
     assert only_normal.false_alarm_rate == 0.5
@@ -182,7 +186,7 @@ def test_ratios_without_a_denominator_are_nan():
 def test_a_thinned_curve_keeps_its_ends_and_its_area():
     rng = np.random.default_rng(3)
     labels = rng.random(20_000) < 0.5
-    curve = ranking.roc_curve(rng.normal(size=20_000) + 2 * labels, labels)
+    curve = ranking.roc_curve(ranking.rank(rng.normal(size=20_000) + 2 * labels, labels))
     thin = curve.thinned(400)
     assert len(thin.x) <= 402
     assert (thin.x[0], thin.y[0], thin.x[-1], thin.y[-1]) == (0, 0, 1, 1)

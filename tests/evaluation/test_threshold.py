@@ -19,10 +19,9 @@ from src.evaluation.threshold import (
     F1Oracle,
     Nfa,
     Quantile,
-    Threshold,
     build_rule,
 )
-from src.models.base import NormalScores, Prediction
+from src.result import NormalScores, Prediction, Threshold
 from tests import reference
 
 DISTRIBUTIONS = {

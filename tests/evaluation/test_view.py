@@ -11,9 +11,9 @@ from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError
 from src.evaluation.evaluator import Evaluator
-from src.evaluation.threshold import Nfa, Threshold
-from src.evaluation.view import View, pixel_convention
-from src.models.base import Prediction, resize_maps
+from src.evaluation.threshold import Nfa
+from src.evaluation.view import View, pixel_convention, resize_maps
+from src.result import Prediction, Threshold
 
 CONFORMAL = Threshold(0.5, 0.5, "conformal", 0.1, 0.1, 9, oracle=False)
 #: Maps of the centre: a defective image, a good one, and one whose defect is in the corner.

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import ConfigError, SavedModelError
-from src.models.base import AnomalyModule, Prediction, resize_maps
+from src.evaluation.view import resize_maps
+from src.models.base import AnomalyModule
 from src.models.build import read_options
+from src.result import Prediction
 
 Border = StrEnum("Border", ["zero", "reflect"])
 

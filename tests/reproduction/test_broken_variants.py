@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from src.data.build import build_datamodule
 from src.evaluation.evaluator import build_evaluator
-from src.evaluation.threshold import Threshold
-from src.models.base import Prediction
 from src.models.build import build_model
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.memory import Scored
 from src.reproduction.judging import Measured, judge_variant
 from src.reproduction.papers import Published, Variant
+from src.result import Prediction, Threshold
 from tests.conftest import compose_app
 
 METRICS = ("test/image_auroc", "test/pixel_auroc", "test/aupro")  # of conf/paper/patchcore.yaml

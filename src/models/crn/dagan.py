@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import ConfigError
-from src.models.base import AnomalyModule, Prediction
+from src.models.base import AnomalyModule
 from src.models.crn.schedule import build_optimizer
 from src.models.crn.unit import CompetitiveUnit, count_levels
+from src.result import Prediction
 
 
 class DAGAN(AnomalyModule):

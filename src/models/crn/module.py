@@ -24,11 +24,12 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from src.errors import ConfigError, SavedModelError, did_you_mean
-from src.models.base import AnomalyModule, Prediction
+from src.models.base import AnomalyModule
 from src.models.crn.competition import LossWeights, UnitBoard, pair_loss
 from src.models.crn.curves import TrainingCurves
 from src.models.crn.schedule import build_optimizer, build_scheduler
 from src.models.crn.unit import CompetitiveUnit, count_levels
+from src.result import Prediction
 
 SCORES = ("disc", "cycle", "rec")
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from src import processes
 from src.errors import ConfigError
-from src.models.base import AnomalyModule, Prediction
+from src.models.base import AnomalyModule
 from src.models.haloae import scoring
 from src.models.haloae.autoencoder import HaloAutoEncoder, Output
 from src.models.haloae.cutpaste import draw_jitter, jitter, seeded_generator, views
@@ -49,6 +49,7 @@ from src.models.haloae.options import (
     choose,
     read_options,
 )
+from src.result import Prediction
 
 if TYPE_CHECKING:
     from pathlib import Path

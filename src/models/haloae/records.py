@@ -17,10 +17,10 @@ from torch import Tensor
 
 from src.data.samples import Sample
 from src.files import atomic, fitting, shown, write_rows
-from src.models.base import Prediction
 from src.models.haloae.figures import reconstruction_sheet
 from src.models.haloae.losses import reconstruction_losses
 from src.models.haloae.scoring import feature_error, image_error
+from src.result import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 
 from src.backbones.features import FeatureExtractor
 from src.errors import ConfigError, did_you_mean
-from src.models.base import AnomalyModule, NormalScores, Prediction
+from src.models.base import AnomalyModule
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.memory import PatchMemory, PatchOptions, Scored
 from src.models.patchcore.module import check_names, coreset_bar, expect_images
 from src.processes import leads
+from src.result import NormalScores, Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

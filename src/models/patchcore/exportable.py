@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.base import Prediction
 from src.models.patchcore.anomaly_map import map_matrix
 from src.models.patchcore.memory import PatchMemory
 from src.models.patchcore.scoring import neighbourhood_weight
+from src.result import Prediction
 
 
 class ExportableMemory(nn.Module):

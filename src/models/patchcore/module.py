@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from src.backbones.features import FeatureExtractor
 from src.errors import SavedModelError
-from src.models.base import AnomalyModule, NormalScores, Prediction
+from src.models.base import AnomalyModule
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
 from src.models.patchcore.memory import PatchMemory, PatchOptions, Scored
 from src.processes import leads
+from src.result import NormalScores, Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

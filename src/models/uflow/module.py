@@ -29,13 +29,14 @@ from torch.nn import functional as F
 from src.backbones.cache import FeatureCache
 from src.errors import ConfigError, SavedModelError, did_you_mean
 from src.files import atomic
-from src.models.base import AnomalyModule, Prediction
+from src.models.base import AnomalyModule
 from src.models.uflow import latents as latent_statistics
 from src.models.uflow.features import FeatureNorm
 from src.models.uflow.flow import Shape, UShapedFlow, negative_log_likelihood
 from src.models.uflow.nfa import NfaSettings, log_nfa, offset_from_normals
 from src.models.uflow.selection import BEST_ON_TEST, NLL, KeepBest
 from src.processes import weight
+from src.result import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

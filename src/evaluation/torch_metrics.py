@@ -1,0 +1,175 @@
+"""The metrics as `torchmetrics.Metric`: in anyone's LightningModule, on any number of processes.
+
+    self.scores = MetricCollection([ImageAUROC(), ImageF1Max()])
+    self.scores.update(prediction.score, batch["label"])   # in validation_step
+    self.log_dict(self.scores)                             # computed once an epoch
+
+The numbers are those of `src.evaluation`: exact, on raw scores of any range, ties as one step. The
+states are the scores themselves, gathered from all processes before they are ranked, so that
+several processes give what one does; images that a sampler repeats to fill a batch count twice.
+
+One sort a metric: for every number of a whole test set at once, and for more pixels than fit in
+memory, there is `evaluator.Evaluator`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from src.evaluation import overlap, ranking
+from src.evaluation.pixels import PixelStore
+from src.evaluation.ranking import Ranking
+
+
+class _Exact(Metric):
+    """States are lists of flat float32 tensors: also of a process that has seen nothing."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
+    _names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in self._names:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def _keep(self, *values: Tensor) -> None:
+        for name, value in zip(self._names, values, strict=True):
+            getattr(self, name).append(value.detach().float().flatten())
+
+    def _gathered(self) -> list[np.ndarray]:
+        states = [getattr(self, name) for name in self._names]
+        return [dim_zero_cat(s).cpu().numpy() if len(s) else np.empty(0, np.float32) for s in states]
+
+    def _result(self, value: float) -> Tensor:
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.tensor(value, dtype=dtype, device=self.device)
+
+
+class _OfImages(_Exact):
+    _names = ("scores", "labels")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Scores (B,), higher is more anomalous, and labels (B,): 1 or True is defective."""
+        self._keep(scores, labels)
+
+    def compute(self) -> Tensor:
+        """The metric of all scores so far, a float64 scalar; NaN when a class is empty."""
+        return self._result(self.value(ranking.rank(*self._gathered())))
+
+    def value(self, table: Ranking) -> float:
+        """The metric out of the table."""
+        raise NotImplementedError
+
+
+class ImageAUROC(_OfImages):
+    """`test/image_auroc`."""
+
+    def value(self, table: Ranking) -> float:
+        """P(defective > normal) + P(equal) / 2."""
+        return ranking.area_under_roc(table)
+
+
+class ImageAP(_OfImages):
+    """`test/image_ap`."""
+
+    def value(self, table: Ranking) -> float:
+        """Precision times gain in recall, without interpolation."""
+        return ranking.area_under_precision(table)
+
+
+class ImageF1Max(_OfImages):
+    """`test/image_f1_max`."""
+
+    def value(self, table: Ranking) -> float:
+        """The best F1 over all thresholds."""
+        return ranking.best_f1(table).f1
+
+
+class _OfPixels(_Exact):
+    _names = ("scores", "marks", "sizes")
+
+    def update(self, maps: Tensor, masks: Tensor) -> None:
+        """Anomaly maps (B, h, w) and ground truth (B, h, w), bool or 0/1, on one grid."""
+        if maps.shape != masks.shape:
+            raise ValueError(f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ")
+        sizes = torch.tensor(maps.shape[1:], device=maps.device).expand(len(maps), 2)
+        self._keep(maps, masks, sizes)
+
+    def compute(self) -> Tensor:
+        """The metric of all pixels so far, a float64 scalar; NaN when a class is empty."""
+        scores, marks, sizes = self._gathered()
+        shapes = sizes.reshape(-1, 2).astype(int)
+        ends = np.cumsum(shapes.prod(axis=1))[:-1]
+        store = PixelStore(math.inf)
+        parts = zip(np.split(scores, ends), np.split(marks > 0, ends), shapes, strict=True)
+        for index, (part, mark, shape) in enumerate(parts if len(shapes) else ()):
+            store.add(index, part.reshape(shape), mark.reshape(shape))
+        return self._result(self.value(store))
+
+    def value(self, store: PixelStore) -> float:
+        """The metric out of the pixels."""
+        raise NotImplementedError
+
+
+class PixelAUROC(_OfPixels):
+    """`test/pixel_auroc`."""
+
+    def value(self, store: PixelStore) -> float:
+        """AUROC of single pixels."""
+        return ranking.area_under_roc(store.rank().pixels)
+
+
+class PixelAP(_OfPixels):
+    """`test/pixel_ap`."""
+
+    def value(self, store: PixelStore) -> float:
+        """Average precision of single pixels."""
+        return ranking.area_under_precision(store.rank().pixels)
+
+
+class PixelF1Max(_OfPixels):
+    """`test/pixel_f1_max`."""
+
+    def value(self, store: PixelStore) -> float:
+        """The best F1 of single pixels."""
+        return ranking.best_f1(store.rank().pixels).f1
+
+
+class AUPRO(_OfPixels):
+    """`test/aupro`; `limit` is the false positive rate up to which the curve is integrated."""
+
+    def __init__(self, limit: float = 0.3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.limit = limit
+
+    def value(self, store: PixelStore) -> float:
+        """The area under the curve of region overlap."""
+        return overlap.area_under_overlap(store.rank().regions, self.limit)
+
+
+class MeanIoU(_OfPixels):
+    """`test/miou` of maps above `threshold`; None: of the best threshold, `test/miou_oracle`."""
+
+    def __init__(self, threshold: float | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.threshold = threshold
+
+    def value(self, store: PixelStore) -> float:
+        """The mean over images of the intersection over union."""
+        if not len(store):
+            return math.nan
+        if self.threshold is None:
+            return store.best_mean_iou(store.rank().pixels.value).mean_iou
+        return float(
+            overlap.image_ious(*store.counts_above(self.threshold), store.defects).mean()
+        )

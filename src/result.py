@@ -1,0 +1,150 @@
+"""What a detector finds, and what becomes of it: the words that all parts of the house share.
+
+A method makes a `Prediction` of a batch; normal images give `NormalScores`; a rule makes a
+`Threshold` of these, which decides; curves and recalls are what a test set says of it. What each
+number is called and means is in `src.metrics`. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from src.errors import ConfigError, SavedModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Prediction(NamedTuple):
+    """What a method says of a batch; raw units, float32, higher is more anomalous."""
+
+    score: Tensor  # (B,)
+    anomaly_map: Tensor  # (B, h, w), any grid; evaluation resizes it
+    log_nfa: Tensor | None = None  # (B, h, w) log10 of the number of false alarms; < 0 detects
+
+    def cpu(self) -> Prediction:
+        """The same in float32 on the CPU, without gradients."""
+        score, anomaly_map = self.score.detach(), self.anomaly_map.detach()
+        nfa = None if self.log_nfa is None else self.log_nfa.detach().float().cpu()
+        return Prediction(score.float().cpu(), anomaly_map.float().cpu(), nfa)
+
+
+class NormalScores(NamedTuple):
+    """Scores of normal images the model has not seen, one value per image."""
+
+    image: Tensor  # (n,) image scores
+    map_max: Tensor  # (n,) highest value of each anomaly map
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The operating point of a run, and how it was found."""
+
+    image: float  # alarm when score > image
+    pixel: float  # defective pixel when anomaly map > pixel
+    rule: str  # "conformal" | "quantile" | "f1_oracle" | "nfa"
+    alpha: float | None = None  # wanted probability of a false alarm; None: the rule has none
+    attained: float | None = None  # probability that n calibration images promise on average
+    n: int = 0  # calibration images
+    oracle: bool = False  # True: test labels were used
+
+    def decide(self, prediction: Prediction) -> Tensor:
+        """Alarms (B,) bool. Rule `nfa`: any pixel expects less than one false alarm."""
+        if self.rule == "nfa":
+            return (log_nfa_of(prediction) < 0).flatten(1).any(dim=1)
+        return prediction.score > self.image
+
+    def mask(self, prediction: Prediction) -> Tensor:
+        """Defective pixels (B, h, w) bool on the grid of the map."""
+        if self.rule == "nfa":
+            return log_nfa_of(prediction) < 0
+        return prediction.anomaly_map > self.pixel
+
+    @property
+    def attained_limit(self) -> float | None:
+        """The false-alarm rate that 95 in 100 calibrations like this one keep."""
+        return None if self.attained is None else realised_rate_limit(self.n, self.attained)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values; `from_json` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Threshold:
+        """Inverse of `to_json`; SavedModelError when keys are missing or unknown."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise SavedModelError(
+                "The saved threshold is not usable.",
+                found=f"{sorted(values) if isinstance(values, dict) else values!r}",
+                do=f"it must have exactly the keys {sorted(names)}; run the experiment again",
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points of a curve in drawing order, straight lines between them; `kind` names its axes."""
+
+    kind: str  # "roc" | "pr" | "pro"
+    x: np.ndarray  # (n,) 0..1
+    y: np.ndarray  # (n,) 0..1
+    area: float  # the number that is reported for this curve: AUROC, average precision, AUPRO
+    limit: float = 1.0  # x beyond this is not integrated (0.3 for PRO)
+
+    def thinned(self, points: int) -> Curve:
+        """At most about `points` points: the first and last of each stretch of equal width.
+
+        Widths are measured along both axes, so steep and flat parts keep their shape.
+        """
+        if len(self.x) <= points:
+            return self
+        travel = np.cumsum(np.abs(np.diff(self.x, prepend=0)) + np.abs(np.diff(self.y, prepend=0)))
+        cell = np.floor((points / 2 - 1) * travel / max(travel[-1], np.finfo(float).tiny))
+        turns = np.diff(cell) != 0
+        keep = np.r_[True, turns] | np.r_[turns, True]
+        return dataclasses.replace(self, x=self.x[keep], y=self.y[keep])
+
+
+class DefectRecall(NamedTuple):
+    """Alarms among the images of one defect type, with a 95 % interval of the rate."""
+
+    defect: str
+    found: int
+    total: int
+    low: float
+    high: float
+
+
+def realised_rate_limit(n: int, promised: float, level: float = 0.95) -> float:
+    """Upper limit of the false-alarm rate that one calibration on n good parts really has.
+
+    The k-th smallest of n scores as threshold promises p = (n + 1 - k) / (n + 1) on average over
+    calibrations. The rate of a given calibration is Beta(n + 1 - k, k) for continuous scores of
+    exchangeable parts (Vovk 2012, Conditional validity of inductive conformal predictors); this is
+    its quantile `level`: 0.022 for n = 209 and p = 2/210.
+    """
+    from scipy.special import betaincinv
+
+    alarms = round(promised * (n + 1))  # n + 1 - k
+    return float(betaincinv(alarms, n + 1 - alarms, level)) if 0 < alarms <= n else promised
+
+
+def log_nfa_of(prediction: Prediction) -> Tensor:
+    """`prediction.log_nfa` (B, h, w), or a ConfigError where the method has none."""
+    if prediction.log_nfa is None:
+        raise no_nfa()
+    return prediction.log_nfa
+
+
+def no_nfa() -> ConfigError:
+    """The mistake of asking a method without a noise model for a number of false alarms."""
+    return ConfigError(
+        "threshold=nfa needs a method that computes a number of false alarms.",
+        found="predictions without log_nfa",
+        do="use model=uflow, or threshold=conformal with this model",
+    )
