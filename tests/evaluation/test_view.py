@@ -15,7 +15,7 @@ from src.evaluation.threshold import Nfa
 from src.evaluation.view import View, pixel_convention, resize_maps
 from src.result import Prediction, Threshold
 
-CONFORMAL = Threshold(0.5, 0.5, "conformal", 0.1, 0.1, 9, oracle=False)
+CONFORMAL = Threshold(0.5, 0.5, "conformal", 0.1, 0.1, 9)
 #: Maps of the centre: a defective image, a good one, and one whose defect is in the corner.
 MAPS = torch.tensor([[[0.9, 0.1], [0.2, 0.3]], [[0.05, 0.15], [0.25, 0.35]], [[0.4] * 2] * 2])
 
