@@ -48,7 +48,9 @@ class _Exact(Metric):
 
     def _gathered(self) -> list[np.ndarray]:
         states = [getattr(self, name) for name in self._names]
-        return [dim_zero_cat(s).cpu().numpy() if len(s) else np.empty(0, np.float32) for s in states]
+        return [
+            dim_zero_cat(s).cpu().numpy() if len(s) else np.empty(0, np.float32) for s in states
+        ]
 
     def _result(self, value: float) -> Tensor:
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
@@ -170,6 +172,4 @@ class MeanIoU(_OfPixels):
             return math.nan
         if self.threshold is None:
             return store.best_mean_iou(store.rank().pixels.value).mean_iou
-        return float(
-            overlap.image_ious(*store.counts_above(self.threshold), store.defects).mean()
-        )
+        return float(overlap.image_ious(*store.counts_above(self.threshold), store.defects).mean())

@@ -81,7 +81,8 @@ def test_scikit_learn_agrees(seed, levels):
     precision, recall, _ = referee.precision_recall_curve(labels, scores)
     points = {(round(r, 12), round(p, 12)) for r, p in zip(recall, precision, strict=True)}
     curve = ranking.precision_recall_curve(ranking.rank(scores, labels))
-    assert all((round(r, 12), round(p, 12)) in points for r, p in zip(curve.x, curve.y, strict=True))
+    drawn = zip(curve.x, curve.y, strict=True)
+    assert all((round(r, 12), round(p, 12)) in points for r, p in drawn)
 
 
 def _height(x, y, at):
