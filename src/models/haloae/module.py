@@ -49,6 +49,7 @@ from src.models.haloae.options import (
     choose,
     read_options,
 )
+from src.models.optimizers import make_optimizer
 from src.result import Prediction
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class HaloAE(AnomalyModule):
         output_activation: relu or none.
         loss: `ssim` and `schedule`.
         cutpaste: ranges of the pasted pieces.
-        optimizer: `lr` and `weight_decay` of Adam.
+        optimizer: made by `make_optimizer`.
         scoring: which error makes the map and the score.
         log_images_every_n_epochs: show reconstructions to the loggers; None: never.
         save: what `write_extras` keeps of each test image.
@@ -112,7 +113,7 @@ class HaloAE(AnomalyModule):
         output_activation: str,
         loss: Mapping[str, Any],
         cutpaste: Mapping[str, Any],
-        optimizer: Mapping[str, float],
+        optimizer: Mapping[str, Any],
         scoring: Mapping[str, Any],
         log_images_every_n_epochs: int | None,
         save: Mapping[str, Any],
@@ -154,12 +155,8 @@ class HaloAE(AnomalyModule):
     # --- learning --------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with L2-coupled weight decay at a constant rate."""
-        return torch.optim.Adam(
-            self.autoencoder.parameters(),
-            lr=self.optimizer["lr"],
-            weight_decay=self.optimizer["weight_decay"],
-        )
+        """As configured, for everything but the frozen backbone."""
+        return make_optimizer(self.optimizer, self.autoencoder.parameters())
 
     def on_train_start(self) -> None:
         """Learn how long training will be, for the curriculum, and how large features are."""

@@ -87,5 +87,15 @@ def test_every_number_of_the_model_file_names_its_source():
         if ":" in line and not line.rstrip().endswith(":") and "#" not in line and "${" not in line
     ]
     assert OmegaConf.load(CONF / "model" / "haloae.yaml").model.name == "haloae"
-    allowed = ("_target_", "name:", "enabled", "maps:", "recon_image", "losses:", "crop", "interp")
+    allowed = (
+        "_target_",
+        "_partial_",
+        "name:",
+        "enabled",
+        "maps:",
+        "recon_image",
+        "losses:",
+        "crop",
+        "interp",
+    )
     assert [line for line in bare if not line.strip().startswith((*allowed, "antialias"))] == []
