@@ -11,7 +11,6 @@ from rich.table import Table
 from src.data.build import build_datamodule
 from src.data.images import read_sample
 from src.data.samples import Sample
-from src.deployment.pictures import run_scale
 from src.detector import Detector
 from src.errors import GoodpartsError, SavedModelError
 from src.evaluation.comparison import (
@@ -25,6 +24,7 @@ from src.evaluation.localisation import aupro_key
 from src.evaluation.pixel_statistics import read_pixel_statistics
 from src.evaluation.view import pixel_convention
 from src.metrics import find_metric
+from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png
 from src.reporting.records import Picture, outcome
 from src.saved_run import SavedRun
@@ -176,14 +176,14 @@ def _samples(run: SavedRun, rows: list[ScoreRow]) -> list[Sample]:
 def _overlays(run: SavedRun, samples: list[Sample], device: str) -> list:
     """Heat and outlines of one run over each image, (H, W, 3) uint8, in the run's colours."""
     detector = Detector.load(run.directory, device)
-    scale = run_scale(run)
+    scale = ColourScale.of_run(run)
     drawn = []
     for sample in samples:
         image = read_sample(sample)
         found = detector.detect([image])[0]
         mask = None if sample.mask_path is None else detector.transform.mask(sample.mask_path)
         display = detector.transform.display(image)
-        picture = Picture(display, found.anomaly_map, mask, found.mask, found.log_nfa)
+        picture = Picture(display, found.anomaly_map, mask, found.mask)
         drawn.append(overlay(picture, scale))
     return drawn
 

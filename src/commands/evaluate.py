@@ -11,14 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from src import experiment
-from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
 from src.data.record import FILE_NAME as DATA
-from src.data.samples import Sample
 from src.detector import Detector
-from src.errors import ConfigError, DataError, SavedModelError
+from src.errors import ConfigError, SavedModelError
 from src.evaluation.threshold import build_rule
-from src.fitted import checked_data, fitted_samples
+from src.explaining import sources_of
+from src.fitted import checked_data
 from src.metrics import HEADLINES
 from src.reporting.outputs import print_result, write_outputs
 from src.result import Threshold
@@ -46,7 +45,7 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
     facts = run.read_json("manifest.json") | {"data_fingerprint": data.record.fingerprint}
     out.start(merged, facts, force=True)
     out.write_rows(DATA, data.record.rows())
-    write_outputs(merged, out, detector.model, data, evaluator, threshold, metrics, _sources(run))
+    write_outputs(merged, out, detector.model, data, evaluator, threshold, metrics, sources_of(run))
     out.finish(metrics)
     print_result(out)
     if cfg.checkpoints:
@@ -71,14 +70,6 @@ def _threshold(cfg: DictConfig, detector: Detector) -> Threshold | None:
             "threshold=nfa are possible",
         )
     return None if rule.needs_labels else rule.fit(normal)
-
-
-def _sources(run: SavedRun) -> list[Sample]:
-    """The samples the run was fitted on; none when they are no longer there."""
-    try:
-        return fitted_samples(run, build_datamodule(run.config()))
-    except DataError:
-        return []
 
 
 def _compare_checkpoints(

@@ -20,8 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from src.deployment.drift import DriftMonitor
 from src.deployment.inbox import find_images, watch
 from src.deployment.ledger import Ledger, Scored, Version, open_ledger
-from src.deployment.pictures import PictureWriter
-from src.deployment.scoring import Scorer, decoded, name_below
+from src.deployment.scoring import Scorer
 from src.deployment.spreading import spread
 from src.detector import Detector
 from src.errors import ConfigError
@@ -34,91 +33,28 @@ UNREADABLE = 3  # exit code: some files could not be read
 def predict_images(cfg: DictConfig) -> int:
     """Score `cfg.images` with `cfg.run` into `cfg.out`; the exit code (0, or 3: unreadable)."""
     out = Path(str(cfg.out)).expanduser()
-    root, groups = _what(cfg)
-    _keep_apart(out, root)
+    root, groups = _images_of(cfg)
+    if root.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(
+            f"out={out} is or holds the folder of the images.",
+            found=f"images in {root}",
+            do="give results a folder of their own, such as out=predictions",
+        )
     detector = Detector.load(Path(cfg.run), cfg.device)
-    scorer = Scorer(detector, PictureWriter(out, detector, cfg.save))
+    scorer, console = Scorer(detector, out, root, cfg.save), Console()
     with open_ledger(out, _card(cfg, detector)) as ledger:
-        session = _Session(cfg, scorer, root, ledger)
+        versions: dict[str, Version] = {}  # of every image of this call, by path
         try:
-            session.score_all(groups)
+            _score_all(cfg, groups, scorer, ledger, versions, console)
         except KeyboardInterrupt:
             if not cfg.watch:
                 raise
-        ledger.finish(None if cfg.watch else session.versions.values())
-        session.summary()
+        ledger.finish(None if cfg.watch else versions.values())
+        _say_what_was_found(ledger, detector, console)
     return UNREADABLE if ledger.unreadable else 0
 
 
-class _Session:
-    """One call of `src.predict`: what scores, what is kept, what is said."""
-
-    def __init__(self, cfg: DictConfig, scorer: Scorer, root: Path, ledger: Ledger) -> None:
-        self.cfg, self.scorer, self.root, self.ledger = cfg, scorer, root, ledger
-        self.console = Console()
-        normal = SavedRun(scorer.detector.directory).calibration()
-        known = [] if normal is None else normal.image.tolist()
-        self.monitor = DriftMonitor(known, cfg.drift.window, cfg.drift.alpha)
-        self.versions: dict[str, Version] = {}  # of every image of this call, by path
-
-    def score_all(self, groups: Iterable[list[Path]]) -> None:
-        """Score groups of images as they come."""
-        with _progress(self.console) as progress:
-            bar = progress.add_task("scoring", total=0)
-            for group in groups:
-                progress.update(bar, total=(progress.tasks[bar].total or 0) + len(group))
-                todo = self._remaining(group)
-                progress.advance(bar, len(group) - len(todo))
-                for batch in self._scored(todo):
-                    for found in batch:
-                        self._keep(found)
-                    progress.advance(bar, len(batch))
-                self.ledger.list_unreadable()
-
-    def _scored(self, paths: list[Path]) -> Iterator[list[Scored]]:
-        """Results in the order of `paths`, from this process or from many."""
-        cfg, read = self.cfg, self.scorer.detector.read
-        if cfg.engine.name == "ray" and paths:
-            yield from spread(paths, self.root, cfg)
-            return
-        for batch in decoded(paths, self.root, cfg.batch_size, cfg.decoders, read):
-            yield self.scorer(batch)
-
-    def _remaining(self, paths: list[Path]) -> list[Path]:
-        """Images without a row, or changed since they got one."""
-        present = {path: Version.of(path, name_below(self.root, path)) for path in paths}
-        self.versions |= {version.path: version for version in present.values()}
-        todo = [path for path in paths if present[path] not in self.ledger.rows]
-        if len(todo) < len(paths):
-            self.console.print(f"Continuing: {len(paths) - len(todo)} images are already scored.")
-        return todo
-
-    def _keep(self, found: Scored) -> None:
-        self.ledger.add(found)
-        self.versions[found.version.path] = found.version
-        if not found.problem and (warning := self.monitor.update(found.score)):
-            self.console.print(f"[yellow]{warning}")
-
-    def summary(self) -> None:
-        """Counts, the rule that decided, and where everything is."""
-        rule, ledger = self.scorer.detector.threshold, self.ledger
-        alarms = sum(row["decision"] == "1" for row in ledger.rows.values())
-        self.console.print(
-            f"{len(ledger.rows)} images scored, {alarms} alarms "
-            f"(threshold {rule.image:.4g}, rule {rule.rule}); results in {shown(ledger.folder)}",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
-        if ledger.unreadable:
-            listing = shown(ledger.folder / "unreadable.csv")
-            self.console.print(
-                f"{len(ledger.unreadable)} files could not be read; see {listing}",
-                markup=False, soft_wrap=True,
-            )  # fmt: skip
-        if ledger.rows and rule.image == float("inf"):
-            self.console.print("The threshold is infinite, so no alarm is possible: calibrate.")
-
-
-def _what(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:
+def _images_of(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:
     """Root folder and groups of images: one, or those that come while a folder is watched."""
     if not cfg.watch:
         root, paths = find_images(str(cfg.images))
@@ -137,16 +73,6 @@ def _what(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:
     return folder, watch(folder, cfg.watch_seconds, cfg.watch_idle_seconds)
 
 
-def _keep_apart(out: Path, root: Path) -> None:
-    """Refuse an `out` that is or holds the folder of the images: its pictures are no images."""
-    if root.resolve().is_relative_to(out.resolve()):
-        raise ConfigError(
-            f"out={out} is or holds the folder of the images.",
-            found=f"images in {root}",
-            do="give results a folder of their own, such as out=predictions",
-        )
-
-
 def _card(cfg: DictConfig, detector: Detector) -> dict[str, Any]:
     """What the rows of one folder have in common."""
     return {
@@ -158,9 +84,59 @@ def _card(cfg: DictConfig, detector: Detector) -> dict[str, Any]:
     }
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
+def _score_all(
+    cfg: DictConfig,
+    groups: Iterable[list[Path]],
+    scorer: Scorer,
+    ledger: Ledger,
+    versions: dict[str, Version],
+    console: Console,
+) -> None:
+    """Score groups of images as they come: those without a row, or changed since they got one."""
+    normal = SavedRun(scorer.detector.directory).calibration()
+    known = [] if normal is None else normal.image.tolist()
+    monitor = DriftMonitor(known, cfg.drift.window, cfg.drift.alpha)
+    with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.speed:.1f} images/s"), TimeRemainingColumn(), console=console,
         disable=not console.is_terminal,
-    )  # fmt: skip
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("scoring", total=0)
+        for group in groups:
+            present = {path: scorer.version(path) for path in group}
+            versions |= {version.path: version for version in present.values()}
+            todo = [path for path in group if present[path] not in ledger.rows]
+            if done := len(group) - len(todo):
+                console.print(f"Continuing: {done} images are already scored.")
+            progress.update(bar, total=(progress.tasks[bar].total or 0) + len(group), advance=done)
+            for batch in _scored(cfg, todo, scorer):
+                for found in batch:
+                    ledger.add(found)
+                    versions[found.version.path] = found.version
+                    if not found.problem and (warning := monitor.update(found.score)):
+                        console.print(f"[yellow]{warning}")
+                progress.advance(bar, len(batch))
+            ledger.list_unreadable()
+
+
+def _scored(cfg: DictConfig, paths: list[Path], scorer: Scorer) -> Iterator[list[Scored]]:
+    """Results in the order of `paths`, from this process or from many."""
+    if cfg.engine.name == "ray" and paths:
+        return spread(paths, scorer.root, cfg)
+    return scorer.batches(paths, cfg.batch_size, cfg.decoders)
+
+
+def _say_what_was_found(ledger: Ledger, detector: Detector, console: Console) -> None:
+    """Counts, the rule that decided, and where everything is."""
+    rule = detector.threshold
+    alarms = sum(row["decision"] == "1" for row in ledger.rows.values())
+    said = [
+        f"{len(ledger.rows)} images scored, {alarms} alarms (threshold {rule.image:.4g}, "
+        f"rule {rule.rule}); results in {shown(ledger.folder)}"
+    ]
+    if ledger.unreadable:
+        listing = shown(ledger.folder / "unreadable.csv")
+        said.append(f"{len(ledger.unreadable)} files could not be read; see {listing}")
+    if ledger.rows and rule.image == float("inf"):
+        said.append("The threshold is infinite, so no alarm is possible: calibrate.")
+    console.print(*said, sep="\n", markup=False, soft_wrap=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from src.deployment.ledger import CARD, Version
 from src.errors import DataError
 from src.files import shown
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def find_images(pattern: str) -> tuple[Path, list[Path]]:
@@ -29,11 +31,20 @@ def find_images(pattern: str) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
-        return path, _some(_foreign(list_images(path, recursive=True), path, set()), pattern)
-    hits = sorted((hit for hit in _matches(path) if hit.is_file()), key=natural_key)
-    found = [hit for hit in hits if hit.suffix.lower() in EXTENSIONS]
-    root = _common_parent(_some(found, pattern))
-    return root, _some(_foreign(found, root, set()), pattern)
+        root, found = path, list_images(path, recursive=True)
+    else:
+        hits = sorted((hit for hit in _matches(path) if hit.is_file()), key=natural_key)
+        found = [hit for hit in hits if hit.suffix.lower() in EXTENSIONS]
+        folders = [hit.absolute().parent for hit in found]
+        root = Path(os.path.commonpath(folders)) if folders else path
+    if images := _without_ours(found, root, set()):
+        return root, images
+    there = "no file of a known type, or results of earlier calls only"
+    raise DataError(
+        f"There are no images at {pattern}.",
+        found=there if path.exists() or found else "nothing there",
+        do=f"give a file, folder or quoted glob; known types: {', '.join(EXTENSIONS)}",
+    )
 
 
 def _matches(path: Path) -> list[Path]:
@@ -62,61 +73,40 @@ def watch(folder: Path, pause_s: float, idle_s: float | None) -> Iterator[list[P
     skipped: set[Path] = set()
     last_new = time.monotonic()
     while idle_s is None or time.monotonic() - last_new < idle_s:
-        paths = _foreign(list_images(folder, recursive=True), folder, skipped)
+        paths = _without_ours(list_images(folder, recursive=True), folder, skipped)
         now = {path: Version.of(path, path.name) for path in paths}
-        ready = [
-            path
+        ready = {
+            path: version
             for path, version in now.items()
             if version.bytes and before.get(path) == version != given.get(path)
-        ]
+        }
         before = now
         if ready:
-            given |= {path: now[path] for path in ready}
+            given |= ready
             last_new = time.monotonic()
-            yield ready
+            yield list(ready)
         else:
             time.sleep(pause_s)
 
 
-def _foreign(paths: Sequence[Path], root: Path, skipped: set[Path]) -> list[Path]:
+def _without_ours(paths: Sequence[Path], root: Path, skipped: set[Path]) -> list[Path]:
     """`paths` without pictures of ours; their folders join `skipped` and are said once."""
     top = root.absolute()
-    ours: dict[Path, Path | None] = {}  # folder -> the folder of ours it lies in, if any
 
+    @functools.cache
     def holder(folder: Path) -> Path | None:
-        if folder not in ours:
-            up = None if folder in (top, folder.parent) else holder(folder.parent)
-            ours[folder] = up or (folder if _is_ours(folder) else None)
-        return ours[folder]
+        """The folder of ours that `folder` is or lies in, if any below `top`."""
+        up = None if folder in (top, folder.parent) else holder(folder.parent)
+        return up or (folder if _is_ours(folder) else None)
 
-    kept = [path for path in paths if holder(path.absolute().parent) is None]
-    for folder in sorted({found for found in ours.values() if found} - skipped):
-        _log.warning("Skipping %s: it holds results, not images to score.", shown(folder))
+    holders = {path: holder(path.absolute().parent) for path in paths}
+    for folder in sorted({found for found in holders.values() if found} - skipped):
+        log.warning("Skipping %s: it holds results, not images to score.", shown(folder))
         skipped.add(folder)
-    return kept
+    return [path for path in paths if holders[path] is None]
 
 
 def _is_ours(folder: Path) -> bool:
     """Whether `src.predict` or a run writes to this folder."""
     run = ("config.yaml", "manifest.json")
     return (folder / CARD).is_file() or all((folder / name).is_file() for name in run)
-
-
-def _common_parent(paths: list[Path]) -> Path:
-    parents = [path.absolute().parent for path in paths]
-    common = parents[0]
-    while not all(parent.is_relative_to(common) for parent in parents):
-        common = common.parent
-    return common
-
-
-def _some(found: list[Path], pattern: str) -> list[Path]:
-    if not found:
-        raise DataError(
-            f"There are no images at {pattern}.",
-            found="nothing there"
-            if not Path(pattern).expanduser().exists()
-            else "no file of a known type, or results of earlier calls only",
-            do=f"give a file, folder or quoted glob; known types: {', '.join(EXTENSIONS)}",
-        )
-    return found

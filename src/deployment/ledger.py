@@ -55,6 +55,14 @@ class Scored(NamedTuple):
     map_max: float = 0.0  # highest value of its anomaly map
     defective_share: float = 0.0  # of its pixels, 0..1
 
+    def row(self) -> dict[str, str]:
+        """The row of scores.csv, by column."""
+        cells = (
+            self.version.path, repr(self.score), int(self.alarm), repr(self.map_max),
+            f"{self.defective_share:.6f}", *self.version[1:],
+        )  # fmt: skip
+        return dict(zip(_COLUMNS, map(str, cells), strict=True))
+
 
 class Ledger:
     """The rows of a folder while it grows; made by `open_ledger`."""
@@ -63,7 +71,8 @@ class Ledger:
         self.folder = folder
         self.unreadable: dict[str, str] = {}  # path -> reason
         self._finished, self._partial = (folder / name for name in _TABLES)
-        self.rows = {_version(row): row for name in _TABLES for row in _rows(folder / name)}
+        rows = [row for name in _TABLES for row in _whole_rows(folder / name)]
+        self.rows = {Version(r["path"], int(r["bytes"]), int(r["modified_ns"])): r for r in rows}
         write_rows(self._partial, list(self.rows.values()), _COLUMNS)
         self._stream = self._partial.open("a", newline="", encoding="utf-8", errors=ESCAPE)
 
@@ -73,24 +82,17 @@ class Ledger:
             self.unreadable[found.version.path] = found.problem
             return
         self.unreadable.pop(found.version.path, None)
-        numbers = (
-            repr(found.score), str(int(found.alarm)), repr(found.map_max),
-            f"{found.defective_share:.6f}",
-        )  # fmt: skip
-        cells = (found.version.path, *numbers, *map(str, found.version[1:]))
-        row = dict(zip(_COLUMNS, cells, strict=True))
-        csv.DictWriter(self._stream, _COLUMNS).writerow(row)
+        self.rows[found.version] = found.row()
+        csv.DictWriter(self._stream, _COLUMNS).writerow(self.rows[found.version])
         self._stream.flush()
-        self.rows[found.version] = row
 
     def list_unreadable(self) -> None:
         """Write unreadable.csv as things stand; without any problem there is no such file."""
-        listing = self.folder / "unreadable.csv"
-        if self.unreadable:
-            rows = [{"path": path, "reason": why} for path, why in self.unreadable.items()]
-            write_rows(listing, rows)
+        rows = [{"path": path, "reason": why} for path, why in self.unreadable.items()]
+        if rows:
+            write_rows(self.folder / "unreadable.csv", rows)
         else:
-            listing.unlink(missing_ok=True)
+            (self.folder / "unreadable.csv").unlink(missing_ok=True)
 
     def finish(self, wanted: Iterable[Version] | None) -> None:
         """Write scores.csv: rows of the `wanted` versions in their order; None: of all."""
@@ -133,35 +135,26 @@ def open_ledger(folder: Path, card: Mapping[str, Any]) -> Iterator[Ledger]:
         ) from error
     try:
         _claim(folder, card)
-        ledger = Ledger(folder)
-        try:
+        with contextlib.closing(Ledger(folder)) as ledger:
             yield ledger
-        finally:
-            ledger.close()
     finally:
         lock.release()
 
 
 def _claim(folder: Path, card: Mapping[str, Any]) -> None:
     """Write the card; refuse a folder with results that have another card, or none."""
-    path = folder / CARD
-    earlier = _read_card(path)
+    earlier = _read_card(folder / CARD)
     other = [key for key in card if key != "run" and earlier.get(key) != card[key]]
     if not other:
         return
-    if not path.is_file():
-        foreign = [name for name in _TABLES if (folder / name).exists()]
-        found = f"{' and '.join(foreign)} without {CARD}"
-    else:
-        foreign = [name for name in _TABLES if _rows(folder / name)]
-        found = ", ".join(f"{key}={earlier.get(key)!r}" for key in (*other, "run"))
-    if foreign:
+    if foreign := [name for name in _TABLES if _lines(folder / name).count("\n") > 1]:
+        owner = ", ".join(f"{key}={earlier[key]!r}" for key in (*other, "run") if key in earlier)
         raise ConfigError(
             f"out={folder} holds other results, which must not be mixed with new ones.",
-            found=found,
+            found=f"{' and '.join(foreign)} of {owner or f'a folder without {CARD}'}",
             do="give another folder with out=, or remove this one if you no longer need it",
         )
-    write_text(path, json.dumps(card, indent=2) + "\n")
+    write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -172,15 +165,14 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card if isinstance(card, dict) else {}
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table of ours; what a killed process left of its last row is dropped."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
-    rows = [row for row in csv.reader(whole) if len(row) == len(_COLUMNS)]
-    return [dict(zip(_COLUMNS, row, strict=True)) for row in rows if row[-1].isdigit()]
+def _lines(path: Path) -> str:
+    """The whole lines of a file; what a killed process left of its last one is dropped."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text[: text.rfind("\n") + 1]
 
 
-def _version(row: Mapping[str, str]) -> Version:
-    return Version(row["path"], int(row["bytes"]), int(row["modified_ns"]))
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a table of ours by column."""
+    found = csv.reader(io.StringIO(_lines(path), newline=""))
+    rows = [row for row in found if len(row) == len(_COLUMNS) and row[-1].isdigit()]
+    return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]

@@ -1,101 +1,136 @@
-"""Batches of image files in, rows and pictures out: what one process does for `src.predict`."""
+"""Images in, rows and pictures out: what one process does for `src.predict`."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
+from omegaconf import DictConfig
 from PIL import Image
 
 from src.deployment.ledger import Scored, Version
-from src.deployment.pictures import PictureWriter
 from src.detector import Detection, Detector
-from src.errors import DataError, GoodpartsError
-from src.files import shown
+from src.errors import ConfigError, DataError, did_you_mean
+from src.files import atomic, fitting, shown, write_text
+from src.reporting.colour_scale import ColourScale
+from src.reporting.figures import overlay, save_png
+from src.reporting.records import Picture
+from src.saved_run import SavedRun
 
-Read = Callable[[Path], Image.Image]
+MAP_FORMATS = ("none", "npy", "png")
+
+Readable = Image.Image | DataError  # an image that was read and fits, or why not
 
 
-class Loaded(NamedTuple):
-    """An image that was read, or the reason why not."""
+def read_fitting(detector: Detector, path: Path) -> Readable:
+    """Read an image file and make sure that the network can take an image of its size."""
+    try:
+        image = detector.read(path)
+        detector.transform.check((image.height, image.width))
+    except DataError as error:
+        return error
+    return image
 
-    version: Version
-    image: Image.Image | None
-    problem: str = ""
+
+def detect_readable(
+    detector: Detector, images: Sequence[Readable]
+) -> list[tuple[Image.Image, Detection] | DataError]:
+    """Each image with its detection, as one batch; errors stay in their places."""
+    good = [image for image in images if not isinstance(image, DataError)]
+    found = iter(detector.detect(good) if good else [])
+    return [image if isinstance(image, DataError) else (image, next(found)) for image in images]
 
 
 class Scorer:
-    """Scores what was read and draws its pictures; needs no other process."""
+    """Scores image files and draws overlays/, masks/ and maps/ below `out`, a file each.
 
-    def __init__(self, detector: Detector, writer: PictureWriter) -> None:
-        self.detector, self.writer = detector, writer
+    Args:
+        detector: what scores.
+        out: folder of the results.
+        root: common folder of the images, whose folders the results mirror.
+        save: the node `save` of conf/predict.yaml, what is drawn.
+    """
 
-    def __call__(self, batch: Sequence[Loaded]) -> list[Scored]:
-        """One result for each image of `batch`, in its order."""
-        return [
-            Scored(item.version, item.problem) if found is None else self._keep(item, found)
-            for item, found in self._detect(batch)
-        ]
+    def __init__(self, detector: Detector, out: Path, root: Path, save: DictConfig) -> None:
+        if save.maps not in MAP_FORMATS:
+            raise ConfigError(
+                "Unknown save.maps.", found=str(save.maps), do=did_you_mean(save.maps, MAP_FORMATS)
+            )
+        self.detector, self.out, self.root, self.save = detector, out, root, save
+        self.scale = ColourScale.of_run(SavedRun(detector.directory))
 
-    def _keep(self, item: Loaded, found: Detection) -> Scored:
-        assert item.image is not None
-        self.writer.write(item.version.path, item.image, found)
-        return Scored(
-            item.version, "", found.score, found.alarm, float(found.anomaly_map.max()),
-            float(found.mask.mean()),
-        )  # fmt: skip
+    def batches(self, paths: Sequence[Path], size: int, decoders: int) -> Iterator[list[Scored]]:
+        """Results in the order of `paths`; threads read the next batch while one is scored."""
+        with ThreadPoolExecutor(max_workers=max(1, decoders)) as pool:
+            parts = (paths[at : at + size] for at in range(0, len(paths), size))
+            coming = (pool.map(self._load, part) for part in parts)
+            batch = next(coming, None)
+            while batch is not None:
+                ahead = next(coming, None)  # begins to be read
+                yield self._score(list(batch))
+                batch = ahead
 
-    def _detect(self, batch: Sequence[Loaded]) -> list[tuple[Loaded, Detection | None]]:
-        """Detections of a batch; an image the transform refuses is listed, not fatal."""
-        images = [item.image for item in batch if item.image is not None]
-        try:
-            found = iter(self.detector.detect(images) if images else [])
-        except DataError as error:
-            if len(batch) == 1:
-                return [(Loaded(batch[0].version, None, one_line(error)), None)]
-            return [pair for item in batch for pair in self._detect([item])]  # find the culprit
-        return [(item, None if item.image is None else next(found)) for item in batch]
+    def __call__(self, paths: Sequence[Path]) -> list[Scored]:
+        """One result for each of `paths`, as one batch."""
+        return self._score([self._load(path) for path in paths])
 
+    def version(self, path: Path) -> Version:
+        """What `path` is now, under its name below the root with forward slashes."""
+        absolute, root = path.absolute(), self.root.absolute()
+        below = absolute.relative_to(root) if absolute.is_relative_to(root) else path
+        return Version.of(path, shown(below))
 
-def decoded(
-    paths: Sequence[Path], root: Path, batch_size: int, decoders: int, read: Read
-) -> Iterator[list[Loaded]]:
-    """Batches of images, which `read` opens in threads up to two batches ahead."""
-    with ThreadPoolExecutor(max_workers=max(1, decoders)) as pool:
-        ahead: deque[Future[Loaded]] = deque()
-        queue = iter(paths)
-        batch: list[Loaded] = []
-        while True:
-            while len(ahead) < 2 * batch_size and (path := next(queue, None)) is not None:
-                ahead.append(pool.submit(load, path, root, read))
-            if not ahead:
-                break
-            batch.append(ahead.popleft().result())
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    def _load(self, path: Path) -> tuple[Version, Readable]:
+        version = self.version(path)  # first: a change while reading is seen next time
+        return version, read_fitting(self.detector, path)
 
+    def _score(self, batch: Sequence[tuple[Version, Readable]]) -> list[Scored]:
+        results = detect_readable(self.detector, [image for _, image in batch])
+        rows = []
+        for (version, _), result in zip(batch, results, strict=True):
+            if isinstance(result, DataError):
+                problem = f"{result.what} Found: {result.found}. {result.do}"
+                rows.append(Scored(version, problem))
+                continue
+            found = result[1]
+            self._draw(version.path, *result)
+            highest, share = float(found.anomaly_map.max()), float(found.mask.mean())
+            rows.append(Scored(version, "", found.score, found.alarm, highest, share))
+        return rows
 
-def load(path: Path, root: Path, read: Read) -> Loaded:
-    """Read one image. Its version is taken first: a change while reading is seen next time."""
-    version = Version.of(path, name_below(root, path))
-    try:
-        return Loaded(version, read(path))
-    except DataError as error:
-        return Loaded(version, None, one_line(error))
+    # --- pictures at the size of the original ----------------------------------------------------
 
+    def _draw(self, name: str, image: Image.Image, found: Detection) -> None:
+        if self.save.maps == "none" and not (self.save.masks or self.save.overlays):
+            return
+        size = (image.height, image.width)
+        full = self.detector.to_original(found.anomaly_map, size)
+        mask = self.detector.to_original(found.mask, size) > 0.5
+        if self.save.maps == "npy":
+            with atomic(self._target("maps", name, ".npy")) as partial, partial.open("wb") as file:
+                np.save(file, full)
+        elif self.save.maps == "png":
+            self._write("maps", name, self._grey(full))
+        if self.save.masks:
+            self._write("masks", name, mask)
+        if self.save.overlays:
+            picture = Picture(np.asarray(image), full, segmentation=mask)
+            self._write("overlays", name, overlay(picture, self.scale))
 
-def name_below(root: Path, path: Path) -> str:
-    """Path below the common root, with forward slashes on every system."""
-    absolute, base = path.absolute(), root.absolute()
-    return shown(absolute.relative_to(base) if absolute.is_relative_to(base) else path)
+    def _grey(self, full: np.ndarray) -> np.ndarray:
+        """A map in 16 bits between values fixed for the run, so that images compare."""
+        low, span = self.scale.low, 2 * (self.scale.high - self.scale.low)
+        facts = {"value": f"{low} + grey / 65535 * {span}", "low": low, "high": low + span}
+        if not (told := self.out / "maps" / "scale.json").is_file():
+            write_text(told, json.dumps(facts, indent=2) + "\n")
+        return np.rint(np.clip((full - low) / span, 0, 1) * 65535).astype(np.uint16)
 
+    def _write(self, kind: str, name: str, pixels: np.ndarray) -> None:
+        save_png(pixels, self._target(kind, name, ".png"), compress_level=1)
 
-def one_line(error: GoodpartsError) -> str:
-    """An error as a cell of a table."""
-    return f"{error.what} Found: {error.found}. {error.do}"
+    def _target(self, kind: str, name: str, suffix: str) -> Path:
+        # The original suffix stays in the name: a.png and a.jpg of one folder must not collide.
+        return fitting(self.out / kind / f"{name}{suffix}")

@@ -14,8 +14,7 @@ from omegaconf import DictConfig
 
 from src.cluster import Cluster
 from src.deployment.ledger import Scored
-from src.deployment.pictures import PictureWriter
-from src.deployment.scoring import Scorer, load
+from src.deployment.scoring import Scorer
 from src.detector import Detector
 
 BATCHES = 16  # of a block, which an actor takes at a time; ours: seconds of work, few blocks
@@ -24,16 +23,14 @@ BATCHES = 16  # of a block, which an actor takes at a time; ours: seconds of wor
 class Actor:
     """A loaded detector in a process of its own, on any node."""
 
-    def __init__(self, run: str, device: str, out: str, save: DictConfig, root: str) -> None:
+    def __init__(self, run: str, device: str, out: str, root: str, save: DictConfig) -> None:
         logging.disable(logging.INFO)  # the command itself has said which model it is
-        detector = Detector.load(Path(run), device)
-        self.score, self.root = Scorer(detector, PictureWriter(Path(out), detector, save)), root
+        self.score = Scorer(Detector.load(Path(run), device), Path(out), Path(root), save)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
         """Paths as bytes, which any file name is, in; pickled results in their order out."""
-        root, read = Path(self.root), self.score.detector.read
-        loaded = [load(Path(os.fsdecode(path)), root, read) for path in batch["path"]]
-        return {"found": [pickle.dumps(found) for found in self.score(loaded)]}
+        scored = self.score([Path(os.fsdecode(path)) for path in batch["path"]])
+        return {"found": [pickle.dumps(found) for found in scored]}
 
 
 def spread(paths: Sequence[Path], root: Path, cfg: DictConfig) -> Iterator[list[Scored]]:
@@ -55,14 +52,14 @@ def spread(paths: Sequence[Path], root: Path, cfg: DictConfig) -> Iterator[list[
         workers = min(cfg.workers or places, places)
         rows: list[Any] = [{"path": os.fsencode(path.absolute())} for path in paths]
         blocks = max(len(rows) // (cfg.batch_size * BATCHES), min(len(rows), workers))
-        folders = (str(Path(cfg.run).absolute()), cfg.device, str(Path(cfg.out).absolute()))
+        run, out, folder = (str(Path(path).absolute()) for path in (cfg.run, cfg.out, root))
         found = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
             Actor,
             batch_size=cfg.batch_size,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=cluster.share["CPU"],
             num_gpus=cluster.share["GPU"],
-            fn_constructor_args=(*folders, cfg.save, str(root.absolute())),
+            fn_constructor_args=(run, cfg.device, out, folder, cfg.save),
         )
         for batch in found.iter_batches(batch_size=cfg.batch_size, prefetch_batches=0):
             yield [pickle.loads(one) for one in batch["found"]]  # made by our own actors

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from src.saved_run import SavedRun
+
 # position -1 (calm) .. 0 (threshold) .. 1 (hottest): red, green, blue 0..255, opacity 0..1
 _STOPS = (
     (-1.00, (96, 140, 190), 0.00),
@@ -60,6 +62,11 @@ class ColourScale:
         above = values[values > threshold]
         high = float(np.percentile(above, 99.0) if above.size else values.max())
         return cls(*_separate(low, threshold, high))
+
+    @classmethod
+    def of_run(cls, run: SavedRun) -> ColourScale:
+        """The scale of a run's own figures, so that a colour keeps its meaning."""
+        return cls(**run.read_json("figures/scale.json"))
 
     def position(self, values: np.ndarray) -> np.ndarray:
         """Place of each value on the scale, float32 of the same shape in [-1, 1]; 0 = threshold.

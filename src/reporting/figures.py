@@ -1,12 +1,14 @@
 """Pictures of single images: overlay, outlines, triptych, contact sheet.
 
 Drawn with NumPy and Pillow, one pass per picture: a triptych of 512 x 512 pixels takes some 20 ms
-on one core. Colours are safe for colour-blind readers: the truth is white, the
-prediction cyan, heat runs from yellow to purple.
+on one core, matplotlib several times that. Charts of numbers are in `charts` (for the page) and
+`curves` (for files). Colours are safe for colour-blind readers: the truth is white, the prediction
+cyan, heat runs from yellow to purple.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,32 +25,64 @@ INK, PAPER, FAINT = (28, 32, 38), (255, 255, 255), (104, 112, 122)
 AGREE, MISSED, SURPLUS = (232, 234, 237), (61, 126, 190), (240, 146, 44)
 _GAP, _CAPTION = 8, 22  # pixels between panels and for their headings
 
+Colour = tuple[int, int, int]
 
-def blend(display: np.ndarray, rgba: np.ndarray, opacity: float = 1.0) -> np.ndarray:
-    """Lay colours (H, W, 4) uint8 over a picture (H, W, 3) uint8; opacity 0..1 scales them."""
-    alpha = rgba[..., 3:].astype(np.float32) * (opacity / 255.0)
+
+class Sheet:
+    """White paper of width x height pixels for pictures and short texts; places are (x, y)."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.image = Image.new("RGB", (width, height), PAPER)
+        self._draw = ImageDraw.Draw(self.image)
+
+    def paste(self, at: tuple[int, int], picture: Image.Image | np.ndarray) -> None:
+        """Put a picture with its upper left corner at `at`."""
+        self.image.paste(_image(picture), at)
+
+    def write(
+        self, at: tuple[float, float], text: str, room: float, colour: Colour = FAINT,
+        size: int = 13, anchor: str = "la",
+    ) -> None:  # fmt: skip
+        """One line of at most `room` pixels; it loses its beginning, where paths tell least."""
+        font = _font(size)
+        if font.getlength(text) > room:
+            while text and font.getlength("..." + text) > room:
+                text = text[1:]
+            text = "..." + text if text else ""
+        self._draw.text(at, text, colour, font, anchor=anchor)
+
+    def key(self, at: tuple[int, int], entries: Sequence[tuple[Colour, str]], room: int) -> None:
+        """Coloured squares with their meanings, side by side."""
+        step = room // len(entries)
+        for place, (colour, text) in enumerate(entries):
+            x, y = at[0] + place * step, at[1]
+            self._draw.rectangle((x, y + 1, x + 10, y + 11), fill=colour, outline=FAINT)
+            self.write((x + 15, y), text, step - 16, INK, 11)
+
+
+def blend(display: np.ndarray, rgba: np.ndarray) -> np.ndarray:
+    """Lay colours (H, W, 4) uint8 over a picture (H, W, 3) uint8."""
+    alpha = rgba[..., 3:].astype(np.float32) / 255.0
     mixed = display.astype(np.float32) * (1.0 - alpha) + rgba[..., :3] * alpha
     return np.rint(mixed).astype(np.uint8)
 
 
-def heat(picture: Picture, scale: ColourScale) -> np.ndarray:
-    """Anomaly map in colours, (H, W, 4) uint8 at the size of the picture."""
-    height, width = picture.display.shape[:2]
-    return scale.colours(resize_map(picture.anomaly_map, height, width))
+def heat(values: np.ndarray, scale: ColourScale, display: np.ndarray) -> np.ndarray:
+    """A map (h, w) in colours over a picture (H, W, 3) uint8, whose size it takes."""
+    return blend(display, scale.colours(resize_map(values, *display.shape[:2])))
 
 
 def segmentation(picture: Picture, scale: ColourScale) -> np.ndarray:
     """What the model calls defective, (H, W) bool: its own mask, or map > pixel threshold."""
-    height, width = picture.display.shape[:2]
+    size = picture.display.shape[:2]
     if picture.segmentation is not None:
-        return resize_mask(picture.segmentation, height, width)
-    return resize_map(picture.anomaly_map, height, width) > scale.threshold
+        return resize_mask(picture.segmentation, *size)
+    return resize_map(picture.anomaly_map, *size) > scale.threshold
 
 
 def truth(picture: Picture) -> np.ndarray | None:
     """Ground truth (H, W) bool at the size of the picture, None when it is not known."""
-    height, width = picture.display.shape[:2]
-    return None if picture.mask is None else resize_mask(picture.mask, height, width)
+    return None if picture.mask is None else resize_mask(picture.mask, *picture.display.shape[:2])
 
 
 def outline(mask: np.ndarray, width: int) -> np.ndarray:
@@ -60,29 +94,28 @@ def outline(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def draw_outline(
-    display: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], width: int = 2
+    display: np.ndarray, mask: np.ndarray | None, colour: Colour, width: int = 2
 ) -> np.ndarray:
     """Copy of a picture with the border of a mask in `colour` and a dark line just outside it."""
     drawn = display.copy()
-    halo = ~_erode(~mask) & ~mask
-    drawn[halo] = (drawn[halo] * 0.35).astype(np.uint8)
-    drawn[outline(mask, width)] = colour
+    if mask is not None:
+        halo = ~_erode(~mask) & ~mask
+        drawn[halo] = (drawn[halo] * 0.35).astype(np.uint8)
+        drawn[outline(mask, width)] = colour
     return drawn
 
 
-def overlay(picture: Picture, scale: ColourScale, opacity: float = 1.0) -> np.ndarray:
+def overlay(picture: Picture, scale: ColourScale) -> np.ndarray:
     """Picture, heat, predicted and true outline in one image (H, W, 3) uint8."""
-    drawn = blend(picture.display, heat(picture, scale), opacity)
+    drawn = heat(picture.anomaly_map, scale, picture.display)
     width = max(1, round(min(drawn.shape[:2]) / 256))
     drawn = draw_outline(drawn, segmentation(picture, scale), PREDICTION, width)
-    known = truth(picture)
-    return drawn if known is None else draw_outline(drawn, known, TRUTH, width)
+    return draw_outline(drawn, truth(picture), TRUTH, width)
 
 
 def agreement(picture: Picture, scale: ColourScale) -> np.ndarray:
     """Truth against prediction, (H, W, 3) uint8: both light, missed blue, surplus orange."""
-    found = segmentation(picture, scale)
-    known = truth(picture)
+    found, known = segmentation(picture, scale), truth(picture)
     drawn = np.full((*found.shape, 3), INK, dtype=np.uint8)
     if known is None:
         drawn[found] = PREDICTION
@@ -96,24 +129,25 @@ def agreement(picture: Picture, scale: ColourScale) -> np.ndarray:
 def triptych(picture: Picture, scale: ColourScale, caption: str = "") -> Image.Image:
     """Input, overlay, and truth against prediction side by side, with headings and a legend."""
     known = picture.mask is not None
-    panels = [picture.display, overlay(picture, scale), agreement(picture, scale)]
-    headings = ["input", "anomaly map", "truth and prediction" if known else "prediction"]
+    panels = {
+        "input": picture.display,
+        "anomaly map": overlay(picture, scale),
+        "truth and prediction" if known else "prediction": agreement(picture, scale),
+    }
     height, width = picture.display.shape[:2]
-    sheet = Image.new(
-        "RGB", (3 * width + 4 * _GAP, height + 2 * _CAPTION + (_CAPTION if caption else 0)), PAPER
-    )
-    draw, font = ImageDraw.Draw(sheet), _font(13)
-    top = _CAPTION if caption else 0
-    if caption:
-        draw.text((_GAP, 4), shorten(caption, font, sheet.width - 2 * _GAP), INK, font)
-    for column, (panel, heading) in enumerate(zip(panels, headings, strict=True)):
-        left = _GAP + column * (width + _GAP)
-        draw.text((left, top + 3), shorten(heading, font, width), FAINT, font)
-        sheet.paste(Image.fromarray(panel), (left, top + _CAPTION))
-    _key(draw, _GAP + 2 * (width + _GAP), sheet.height - _CAPTION + 4, width, known)
-    bar = colour_bar(scale, width, _CAPTION - 4)
-    sheet.paste(bar, (_GAP + width + _GAP, sheet.height - _CAPTION + 2))
-    return sheet
+    top, step = _CAPTION if caption else 0, width + _GAP
+    sheet = Sheet(3 * step + _GAP, top + height + 2 * _CAPTION)
+    sheet.write((_GAP, 4), caption, sheet.image.width - 2 * _GAP, INK)
+    for column, (heading, panel) in enumerate(panels.items()):
+        left = _GAP + column * step
+        sheet.write((left, top + 3), heading, width)
+        sheet.paste((left, top + _CAPTION), panel)
+    below = top + height + _CAPTION
+    sheet.paste((_GAP + step, below + 2), colour_bar(scale, width, _CAPTION - 4))
+    judged = [(AGREE, "found"), (MISSED, "missed"), (SURPLUS, "surplus")]
+    entries = judged if known else [(PREDICTION, "predicted")]
+    sheet.key((_GAP + 2 * step, below + 4), entries, width)
+    return sheet.image
 
 
 def colour_bar(
@@ -124,26 +158,17 @@ def colour_bar(
     anchor: what the middle of the scale is called.
     """
     low, high = scale.low, scale.high
-    if np.isfinite(scale.threshold):
-        half = np.linspace(0.0, 1.0, max(2, width // 2))
-        values = np.concatenate(
-            [
-                low + half * (scale.threshold - low),
-                scale.threshold + half * (high - scale.threshold),
-            ]
-        )
-    else:
-        values = np.linspace(low, high, max(2, width))
+    middle = scale.threshold if np.isfinite(scale.threshold) else (low + high) / 2
+    values = np.interp(np.linspace(-1, 1, max(2, width)), (-1, 0, 1), (low, middle, high))
     strip = np.broadcast_to(values, (max(2, height // 3), values.size))
-    bar = Image.new("RGB", (width, height), PAPER)
-    paper = np.full((*strip.shape, 3), 205, dtype=np.uint8)
-    bar.paste(Image.fromarray(blend(paper, scale.colours(strip))).resize((width, strip.shape[0])))
-    draw, font = ImageDraw.Draw(bar), _font(10)
-    middle = f"{anchor} {scale.threshold:.3g}"
-    for place, align, text in ((0, "la", f"{low:.3g}"), (width, "ra", f"{high:.3g}")):
-        draw.text((place, strip.shape[0] + 1), text, FAINT, font, anchor=align)
-    draw.text((width / 2, strip.shape[0] + 1), middle, INK, font, anchor="ma")
-    return bar
+    ground = np.full((*strip.shape, 3), 205, dtype=np.uint8)
+    sheet = Sheet(width, height)
+    sheet.paste((0, 0), blend(ground, scale.colours(strip)))
+    y = strip.shape[0] + 1
+    sheet.write((0, y), f"{low:.3g}", width, FAINT, 10)
+    sheet.write((width, y), f"{high:.3g}", width, FAINT, 10, "ra")
+    sheet.write((width / 2, y), f"{anchor} {scale.threshold:.3g}", width, INK, 10, "ma")
+    return sheet.image
 
 
 def contact_sheet(
@@ -152,15 +177,14 @@ def contact_sheet(
     """Pictures (H, W, 3) uint8 on a grid, each fitted into tile_px with a caption below."""
     rows = max(1, -(-len(tiles) // columns))
     cell = tile_px + _GAP
-    sheet = Image.new("RGB", (columns * cell + _GAP, rows * (cell + 18) + _GAP), PAPER)
-    draw, font = ImageDraw.Draw(sheet), _font(11)
+    sheet = Sheet(columns * cell + _GAP, rows * (cell + 18) + _GAP)
     for index, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
         left = _GAP + (index % columns) * cell
         top = _GAP + (index // columns) * (cell + 18)
         small = fit_within(tile, tile_px)
-        sheet.paste(small, (left + (tile_px - small.width) // 2, top))
-        draw.text((left, top + tile_px + 3), shorten(caption, font, tile_px), INK, font)
-    return sheet
+        sheet.paste((left + (tile_px - small.width) // 2, top), small)
+        sheet.write((left, top + tile_px + 3), caption, tile_px, INK, 11)
+    return sheet.image
 
 
 def fit_within(picture: np.ndarray, side: int) -> Image.Image:
@@ -168,7 +192,14 @@ def fit_within(picture: np.ndarray, side: int) -> Image.Image:
     height, width = picture.shape[:2]
     factor = side / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
+    return _image(picture).resize(size, Image.Resampling.LANCZOS)
+
+
+def boxed(picture: np.ndarray, box: Box, side: int, least: float = 0) -> Image.Image:
+    """A picture fitted into `side` pixels with a box drawn at least `least` pixels wide."""
+    image, factor = fit_within(picture, side), side / max(picture.shape[:2])
+    draw_box(image, box, factor, least=least)
+    return image
 
 
 def crop(picture: np.ndarray, box: Box, context: float, side: int) -> Image.Image:
@@ -182,55 +213,43 @@ def crop(picture: np.ndarray, box: Box, context: float, side: int) -> Image.Imag
     length = int(min(max(round(context * max(tall, wide)), 8), height, width))
     top = int(np.clip((box.top + box.bottom - length) // 2, 0, height - length))
     left = int(np.clip((box.left + box.right - length) // 2, 0, width - length))
-    view = Image.fromarray(picture[top : top + length, left : left + length])
+    view = _image(picture[top : top + length, left : left + length])
     view = view.resize((side, side), Image.Resampling.BICUBIC)
-    factor = side / length
-    corners = (box.left - left, box.top - top, box.right - left, box.bottom - top)
-    draw_box(view, [factor * value for value in corners])
+    shifted = Box(box.top - top, box.left - left, box.bottom - top, box.right - left)
+    draw_box(view, shifted, side / length)
     return view
 
 
-def draw_box(image: Image.Image, corners: Sequence[float], width: int = 2) -> None:
-    """A cyan rectangle (left, top, right, bottom) with a dark rim, drawn into the image."""
-    left, top, right, bottom = (round(value) for value in corners)
+def draw_box(image: Image.Image, box: Box, factor: float, *, least: float = 0) -> None:
+    """A cyan rectangle with a dark rim at `factor` times the box, drawn into the image.
+
+    least: pixels; a smaller rectangle could not be seen.
+    """
+    x, y = factor * (box.left + box.right) / 2, factor * (box.top + box.bottom) / 2
+    wide = max(least, factor * (box.right - box.left)) / 2
+    tall = max(least, factor * (box.bottom - box.top)) / 2
+    left, top, right, bottom = (round(v) for v in (x - wide, y - tall, x + wide, y + tall))
     draw = ImageDraw.Draw(image)
-    draw.rectangle((left - 1, top - 1, right, bottom), outline=INK, width=width + 2)
-    draw.rectangle((left, top, right - 1, bottom - 1), outline=PREDICTION, width=width)
+    draw.rectangle((left - 1, top - 1, right, bottom), outline=INK, width=4)
+    draw.rectangle((left, top, right - 1, bottom - 1), outline=PREDICTION, width=2)
 
 
-def save_png(image: Image.Image | np.ndarray, path: Path) -> None:
+def save_png(picture: Image.Image | np.ndarray, path: Path, compress_level: int = 4) -> None:
     """Write a PNG; the file appears only when it is complete."""
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     with atomic(path) as partial:
-        picture.save(partial, format="PNG", compress_level=4)
+        _image(picture).save(partial, format="PNG", compress_level=compress_level)
+
+
+def _image(picture: Image.Image | np.ndarray) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
 def _erode(mask: np.ndarray) -> np.ndarray:
     """Mask pixels whose four neighbours are all set; what lies outside counts as set."""
     padded = np.pad(mask, 1, constant_values=True)
     return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-
-
-def _key(draw: ImageDraw.ImageDraw, left: int, top: int, width: int, known: bool) -> None:
-    """Colour key under the third panel."""
-    entries = [(PREDICTION, "predicted")]
-    if known:
-        entries = [(AGREE, "found"), (MISSED, "missed"), (SURPLUS, "surplus")]
-    font, step = _font(11), width // len(entries)
-    for index, (colour, text) in enumerate(entries):
-        x = left + index * step
-        draw.rectangle((x, top + 1, x + 10, top + 11), fill=colour, outline=FAINT)
-        draw.text((x + 15, top), shorten(text, font, step - 16), INK, font)
-
-
-def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
-    """Text cut at its beginning, where paths are least telling, so that it fits `room` pixels."""
-    if font.getlength(text) <= room:
-        return text
-    while text and font.getlength("..." + text) > room:
-        text = text[1:]
-    return "..." + text if text else ""
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

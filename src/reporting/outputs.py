@@ -21,11 +21,11 @@ from src.detector import Detection, Detector
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.pixel_statistics import write_pixel_statistics
 from src.evaluation.view import pixel_convention
+from src.explaining import explain
 from src.files import fitting, shown
 from src.models.base import AnomalyModule
 from src.reporting import curves as draw
 from src.reporting.colour_scale import ColourScale
-from src.reporting.explaining import explain
 from src.reporting.figures import contact_sheet, overlay, save_png, triptych
 from src.reporting.records import (
     Curve,
@@ -69,14 +69,16 @@ def write_outputs(
     results = [_result(row, name) for row, name in zip(rows, names, strict=True)]
     chosen = choose_pictures(results, threshold.image, cfg.report.max_images)
     samples = [data.samples[row["index"]] for row in evaluator.per_image_rows()]
-    scale = _scale(detector, [samples[i] for i in chosen], threshold)
+    scale, extra_scales = _scales(detector, [samples[i] for i in chosen], threshold)
     run.write_json("figures/scale.json", asdict(scale))
     pictured = _with_pictures(results, samples, chosen, detector, sources)
     pictures = write_figures(run, pictured, chosen[:_SHEET_IMAGES], scale, evaluator, threshold)
     pictures |= _diagnostics(run, model)
     model.write_extras(data.test_dataloader(), data.samples, run.directory / "extras")
     if cfg.report.enabled:
-        report = _report_data(cfg, run, data, evaluator, threshold, metrics, pictured, scale)
+        report = _report_data(
+            cfg, run, data, evaluator, threshold, metrics, pictured, scale, extra_scales
+        )
         write_report(
             run.directory / "report.html", report,
             max_images=cfg.report.max_images, max_side=cfg.report.max_side,
@@ -170,6 +172,7 @@ def _report_data(
     metrics: Mapping[str, float],
     results: list[ImageResult],
     scale: ColourScale,
+    extra_scales: Mapping[str, ColourScale],
 ) -> ReportData:
     method = method_title(cfg.model.name)
     manifest = run.read_json("manifest.json")
@@ -181,6 +184,7 @@ def _report_data(
         protocol=_protocol(cfg, data, threshold, metrics),
         images=results,
         scale=scale,
+        extra_scales=extra_scales,
         intervals=_intervals(metrics),
         recalls=[DefectRecall(*row) for row in evaluator.defect_recalls(data.samples)],
         curves=_curves(evaluator),
@@ -259,7 +263,7 @@ def _picture(
             anomaly_map=found.anomaly_map,
             mask=_truth(sample, detector, image),
             segmentation=found.mask,
-            log_nfa=found.log_nfa,
+            extra=_extra(found),
             match=explain(detector, image, sources) if found.alarm else None,
         )
 
@@ -272,17 +276,29 @@ def _truth(sample: Sample, detector: Detector, image: Image.Image) -> np.ndarray
     return np.zeros(detector.transform.size, dtype=bool) if sample.label == NORMAL else None
 
 
-def _scale(detector: Detector, samples: list[Sample], threshold: Threshold) -> ColourScale:
-    """One scale for the run, from its pictures; NFA runs keep the map's own range."""
+def _extra(found: Detection) -> dict[str, np.ndarray]:
+    return {} if found.log_nfa is None else {"-log10 NFA": -found.log_nfa}
+
+
+def _scales(
+    detector: Detector, samples: list[Sample], threshold: Threshold
+) -> tuple[ColourScale, dict[str, ColourScale]]:
+    """One scale for the run, from its pictures, and one for each further map of the method."""
     found: list[Detection] = []
     for sample in samples[:: max(1, len(samples) // 32)]:
         found += detector.detect([read_sample(sample)])
     maps = [one.anomaly_map for one in found]
-    pixel = threshold.pixel
-    if threshold.rule == "nfa":  # its threshold lies on log NFA, not on the map that is coloured
-        inside = [one.anomaly_map[~one.mask] for one in found]
-        pixel = float(np.quantile(np.concatenate(inside), 0.999)) if inside else 0.0
-    return ColourScale.fit(maps, pixel)
+    masks = [one.mask for one in found]
+    own = threshold.rule == "nfa"  # the method's own regions decide, not the map that is coloured
+    scale = _anchored(maps, masks) if own else ColourScale.fit(maps, threshold.pixel)
+    names = _extra(found[0]) if found else {}
+    return scale, {name: _anchored([_extra(one)[name] for one in found], masks) for name in names}
+
+
+def _anchored(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> ColourScale:
+    """A scale whose threshold is where the masks begin: what is outside lies below it."""
+    outside = [each[~mask] for each, mask in zip(maps, masks, strict=True)]
+    return ColourScale.fit(maps, float(np.quantile(np.concatenate(outside), 0.999)))
 
 
 def _diagnostics(run: SavedRun, model: AnomalyModule) -> dict[str, Path]:

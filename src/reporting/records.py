@@ -50,8 +50,8 @@ class Picture:
     anomaly_map: np.ndarray  # (h, w) float32, raw units, higher is more anomalous
     mask: np.ndarray | None = None  # (H, W) bool, ground truth; None: not known
     segmentation: np.ndarray | None = None  # bool, any grid; None: anomaly_map > pixel threshold
-    log_nfa: np.ndarray | None = None  # (h, w) float32, log10 number of false alarms, < 0 detects
     match: PatchMatch | None = None
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)  # further maps (h, w) by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,7 @@ class ReportData:
     protocol: ProtocolFacts
     images: Sequence[ImageResult]
     scale: ColourScale  # shared by all pictures of the run
+    extra_scales: Mapping[str, ColourScale] = field(default_factory=dict)  # of further maps
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, same keys
     recalls: Sequence[DefectRecall] = ()
     curves: Sequence[Curve] = ()

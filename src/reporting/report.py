@@ -157,7 +157,7 @@ def _encode(
         picture = data.images[index].load_picture()
         if picture is None:
             continue
-        encoded = page_images.encode_layers(picture, data.scale, max_side)
+        encoded = page_images.encode_layers(picture, data.scale, max_side, data.extra_scales)
         used += encoded.size
         if used > max_bytes:
             break

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from src.commands import export as exporting
 from src.commands.export import export_run
-from src.deployment import exporting
 from src.deployment.parity import Outputs, ParityError, check_parity
 from src.detector import Detector
 from src.errors import ConfigError

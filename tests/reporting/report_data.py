@@ -18,13 +18,13 @@ def wilson(found, total):
     return float(interval.low), float(interval.high)
 
 
-def make_report(count=12, *, match=False, nfa=False, evil=False, **changes):
+def make_report(count=12, *, match=False, extra=False, evil=False, **changes):
     rows = make_results(count)
-    if match or nfa:
+    if match or extra:
         for k in (3, 5):
             picture = make_picture(seed=k, match=match)
-            extra = {"log_nfa": np.full((12, 16), -3.0, np.float32)} if nfa else {}
-            rows[k] = replace(rows[k], picture=replace(picture, **extra))
+            maps = {"-log10 NFA": np.full((12, 16), 3.0, np.float32)} if extra else {}
+            rows[k] = replace(rows[k], picture=replace(picture, extra=maps))
     if evil:
         rows[4] = replace(rows[4], path=EVIL, defect=EVIL)
     recalls = []
@@ -40,6 +40,7 @@ def make_report(count=12, *, match=False, nfa=False, evil=False, **changes):
         "protocol": ProtocolFacts("honest", 24, notes=(EVIL,) if evil else ()),
         "images": rows,
         "scale": SCALE,
+        "extra_scales": {"-log10 NFA": SCALE} if extra else {},
         "intervals": {"test/image_auroc": (0.88, 0.95)},
         "recalls": recalls,
         "curves": [Curve("roc", x, x**0.2, 0.83), Curve("pr", x, 1 - x, 0.5),

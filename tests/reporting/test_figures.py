@@ -18,8 +18,8 @@ def test_blending_follows_the_formula_of_alpha_over():
     display = np.full((2, 2, 3), 100, dtype=np.uint8)
     rgba = np.zeros((2, 2, 4), dtype=np.uint8)
     rgba[...] = (200, 0, 50, 128)
-    expected = np.array([200, 0, 50]) * (0.5 * 128 / 255) + 100 * (1 - 0.5 * 128 / 255)
-    assert np.abs(figures.blend(display, rgba, 0.5) - expected).max() <= 0.5
+    expected = np.array([200, 0, 50]) * (128 / 255) + 100 * (1 - 128 / 255)
+    assert np.abs(figures.blend(display, rgba) - expected).max() <= 0.5
 
 
 def test_outlines_equal_a_mask_minus_its_eroded_self():

@@ -11,11 +11,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from src.commands import patch_match as matching
 from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.detector import Detection
 from src.errors import ConfigError
-from src.reporting import matching
 
 
 class TinyMemory(torch.nn.Module):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.commands import patch_match as matching
 from src.data.samples import Sample
 from src.errors import DataError
-from src.reporting import figures, matching
-from src.reporting import patch_match as draw
+from src.reporting import figures
+from src.reporting import match_pictures as draw
 from src.reporting.colour_scale import ColourScale
-from src.reporting.patch_match import MatchGrid
+from src.reporting.match_pictures import MatchGrid
 from tests.reporting.pictures import SCALE, make_picture
 
 RNG = np.random.default_rng(3)
@@ -42,7 +43,7 @@ def test_the_boxes_of_all_cells_tile_the_picture_without_gap_or_overlap():
 
 def test_a_match_points_to_the_source_image_and_place_of_its_bank_row():
     grid = make_grid()
-    match = draw.match_at(grid, 1, 2, source)
+    match = draw.match_at(grid, 8, source)
     assert match.source == f"good/{grid.image[1, 2]:03}.png"
     assert match.source_box == grid.box(*grid.place[1, 2])
     assert match.distance == pytest.approx(float(grid.distance[1, 2]))

@@ -58,7 +58,7 @@ def rendered(data, images=120, side=96, size=1e9):
 
 
 def test_the_page_is_well_formed_and_names_no_address_outside_itself():
-    for changes in ({}, {"match": True}, {"nfa": True}, {"evil": True}):
+    for changes in ({}, {"match": True}, {"extra": True}, {"evil": True}):
         text, page = rendered(make_report(**changes))
         for _, attrs in page.elements:
             for name in ("src", "href", "action", "poster", "srcset"):
@@ -103,7 +103,7 @@ def test_the_data_of_the_page_is_valid_json_and_equals_the_results():
 
 
 def test_every_image_has_an_alternative_text_and_every_field_a_label():
-    _, page = rendered(make_report(match=True, nfa=True))
+    _, page = rendered(make_report(match=True, extra=True))
     assert all("alt" in attrs for attrs in page.all("img"))
     photos = [attrs for attrs in page.all("img") if attrs.get("class") == "photo"]
     assert all(attrs["alt"] for attrs in photos)
@@ -189,7 +189,7 @@ def test_names_that_are_no_valid_unicode_do_not_stop_the_page(tmp_path):
 
 
 def test_layers_decode_to_the_shown_size_and_fade_where_nothing_is_wrong():
-    layers = page_images.encode_layers(make_picture(480, 640), SCALE, 320)
+    layers = page_images.encode_layers(make_picture(480, 640), SCALE, 320, {})
     assert (layers.width, layers.height) == (320, 240)
     heat = decode(layers.heat)
     assert heat.shape[0] / heat.shape[1] == 240 / 320
@@ -197,18 +197,18 @@ def test_layers_decode_to_the_shown_size_and_fade_where_nothing_is_wrong():
     assert heat[:, :, 3].max() > 150
     photo = decode(layers.photo).astype(float)
     assert photo.shape == (240, 320, 3)
-    none = page_images.encode_layers(make_picture(defect=False), SCALE, 320)
-    assert none.truth is None and none.prediction is None
+    none = page_images.encode_layers(make_picture(defect=False), SCALE, 320, {})
+    assert not none.lines
 
 
 def test_a_picture_smaller_than_the_limit_is_not_enlarged():
-    layers = page_images.encode_layers(make_picture(20, 30, defect=False), SCALE, 384)
+    layers = page_images.encode_layers(make_picture(20, 30, defect=False), SCALE, 384, {})
     assert (layers.width, layers.height) == (30, 20)
 
 
 def test_a_one_pixel_picture_can_be_shown():
     tiny = Picture(np.zeros((1, 1, 3), np.uint8), np.full((1, 1), 9.0, np.float32))
-    layers = page_images.encode_layers(tiny, SCALE, 384)
+    layers = page_images.encode_layers(tiny, SCALE, 384, {})
     assert decode(layers.heat)[0, 0, 3] > 200
 
 

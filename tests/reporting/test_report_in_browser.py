@@ -29,7 +29,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    for name, changes in {"plain": {"match": True, "nfa": True}, "evil": {"evil": True}}.items():
+    for name, changes in {"plain": {"match": True, "extra": True}, "evil": {"evil": True}}.items():
         write_report(folder / f"{name}.html", make_report(**changes))
     return folder
 
@@ -232,11 +232,11 @@ def test_arrow_keys_walk_through_the_gallery(page):
     assert focused(page) not in (-1, order[0], order[1])
 
 
-def test_the_viewer_explains_a_picture_with_its_patch_match_and_number_of_false_alarms(page):
+def test_the_viewer_explains_a_picture_with_its_patch_match_and_further_maps(page):
     page.execute_script("document.querySelector('.card[data-index=\"3\"] .open').click()")
     extra = one(page, "#viewer-extra")
     assert "train/<b>7.png" in extra.text and "2.5" in extra.text
-    assert extra.find_elements(By.CSS_SELECTOR, "img.nfa")
+    assert extra.find_elements(By.CSS_SELECTOR, "img.extra")
     assert not page.find_elements(By.CSS_SELECTOR, "#viewer-extra [id]")
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from src.commands import selection
 from src.errors import DataError
-from src.reporting import selection
 from src.reporting.curves import save_figure
 
 VALUES = st.integers(0, 6).map(float)

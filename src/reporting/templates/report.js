@@ -233,13 +233,6 @@
 
   // --- viewer ------------------------------------------------------------------------------
   const viewer = byId("viewer");
-  const copyOf = (id) => {
-    const source = byId(id);
-    if (!source) return [];
-    const copy = source.cloneNode(true);
-    copy.removeAttribute("id");
-    return [copy];
-  };
   const open = (card) => {
     const index = Number(card.dataset.index);
     const row = page.rows[index];
@@ -258,7 +251,8 @@
     byId("viewer-truth").textContent = truth;
     byId("viewer-score").textContent = show(row[SCORE]);
     byId("viewer-threshold").textContent = show(state.threshold);
-    byId("viewer-extra").replaceChildren(...copyOf(`match-${index}`), ...copyOf(`nfa-${index}`));
+    const explained = all(`main [data-explains="${index}"]`);
+    byId("viewer-extra").replaceChildren(...explained.map((each) => each.cloneNode(true)));
     byId("viewer-place").textContent = `${list.indexOf(card) + 1} of ${list.length}`;
     if (!viewer.open) viewer.showModal();
   };

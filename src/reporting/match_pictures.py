@@ -8,18 +8,19 @@ its rows come from, so that any coreset and any grid can be shown, and frames ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from src.files import atomic
 from src.reporting import figures
-from src.reporting.colour_scale import ColourScale, resize_map
+from src.reporting.colour_scale import ColourScale
+from src.reporting.figures import Sheet, boxed, crop, fit_within
 from src.reporting.records import Box, PatchMatch, Picture
 
 _GAP, _LINE = 10, 20  # pixels between panels; height of a line of text
@@ -37,6 +38,11 @@ class MatchGrid:
     place: np.ndarray  # (h, w, 2) int, row and column of the patch in that image
     metric: str  # "euclidean" | "cosine"
 
+    @property
+    def worst(self) -> int:
+        """Flat number of the patch farthest from all normal ones."""
+        return int(self.distance.argmax())
+
     def box(self, row: int, column: int) -> Box:
         """Pixels of a grid cell in a picture of the size of `display`."""
         high = self.display.shape[0] / self.distance.shape[0]
@@ -48,17 +54,17 @@ class MatchGrid:
 Source = Callable[[int], tuple[str, np.ndarray]]  # image number -> name, (H, W, 3) uint8
 
 
-def match_at(grid: MatchGrid, row: int, column: int, source: Source) -> PatchMatch:
-    """The match of one patch."""
+def match_at(grid: MatchGrid, flat: int, source: Source) -> PatchMatch:
+    """The match of one patch, by its flat number."""
+    row, column = divmod(flat, grid.distance.shape[1])
     name, display = source(int(grid.image[row, column]))
-    place = grid.place[row, column]
     return PatchMatch(
         distance=float(grid.distance[row, column]),
         metric=grid.metric,
         box=grid.box(row, column),
         source=name,
         source_display=display,
-        source_box=grid.box(int(place[0]), int(place[1])),
+        source_box=grid.box(*map(int, grid.place[row, column])),
     )
 
 
@@ -76,34 +82,25 @@ def match_figure(
     match = picture.match
     if match is None:
         raise ValueError("the picture has no match to draw")
-    panels = [
-        ("test image", _boxed(picture.display, match.box, side)),
-        ("anomaly map", figures.fit_within(figures.overlay(picture, scale), side)),
-        (match.source, _boxed(match.source_display, match.source_box, side)),
-    ]
-    crops = [
-        ("most anomalous patch", figures.crop(picture.display, match.box, _CONTEXT, side)),
-        (
-            "nearest normal patch",
-            figures.crop(match.source_display, match.source_box, _CONTEXT, side),
-        ),
-    ]
-    width, height = 3 * (side + _GAP) + _GAP, 2 * (side + _LINE + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, height), figures.PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for place, (title, panel) in enumerate(panels):
-        _paste(sheet, draw, (_GAP + place * (side + _GAP), _GAP), title, panel)
-    for place, (title, panel) in zip((0, 2), crops, strict=True):
-        _paste(sheet, draw, (_GAP + place * (side + _GAP), 2 * _GAP + side + _LINE), title, panel)
-    lines = [f"distance {match.distance:.4g} ({match.metric})", *facts]
-    for number, text in enumerate(lines):
-        at = (side + 2 * _GAP + 8, 3 * _GAP + side + 2 * _LINE + number * _LINE)
-        draw.text(at, figures.shorten(text, font, side - 16), figures.INK, font)
-    return sheet
+    display, other = picture.display, match.source_display
+    step, below = side + _GAP, 2 * _GAP + side + _LINE
+    sheet = Sheet(3 * step + _GAP, 2 * (side + _LINE + _GAP) + _GAP)
+    for column, y, title, panel in (
+        (0, _GAP, "test image", boxed(display, match.box, side)),
+        (1, _GAP, "anomaly map", fit_within(figures.overlay(picture, scale), side)),
+        (2, _GAP, match.source, boxed(other, match.source_box, side)),
+        (0, below, "most anomalous patch", crop(display, match.box, _CONTEXT, side)),
+        (2, below, "nearest normal patch", crop(other, match.source_box, _CONTEXT, side)),
+    ):
+        _paste(sheet, (_GAP + column * step, y), title, panel)
+    for number, text in enumerate([f"distance {match.distance:.4g} ({match.metric})", *facts]):
+        at = (step + _GAP + 8, below + _GAP + (number + 1) * _LINE)
+        sheet.write(at, text, side - 16, figures.INK, 14)
+    return sheet.image
 
 
 def patch_frames(
-    grid: MatchGrid, scale: ColourScale, source: Source, side: int, order: Sequence[int]
+    grid: MatchGrid, scale: ColourScale, source: Source, side: int, order: Iterable[int]
 ) -> Iterator[Image.Image]:
     """Frames of an animation: one patch each, test image and heat left, its match right.
 
@@ -115,20 +112,25 @@ def patch_frames(
         order: flat patch numbers, row by row, in the order they are shown.
     """
     read = lru_cache(maxsize=64)(source)
-    height, width = grid.display.shape[:2]
-    warm = scale.colours(resize_map(grid.distance, height, width))
-    heated = figures.fit_within(figures.blend(grid.display, warm), side)
-    small = lru_cache(maxsize=64)(lambda image: figures.fit_within(read(image)[1], side))
-    font = ImageFont.load_default(12)
+    small = lru_cache(maxsize=64)(lambda image: fit_within(read(image)[1], side))
+    heated = fit_within(figures.heat(grid.distance, scale, grid.display), side)
+    factor, step = side / max(grid.display.shape[:2]), side + _GAP
     for flat in order:
-        row, column = divmod(int(flat), grid.distance.shape[1])
-        match = match_at(grid, row, column, read)
-        left, right = heated.copy(), small(int(grid.image[row, column])).copy()
-        factor = side / max(height, width)
-        for image, box in ((left, match.box), (right, match.source_box)):
-            corners = (box.left, box.top, box.right, box.bottom)
-            figures.draw_box(image, [factor * value for value in corners])
-        yield _frame(left, right, grid.display, match, side, font)
+        match = match_at(grid, flat, read)
+        sheet = Sheet(2 * step + _GAP, side + side // 2 + 2 * _LINE + 3 * _GAP)
+        for left, title, whole, display, box in (
+            (_GAP, "test", heated, grid.display, match.box),
+            (_GAP + step, match.source, small(int(grid.image.flat[flat])), match.source_display,
+             match.source_box),
+        ):  # fmt: skip
+            panel = whole.copy()
+            figures.draw_box(panel, box, factor)
+            _paste(sheet, (left, 2), title, panel)
+            sheet.paste((left, side + _LINE + 2 * _GAP), crop(display, box, _CONTEXT, side // 2))
+        at = (_GAP + side // 2 + 8, side + _LINE + 2 * _GAP + 4)
+        for number, text in enumerate((f"{match.distance:.3f}", match.metric, "distance")):
+            sheet.write((at[0], at[1] + 15 * number), text, side // 2, figures.INK, 12)
+        yield sheet.image
 
 
 def write_animation(
@@ -153,13 +155,25 @@ def write_animation(
     if path.suffix == ".webp":
         options |= {"format": "WEBP", "quality": 60, "method": 2}
     else:
-        palette = _palette(grid, scale, source, side)
+        flat = (0, grid.worst, grid.distance.size - 1)
+        palette = _palette(list(patch_frames(grid, scale, source, side, flat)))
         frames = (each.quantize(palette=palette, dither=Image.Dither.NONE) for each in frames)
         options |= {"format": "GIF", "optimize": False}
     first = next(frames)
     with atomic(path) as partial:
         first.save(partial, append_images=frames, **options)
     return len(order)
+
+
+def _palette(samples: Sequence[Image.Image]) -> Image.Image:
+    """Colours for all frames: from some of them, and the white of the page exactly."""
+    sheet = Image.fromarray(np.concatenate([np.asarray(sample) for sample in samples]))
+    palette = sheet.quantize(_COLOURS, method=Image.Quantize.MEDIANCUT)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    # Pillow looks colours up in coarse cells, so no second near-white may remain.
+    colours[(colours.min(axis=1) >= 246) | (colours.sum(1) == colours.sum(1).max())] = 255
+    palette.putpalette(colours.ravel().tolist())
+    return palette
 
 
 def heat_pair(
@@ -170,23 +184,17 @@ def heat_pair(
     Different distances have different units, so each map has its own scale; they should be
     anchored where equally many patches lie above (see `equal_share`).
     """
-    height, width = picture.display.shape[:2]
-    panels = [("test image", figures.fit_within(_with_truth(picture, picture.display), side))]
-    for title, values, scale in maps:
-        warm = scale.colours(resize_map(values, height, width))
-        drawn = _with_truth(picture, figures.blend(picture.display, warm))
-        panels.append((title, figures.fit_within(drawn, side)))
-    sheet = Image.new(
-        "RGB", (len(panels) * (side + _GAP) + _GAP, side + 2 * _LINE + 3 * _GAP), figures.PAPER
-    )
-    draw = ImageDraw.Draw(sheet)
+    step = side + _GAP
+    sheet = Sheet((len(maps) + 1) * step + _GAP, side + 2 * _LINE + 3 * _GAP)
+    panels = [("test image", picture.display)]
+    panels += [(title, figures.heat(grid, scale, picture.display)) for title, grid, scale in maps]
     for place, (title, panel) in enumerate(panels):
-        left = _GAP + place * (side + _GAP)
-        _paste(sheet, draw, (left, _GAP), title, panel)
-        if place:
-            bar = figures.colour_bar(maps[place - 1][2], side, _LINE, "equal share")
-            sheet.paste(bar, (left, sheet.height - _LINE - _GAP // 2))
-    return sheet
+        drawn = figures.draw_outline(panel, figures.truth(picture), figures.TRUTH)
+        _paste(sheet, (_GAP + place * step, _GAP), title, fit_within(drawn, side))
+    for place, (_, _, scale) in enumerate(maps, 1):
+        bar = figures.colour_bar(scale, side, _LINE, "equal share")
+        sheet.paste((_GAP + place * step, sheet.image.height - _LINE - _GAP // 2), bar)
+    return sheet.image
 
 
 def equal_share(values: np.ndarray, other: np.ndarray, scale: ColourScale) -> ColourScale:
@@ -196,8 +204,7 @@ def equal_share(values: np.ndarray, other: np.ndarray, scale: ColourScale) -> Co
     """
     hot = int((values > scale.threshold).sum())
     ordered = np.sort(other, axis=None)[::-1]
-    anchor = float(ordered[0] if hot == 0 else ordered[min(hot, ordered.size - 1)])
-    return ColourScale.fit([other], anchor)
+    return ColourScale.fit([other], float(ordered[min(hot, ordered.size - 1)]))
 
 
 def distance_maps(
@@ -225,67 +232,6 @@ def distance_maps(
     return euclidean.reshape(h, w), np.clip(1.0 - highest, 0.0, 2.0).reshape(h, w)
 
 
-def _frame(
-    left: Image.Image,
-    right: Image.Image,
-    display: np.ndarray,
-    match: PatchMatch,
-    side: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> Image.Image:
-    crop = side // 2
-    width, height = 2 * side + 3 * _GAP, side + crop + 2 * _LINE + 3 * _GAP
-    sheet = Image.new("RGB", (width, height), figures.PAPER)
-    draw = ImageDraw.Draw(sheet)
-    titles = ("test", match.source)
-    for place, (title, panel) in enumerate(zip(titles, (left, right), strict=True)):
-        _paste(sheet, draw, (_GAP + place * (side + _GAP), 2), title, panel)
-    top = side + _LINE + 2 * _GAP
-    pairs = ((display, match.box), (match.source_display, match.source_box))
-    for place, (picture, box) in enumerate(pairs):
-        sheet.paste(figures.crop(picture, box, _CONTEXT, crop), (_GAP + place * (side + _GAP), top))
-    at = (_GAP + crop + 8, top + 4)
-    draw.text(at, f"{match.distance:.3f}\n{match.metric}\ndistance", figures.INK, font)
-    return sheet
-
-
-def _palette(grid: MatchGrid, scale: ColourScale, source: Source, side: int) -> Image.Image:
-    """Colours for all frames: from three of them, and the white of the page exactly."""
-    flat = [0, int(grid.distance.argmax()), grid.distance.size - 1]
-    samples = list(patch_frames(grid, scale, source, side, flat))
-    sheet = Image.new("RGB", (samples[0].width, samples[0].height * len(samples)))
-    for place, sample in enumerate(samples):
-        sheet.paste(sample, (0, place * sample.height))
-    palette = sheet.quantize(_COLOURS, method=Image.Quantize.MEDIANCUT)
-    colours = np.array(palette.getpalette()).reshape(-1, 3)
-    # Pillow looks colours up in coarse cells, so no second near-white may remain.
-    colours[(colours.min(axis=1) >= 246) | (colours.sum(1) == colours.sum(1).max())] = 255
-    palette.putpalette(colours.ravel().tolist())
-    return palette
-
-
-def _boxed(display: np.ndarray, box: Box, side: int) -> Image.Image:
-    image = figures.fit_within(display, side)
-    factor = side / max(display.shape[:2])
-    corners = (box.left, box.top, box.right, box.bottom)
-    figures.draw_box(image, [factor * value for value in corners])
-    return image
-
-
-def _with_truth(picture: Picture, display: np.ndarray) -> np.ndarray:
-    known = figures.truth(picture)
-    if known is None or not known.any():
-        return display
-    return figures.draw_outline(display, known, figures.TRUTH)
-
-
-def _paste(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    at: tuple[int, int],
-    title: str,
-    panel: Image.Image,
-) -> None:
-    font = ImageFont.load_default(13)
-    draw.text((at[0], at[1]), figures.shorten(title, font, panel.width), figures.FAINT, font)
-    sheet.paste(panel, (at[0], at[1] + _LINE))
+def _paste(sheet: Sheet, at: tuple[int, int], title: str, panel: Image.Image) -> None:
+    sheet.write(at, title, panel.width)
+    sheet.paste((at[0], at[1] + _LINE), panel)

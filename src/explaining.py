@@ -1,0 +1,67 @@
+"""Why an image raised an alarm: its patches beside the normal patches they were compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from src.data.build import build_datamodule
+from src.data.images import read_sample
+from src.data.samples import Sample
+from src.detector import Detector
+from src.errors import DataError, SavedModelError
+from src.files import shown
+from src.fitted import fitted_samples
+from src.reporting.match_pictures import MatchGrid, Source, match_at
+from src.reporting.records import PatchMatch
+from src.saved_run import SavedRun
+
+
+@torch.inference_mode()
+def match_grid(detector: Detector, image: Image.Image | np.ndarray) -> MatchGrid:
+    """The nearest normal patch of every patch of one image; for methods with a memory."""
+    match = detector.model.nearest_patches(  # type: ignore[operator]
+        detector.transform(image).to(detector.device)
+    )
+    return MatchGrid(
+        display=detector.transform.display(image),
+        distance=match.distance.float().cpu().numpy(),
+        image=match.image.cpu().numpy(),
+        place=match.place.cpu().numpy(),
+        metric=str(detector.config.model.get("distance", "euclidean")),
+    )
+
+
+def explain(detector: Detector, image: Image.Image, sources: Sequence[Sample]) -> PatchMatch | None:
+    """The most anomalous patch and its nearest normal patch.
+
+    `sources` are the samples the model was fitted on, in their order. None for methods without a
+    memory, and when the images it was fitted on are not at hand.
+    """
+    if not hasattr(detector.model, "nearest_patches") or not sources:
+        return None
+    grid = match_grid(detector, image)
+    if not sources[grid.image.flat[grid.worst]].image_path.is_file():
+        return None
+    return match_at(grid, grid.worst, reader(detector, sources))
+
+
+def reader(detector: Detector, sources: Sequence[Sample]) -> Source:
+    """Reads the normal images that the rows of a memory stem from, by number."""
+
+    def read(index: int) -> tuple[str, np.ndarray]:
+        sample = sources[index]
+        return shown(sample.image_path.name), detector.transform.display(read_sample(sample))
+
+    return read
+
+
+def sources_of(run: SavedRun) -> list[Sample]:
+    """The samples a run was fitted on; none on a machine that does not have them."""
+    try:
+        return fitted_samples(run, build_datamodule(run.config()))
+    except (DataError, SavedModelError):
+        return []
