@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,7 @@ class Detection:
     alarm: bool
     anomaly_map: np.ndarray  # (h, w) float32, raw units
     mask: np.ndarray  # (h, w) bool, pixels called defective
-    log_nfa: np.ndarray | None  # (h, w) float32, log10; None unless the threshold is `nfa`
+    extra: Mapping[str, np.ndarray]  # further maps (h, w) to show, by name; see Prediction
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Detector:
         model = build_model(config, transform.size)
         model.load(run.directory / "model")
         threshold = Threshold.from_json(run.read_json("model/threshold.json"))
-        model.wants_log_nfa = threshold.rule == "nfa"
+        model.own_mask = threshold.own_mask
         chosen = _device(device)
         config.hardware = _hardware(config, chosen)
         model.eval().to(chosen)
@@ -95,14 +95,13 @@ class Detector:
         """Apply the threshold to a batch of predictions."""
         prediction = prediction.cpu()
         alarms, masks = self.threshold.decide(prediction), self.threshold.mask(prediction)
-        nfa = prediction.log_nfa
         return [
             Detection(
                 score=float(prediction.score[row]),
                 alarm=bool(alarms[row]),
                 anomaly_map=prediction.anomaly_map[row].numpy(),
                 mask=masks[row].numpy(),
-                log_nfa=None if nfa is None else nfa[row].numpy(),
+                extra={name: maps[row].numpy() for name, maps in prediction.extra.items()},
             )
             for row in range(len(alarms))
         ]

@@ -189,7 +189,7 @@ def normal_scores(
     cfg: DictConfig, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
 ) -> NormalScores | None:
     """Scores of normal images the model has not seen: its own, or those of images held out."""
-    model.wants_log_nfa = build_rule(cfg.threshold).wants_log_nfa
+    model.own_mask = build_rule(cfg.threshold).needs_own_mask
     normal = model.held_out_scores()
     if normal is None and data.calibration_samples:
         collected = CalibrationScores()

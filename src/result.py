@@ -8,6 +8,7 @@ number is called and means is in `src.metrics`. Nothing here loads torch.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,13 +25,20 @@ class Prediction(NamedTuple):
 
     score: Tensor  # (B,)
     anomaly_map: Tensor  # (B, h, w), any grid; evaluation resizes it
-    log_nfa: Tensor | None = None  # (B, h, w) log10 of the number of false alarms; < 0 detects
+    mask: Tensor | None = None  # (B, h, w) bool: the method's own decision, where it was asked for
+    extra: Mapping[str, Tensor] = {}  # further maps (B, h, w) to show, by name, in powers of ten;
+    # above 0 is conspicuous
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Prediction:
+        """The same with `change` made to every tensor."""
+        mask = None if self.mask is None else change(self.mask)
+        extra = {name: change(value) for name, value in self.extra.items()}
+        return Prediction(change(self.score), change(self.anomaly_map), mask, extra)
 
     def cpu(self) -> Prediction:
-        """The same in float32 on the CPU, without gradients."""
-        score, anomaly_map = self.score.detach(), self.anomaly_map.detach()
-        nfa = None if self.log_nfa is None else self.log_nfa.detach().float().cpu()
-        return Prediction(score.float().cpu(), anomaly_map.float().cpu(), nfa)
+        """The same on the CPU, numbers in float32, without gradients."""
+        moved = self.each(lambda values: values.detach().cpu())
+        return moved._replace(score=moved.score.float(), anomaly_map=moved.anomaly_map.float())
 
 
 class NormalScores(NamedTuple):
@@ -52,16 +60,21 @@ class Threshold:
     n: int = 0  # calibration images
     oracle: bool = False  # True: test labels were used
 
+    @property
+    def own_mask(self) -> bool:
+        """Whether the method's own mask decides, not the map: the number of false alarms."""
+        return self.rule == "nfa"
+
     def decide(self, prediction: Prediction) -> Tensor:
-        """Alarms (B,) bool. Rule `nfa`: any pixel expects less than one false alarm."""
-        if self.rule == "nfa":
-            return (log_nfa_of(prediction) < 0).flatten(1).any(dim=1)
+        """Alarms (B,) bool; of a method's own mask: any marked pixel."""
+        if self.own_mask:
+            return own_mask_of(prediction).flatten(1).any(dim=1)
         return prediction.score > self.image
 
     def mask(self, prediction: Prediction) -> Tensor:
         """Defective pixels (B, h, w) bool on the grid of the map."""
-        if self.rule == "nfa":
-            return log_nfa_of(prediction) < 0
+        if self.own_mask:
+            return own_mask_of(prediction)
         return prediction.anomaly_map > self.pixel
 
     @property
@@ -134,17 +147,17 @@ def realised_rate_limit(n: int, promised: float, level: float = 0.95) -> float:
     return float(betaincinv(alarms, n + 1 - alarms, level)) if 0 < alarms <= n else promised
 
 
-def log_nfa_of(prediction: Prediction) -> Tensor:
-    """`prediction.log_nfa` (B, h, w), or a ConfigError where the method has none."""
-    if prediction.log_nfa is None:
-        raise no_nfa()
-    return prediction.log_nfa
+def own_mask_of(prediction: Prediction) -> Tensor:
+    """`prediction.mask` (B, h, w), or a ConfigError where the method has none."""
+    if prediction.mask is None:
+        raise no_own_mask()
+    return prediction.mask
 
 
-def no_nfa() -> ConfigError:
+def no_own_mask() -> ConfigError:
     """The mistake of asking a method without a noise model for a number of false alarms."""
     return ConfigError(
         "threshold=nfa needs a method that computes a number of false alarms.",
-        found="predictions without log_nfa",
+        found="predictions without a mask of the method's own",
         do="use model=uflow, or threshold=conformal with this model",
     )

@@ -206,8 +206,7 @@ class _HandOver(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         facts = {key: whole(batch[key], batch).cpu() for key in ("index", "label", "mask")}
-        nfa = None if outputs.log_nfa is None else whole(outputs.log_nfa, batch)
-        prediction = Prediction(whole(outputs.score, batch), whole(outputs.anomaly_map, batch), nfa)
+        prediction = outputs.each(lambda rows: whole(rows, batch))
         if leads():
             self.consume(facts, prediction.cpu())
 

@@ -58,9 +58,9 @@ def _threshold(cfg: DictConfig, detector: Detector) -> Threshold | None:
     if cfg.get("threshold") is None:
         return detector.threshold
     rule = build_rule(cfg.threshold)
-    detector.model.wants_log_nfa = rule.wants_log_nfa
+    detector.model.own_mask = rule.needs_own_mask
     normal = SavedRun(detector.directory).calibration()
-    if normal is None and not (rule.needs_labels or rule.wants_log_nfa):
+    if normal is None and not (rule.needs_labels or rule.needs_own_mask):
         raise ConfigError(
             "The run kept no scores of normal images, which this threshold is set with.",
             found=f"no calibration.csv in {detector.directory}; its rule, "

@@ -43,7 +43,7 @@ from src.evaluation.ranking import Counts
 from src.evaluation.threshold import F1Oracle
 from src.evaluation.uncertainty import Interval, rate_interval
 from src.evaluation.view import Grid, View, build_view
-from src.result import Curve, DefectRecall, Prediction, Threshold, no_nfa
+from src.result import Curve, DefectRecall, Prediction, Threshold, no_own_mask
 
 CURVE_POINTS = 400
 
@@ -94,7 +94,7 @@ class Evaluator:
         maps = self.view.maps(index, prediction.anomaly_map.float()).cpu().numpy()
         masks = self.view.masks(index, batch["mask"]).cpu().numpy()
         marked = batch["mask"].flatten(1).any(dim=1).tolist()
-        alarms, detected = self._nfa(index, prediction)
+        alarms, detected = self._own(index, prediction)
         for b in range(len(index)):
             if index[b] in self._rows:
                 continue
@@ -107,14 +107,14 @@ class Evaluator:
             if state == "known":
                 self._pixels.add(index[b], maps[b], masks[b])
 
-    def _nfa(
+    def _own(
         self, index: list[int], prediction: Prediction
     ) -> tuple[list[bool] | None, NDArray[np.bool_] | None]:
-        if prediction.log_nfa is None:
+        """Alarms and masks on the grid by the method's own decision, if it made one."""
+        if prediction.mask is None:
             return None, None
-        log_nfa = prediction.log_nfa
-        alarms = (log_nfa < 0).flatten(1).any(dim=1).tolist()
-        return alarms, (self.view.maps(index, log_nfa.float(), unseen=0.0) < 0).cpu().numpy()
+        alarms = prediction.mask.flatten(1).any(dim=1).tolist()
+        return alarms, (self.view.maps(index, prediction.mask.float(), 0.0) > 0.5).cpu().numpy()
 
     # --- numbers ------------------------------------------------------------------------------
 
@@ -267,11 +267,11 @@ class Evaluator:
 
     def _counts(self, threshold: Threshold) -> tuple[Counts, Counts]:
         """True and false positive pixels per image (n,) of the mask at the threshold."""
-        if threshold.rule != "nfa":
+        if not threshold.own_mask:
             return self._pixels.counts_above(threshold.pixel)
-        counts = [self._rows[index].nfa_counts for index in self._pixels.index.tolist()]
+        counts = [self._rows[index].own_counts for index in self._pixels.index.tolist()]
         if any(pair is None for pair in counts):
-            raise no_nfa()
+            raise no_own_mask()
         tp, fp = np.array(counts, dtype=np.int64).reshape(-1, 2).T
         return tp, fp
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN
 from src.evaluation.view import DefectPixels
-from src.result import Threshold, no_nfa
+from src.result import Threshold, no_own_mask
 
 NAMES = 20  # file names in one sentence
 
@@ -22,18 +22,18 @@ class ImageRow(NamedTuple):
     score: float
     map_max: float  # of the map as the model made it
     mask: str  # "known" | "missing" | "vanished" | "outside" | "on a normal image"
-    nfa_alarm: bool | None  # log10 NFA < 0 anywhere; None: not computed
-    nfa_counts: tuple[int, int] | None  # true and false positive pixels of log10 NFA < 0
+    own_alarm: bool | None  # the method's own mask marks a pixel; None: it made none
+    own_counts: tuple[int, int] | None  # true and false positive pixels of that mask
     pixels: DefectPixels | None = None  # of a mask that the network may not see all of
 
 
 def decide(row: ImageRow, threshold: Threshold) -> bool:
     """Whether the image raises an alarm."""
-    if threshold.rule != "nfa":
+    if not threshold.own_mask:
         return row.score > threshold.image
-    if row.nfa_alarm is None:
-        raise no_nfa()
-    return row.nfa_alarm
+    if row.own_alarm is None:
+        raise no_own_mask()
+    return row.own_alarm
 
 
 def mask_state(

@@ -65,7 +65,7 @@ class PixelStore:
     """
 
     def __init__(self, memory_gb: float) -> None:
-        self._free = int(memory_gb * 2**30)
+        self._free = memory_gb * 2**30
         self._images: dict[int, ImagePixels] = {}
         self._spool: BinaryIO | None = None
 

@@ -35,7 +35,7 @@ class Rule(Protocol):
     """How a threshold is found."""
 
     needs_labels: bool  # True: call `fit_oracle` with test labels instead of `fit`
-    wants_log_nfa: bool  # True: models must fill Prediction.log_nfa
+    needs_own_mask: bool  # True: models must fill Prediction.mask
 
     def fit(self, normal: NormalScores | None) -> Threshold:
         """The threshold from normal images the model has not seen."""
@@ -60,7 +60,7 @@ class Conformal:
 
     name = "conformal"
     needs_labels = False
-    wants_log_nfa = False
+    needs_own_mask = False
 
     def __init__(self, alpha: float) -> None:
         if not 0 < alpha < 1:
@@ -99,7 +99,7 @@ class Quantile:
 
     name = "quantile"
     needs_labels = False
-    wants_log_nfa = False
+    needs_own_mask = False
 
     def __init__(self, q: float) -> None:
         if not 0 < q <= 1:
@@ -129,7 +129,7 @@ class Nfa:
 
     name = "nfa"
     needs_labels = False
-    wants_log_nfa = True
+    needs_own_mask = True
 
     def fit(self, normal: NormalScores | None) -> Threshold:
         """The constant threshold; `normal` is not needed."""
@@ -146,7 +146,7 @@ class F1Oracle:
 
     name = "f1_oracle"
     needs_labels = True
-    wants_log_nfa = False
+    needs_own_mask = False
 
     def fit(self, normal: NormalScores | None) -> Threshold:
         """Not possible from normal images; raises ConfigError."""

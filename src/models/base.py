@@ -42,8 +42,8 @@ class AnomalyModule(pl.LightningModule):
     Options: ClassVar[type | None] = None
     #: True for methods fitted in one pass without an optimizer (a memory bank).
     single_pass: bool = False
-    #: Set by an a-contrario threshold: fill `Prediction.log_nfa`, which costs extra time.
-    wants_log_nfa: bool = False
+    #: Set by a threshold that leaves the decision to the method: fill `Prediction.mask`.
+    own_mask: bool = False
 
     @classmethod
     def check_processes(cls, count: int) -> None:

@@ -263,7 +263,7 @@ def _picture(
             anomaly_map=found.anomaly_map,
             mask=_truth(sample, detector, image),
             segmentation=found.mask,
-            extra=_extra(found),
+            extra=found.extra,
             match=explain(detector, image, sources) if found.alarm else None,
         )
 
@@ -276,10 +276,6 @@ def _truth(sample: Sample, detector: Detector, image: Image.Image) -> np.ndarray
     return np.zeros(detector.transform.size, dtype=bool) if sample.label == NORMAL else None
 
 
-def _extra(found: Detection) -> dict[str, np.ndarray]:
-    return {} if found.log_nfa is None else {"-log10 NFA": -found.log_nfa}
-
-
 def _scales(
     detector: Detector, samples: list[Sample], threshold: Threshold
 ) -> tuple[ColourScale, dict[str, ColourScale]]:
@@ -289,10 +285,10 @@ def _scales(
         found += detector.detect([read_sample(sample)])
     maps = [one.anomaly_map for one in found]
     masks = [one.mask for one in found]
-    own = threshold.rule == "nfa"  # the method's own regions decide, not the map that is coloured
+    own = threshold.own_mask  # the method's own regions decide, not the map that is coloured
     scale = _anchored(maps, masks) if own else ColourScale.fit(maps, threshold.pixel)
-    names = _extra(found[0]) if found else {}
-    return scale, {name: _anchored([_extra(one)[name] for one in found], masks) for name in names}
+    names = found[0].extra if found else {}
+    return scale, {name: _anchored([one.extra[name] for one in found], masks) for name in names}
 
 
 def _anchored(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> ColourScale:

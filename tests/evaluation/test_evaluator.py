@@ -43,7 +43,7 @@ def geometry(resize, crop):
 class Scene:
     """Twelve test images: four good, five with a scratch, three with a dent."""
 
-    def __init__(self, seed=0, side=GRID, with_nfa=False):
+    def __init__(self, seed=0, side=GRID, with_mask=False):
         rng = np.random.default_rng(seed)
         self.label = torch.tensor([0] * 4 + [1] * 8)
         self.defect = ["good"] * 4 + ["scratch"] * 5 + ["dent"] * 3
@@ -54,7 +54,7 @@ class Scene:
         noise = torch.tensor(rng.normal(size=self.mask.shape), dtype=torch.float32)
         self.map = noise * 0.3 + self.mask * 0.8
         self.score = self.map.flatten(1).amax(1) + torch.tensor(rng.normal(size=12) * 0.2).float()
-        self.log_nfa = 0.4 - self.map if with_nfa else None
+        self.own = self.map > 0.4 if with_mask else None
         self.samples = [
             Sample(Path(f"/{i}.png"), None, int(y), d, "test")
             for i, (y, d) in enumerate(zip(self.label, self.defect, strict=True))
@@ -62,9 +62,9 @@ class Scene:
 
     def batch(self, which):
         which = torch.as_tensor(which)
-        nfa = None if self.log_nfa is None else self.log_nfa[which]
+        own = None if self.own is None else self.own[which]
         batch = {"mask": self.mask[which], "label": self.label[which], "index": which}
-        return batch, Prediction(self.score[which], self.map[which], nfa)
+        return batch, Prediction(self.score[which], self.map[which], own)
 
     def fill(self, evaluator, size=5):
         for start in range(0, 12, size):
@@ -264,12 +264,12 @@ def test_scores_that_are_not_finite_stop_the_evaluation():
         new().update(*scene.batch(range(12)))
 
 
-def test_nfa_masks_and_alarms_come_from_log_nfa_below_zero():
-    scene = Scene(with_nfa=True)
+def test_nfa_masks_and_alarms_are_the_methods_own():
+    scene = Scene(with_mask=True)
     evaluator = scene.fill(new())
     threshold = Nfa().fit(None)
     got = evaluator.compute(threshold, scene.samples)
-    detected = scene.log_nfa.numpy() < 0
+    detected = scene.own.numpy()
     masks = scene.mask.numpy()
     ious = [reference.image_iou(d, m) for d, m in zip(detected, masks, strict=True)]
     assert got["test/miou"] == pytest.approx(np.mean(ious))

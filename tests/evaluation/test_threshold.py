@@ -190,14 +190,14 @@ def test_the_oracle_without_defects_is_a_clear_mistake():
         F1Oracle().fit(normal_scores([1.0]))
 
 
-def test_nfa_decides_by_any_pixel_below_zero_and_needs_no_calibration():
+def test_nfa_decides_by_any_pixel_of_the_own_mask_and_needs_no_calibration():
     threshold = Nfa().fit(None)
-    log_nfa = torch.tensor([[[0.0, 3.0]], [[-0.1, 3.0]]])
-    prediction = Prediction(torch.zeros(2), torch.zeros(2, 1, 2), log_nfa)
+    mask = torch.tensor([[[False, False]], [[True, False]]])
+    prediction = Prediction(torch.zeros(2), torch.zeros(2, 1, 2), mask)
     assert threshold.decide(prediction).tolist() == [False, True]
     assert threshold.mask(prediction).tolist() == [[[False, False]], [[True, False]]]
     with pytest.raises(ConfigError, match="model=uflow"):
-        threshold.decide(prediction._replace(log_nfa=None))
+        threshold.decide(prediction._replace(mask=None))
 
 
 def test_equal_to_the_threshold_is_not_an_alarm():
@@ -225,7 +225,7 @@ def test_every_config_of_the_group_builds_its_rule(name, kind, request):
     assert isinstance(rule, kind)
     assert rule.name == name
     assert rule.needs_labels == (name == "f1_oracle")
-    assert rule.wants_log_nfa == (name == "nfa")
+    assert rule.needs_own_mask == (name == "nfa")
 
 
 def test_an_experiment_that_sets_alpha_does_not_forbid_other_rules():

@@ -53,8 +53,7 @@ def evaluated(samples, size, *, whole, rule=CONFORMAL):
     ]
     batch = {"mask": torch.stack(masks), "index": torch.arange(3)}
     batch["label"] = torch.tensor([s.label for s in samples])
-    log_nfa = 0.5 - MAPS
-    evaluator.update(batch, Prediction(MAPS.flatten(1).amax(1), MAPS, log_nfa))
+    evaluator.update(batch, Prediction(MAPS.flatten(1).amax(1), MAPS, MAPS > 0.5))
     return evaluator, evaluator.compute(rule, samples)
 
 

@@ -68,7 +68,7 @@ def setting(tmp_path, monkeypatch):
     detector = SimpleNamespace(
         model=model, transform=transform, config=config, directory=tmp_path / "run",
         device=torch.device("cpu"), threshold=SimpleNamespace(image=0.2),
-        detect=lambda images: [Detection(1.0, True, anomaly_map, anomaly_map > 0, None)],
+        detect=lambda images: [Detection(1.0, True, anomaly_map, anomaly_map > 0, {})],
     )  # fmt: skip
     (tmp_path / "run" / "figures").mkdir(parents=True)
     scale = {"low": 0.0, "threshold": 0.2, "high": 1.0}

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOG_NFA = "-log10 NFA"  # name of the map that goes with the mask; high is rare
+
 SCHEDULES = ("constant", "linear")
 
 
@@ -115,14 +117,15 @@ class UFlow(AnomalyModule):
     # --- inference ----------------------------------------------------------------------------
 
     def forward(self, image: Tensor) -> Prediction:
-        """Score images (B, 3, H, W): likelihood map in [0, 1), its maximum, log NFA if wanted."""
+        """Score images (B, 3, H, W): likelihood map in [0, 1), its maximum, own mask."""
         latents, _ = self.latents(self.backbone(image))
         size = self.map_shape(image.shape[-2], image.shape[-1])
         anomaly_map = anomaly_likelihood(latents, size)
-        wanted = None
-        if self.wants_log_nfa:
-            wanted = log_nfa(latents, size, self.nfa).to(image.device) + self.log_nfa_offset
-        return Prediction(anomaly_map.flatten(1).amax(dim=1), anomaly_map, wanted)
+        score = anomaly_map.flatten(1).amax(dim=1)
+        if not self.own_mask:
+            return Prediction(score, anomaly_map)
+        found = log_nfa(latents, size, self.nfa).to(image.device) + self.log_nfa_offset
+        return Prediction(score, anomaly_map, found < 0, {LOG_NFA: -found})
 
     def latents(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Backbone maps -> latents (B, C, h, w) finest first, log|det| (B,) of flow and norm."""
@@ -147,7 +150,7 @@ class UFlow(AnomalyModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Validation normals: likelihood and latent statistics. Paper protocol: test metrics."""
         if self.protocol == "paper":
-            self._evaluator.update(batch, self._with_log_nfa(batch["image"]))
+            self._evaluator.update(batch, self._with_own_mask(batch["image"]))
             return
         maps = self.cache.fetch(batch["image"], batch.get("index"), self.backbone)
         latents, log_det = self.latents(maps)
@@ -229,12 +232,12 @@ class UFlow(AnomalyModule):
         image = batch["image"].to(self.device)
         return self.cache.fetch(image, batch.get("index"), self.backbone)
 
-    def _with_log_nfa(self, image: Tensor) -> Prediction:
-        wanted, self.wants_log_nfa = self.wants_log_nfa, True
+    def _with_own_mask(self, image: Tensor) -> Prediction:
+        wanted, self.own_mask = self.own_mask, True
         try:
             return self(image)
         finally:
-            self.wants_log_nfa = wanted
+            self.own_mask = wanted
 
     def learning_metrics(self) -> dict[str, float]:
         """The kept epoch, its likelihood and on how many images; paper: each metric's best on test.
@@ -249,7 +252,7 @@ class UFlow(AnomalyModule):
             found[f"{monitor}_epoch"] = float(best["epoch"])
             if self.protocol == "honest":
                 found[monitor] = float(best["value"])
-            elif monitor != "val/miou" or self.wants_log_nfa:
+            elif monitor != "val/miou" or self.own_mask:
                 found[BEST_ON_TEST[monitor]] = float(best["value"])
         for scale, statistics in enumerate(self.latent_facts, start=1):
             found[f"latents/deviation_{scale}"] = float(statistics["deviation"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from src.errors import ConfigError, SavedModelError
 from src.models.uflow.flow import CouplingStep, negative_log_likelihood
-from src.models.uflow.module import anomaly_likelihood, feature_shapes
+from src.models.uflow.module import LOG_NFA, anomaly_likelihood, feature_shapes
 from tests.models.uflow.conftest import SIDE, ToyBackbone
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -73,15 +73,16 @@ def test_the_image_score_is_the_maximum_of_the_map(toy_model):
     assert prediction.anomaly_map.shape == (4, SIDE, SIDE)
     assert torch.equal(prediction.score, prediction.anomaly_map.flatten(1).amax(1))
     assert (prediction.anomaly_map >= 0).all() and (prediction.anomaly_map < 1).all()
-    assert prediction.log_nfa is None
+    assert prediction.mask is None and not prediction.extra
 
 
 def test_an_image_gets_the_same_prediction_in_any_batch(toy_model):
     model, image = toy_model().eval(), batch_of()["image"]
-    model.wants_log_nfa = True
+    model.own_mask = True
     together, alone = model(image), model(image[2:3])
     torch.testing.assert_close(together.anomaly_map[2:3], alone.anomaly_map, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(together.log_nfa[2:3], alone.log_nfa, rtol=1e-3, atol=1e-3)
+    (both,), (one,) = together.extra.values(), alone.extra.values()
+    torch.testing.assert_close(both[2:3], one, rtol=1e-3, atol=1e-3)
 
 
 def test_maps_of_wide_images_keep_their_aspect(toy_model):
@@ -270,7 +271,7 @@ def test_the_paper_s_protocol_keeps_one_epoch_per_metric_of_the_test_set(
     model.eval()
     model.after_fit(data.ordered_train_dataloader())
     assert model.trained_facts()["protocol"] == "paper"
-    model.wants_log_nfa = True
+    model.own_mask = True
     reported = model.learning_metrics()
     for monitor, key in (("val/pixel_auroc", "test/pixel_auroc"), ("val/miou", "test/miou")):
         assert reported[key] == model.keep_best.best[monitor].value
@@ -296,9 +297,12 @@ def test_a_saved_model_predicts_the_same(toy_model, toy_data, tmp_path):
     other = toy_model(seed=9).eval()
     other.load(tmp_path / "model")
     image = batch_of()["image"]
-    model.wants_log_nfa = other.wants_log_nfa = True
-    for ours, theirs in zip(model(image), other(image), strict=True):
-        assert torch.equal(ours, theirs)
+    model.own_mask = other.own_mask = True
+    ours, theirs = model(image), other(image)
+    assert torch.equal(ours.score, theirs.score)
+    assert torch.equal(ours.mask, theirs.mask)
+    assert torch.equal(ours.anomaly_map, theirs.anomaly_map)
+    assert torch.equal(ours.extra[LOG_NFA], theirs.extra[LOG_NFA])
     assert other.trained_facts() == json.loads(json.dumps(model.trained_facts()))
 
 
@@ -311,12 +315,12 @@ def test_no_held_out_normal_is_detected_after_calibration(toy_model, toy_data, t
             if parameter.shape[0] == 1:
                 parameter += 3.0  # latents several times too large
     model.eval()
-    model.wants_log_nfa = True
+    model.own_mask = True
     held_out = next(iter(data.calibration_dataloader()))["image"]
-    assert (model(held_out).log_nfa < 0).any()
+    assert model(held_out).mask.any()
     model.after_fit(data.ordered_train_dataloader())
     assert model.log_nfa_offset > 0
-    assert not (model(held_out).log_nfa < 0).any()
+    assert not model(held_out).mask.any()
 
 
 def finest_steps(flow):
