@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_type_hints
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -26,11 +26,28 @@ from src.data.record import DataRecord, place_of
 from src.errors import SavedModelError
 from src.files import write_rows, write_text
 from src.grammar import literal
+from src.result import NormalScores
 
 if TYPE_CHECKING:
-    from src.result import NormalScores
+    import pandas as pd
 
+SCORES = "scores.csv"
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # as NFS without lockd
+
+
+class ScoreRow(NamedTuple):
+    """What a run found for one test image: the columns of scores.csv, in their order."""
+
+    path: str  # below the data root
+    label: int  # 0 normal, 1 defective, -1 unknown
+    defect: str  # folder of the defect type, "good" for normal images
+    score: float  # raw units; higher is more anomalous
+    decision: bool  # alarm at the threshold of the run
+    map_max: float = math.nan  # highest value of the anomaly map
+    split: str = "test"
+    iou: float = math.nan  # of prediction and mask at the threshold, 0..1; NaN: no usable mask
+    image: str = ""  # what is in the image file, as a hash
+    mask: str = ""  # the same of its mask; empty without one
 
 
 @dataclass(frozen=True)
@@ -158,6 +175,41 @@ class SavedRun:
         """Write a CSV file atomically, one dict a row."""
         write_rows(self.directory / name, rows)
 
+    def write_scores(self, rows: Sequence[ScoreRow]) -> None:
+        """Write scores.csv; a number that is NaN becomes an empty field."""
+        table = [row._asdict() | {"decision": int(row.decision)} for row in rows]
+        clean = [{k: "" if v != v else v for k, v in row.items()} for row in table]
+        self.write_rows(SCORES, clean)
+
+    def scores(self) -> pd.DataFrame:
+        """scores.csv, one row a test image: the columns of `ScoreRow`, of their types.
+
+        Raises:
+            SavedModelError: there is none, a column is missing (which must not pass for missing
+                values), or a value is of the wrong kind.
+        """
+        import pandas as pd
+
+        kinds = get_type_hints(ScoreRow)
+        numbers = [name for name, kind in kinds.items() if kind is float]
+        try:
+            table = pd.read_csv(
+                self.directory / SCORES,
+                usecols=list(kinds),
+                dtype=kinds | {"decision": int},
+                keep_default_na=False,  # a folder may be called NA
+                na_values={name: [""] for name in numbers},
+                float_precision="round_trip",
+            )
+        except (OSError, ValueError) as error:
+            raise SavedModelError(
+                f"{self.directory} has no usable {SCORES}.",
+                found=f"{type(error).__name__}: {error}",
+                do="give the path of a finished run, as `python -m src.run` prints it; a run of an "
+                "older version must be repeated with force=true",
+            ) from error
+        return table.astype({"decision": bool})
+
     def write_calibration(self, normal: NormalScores | None) -> None:
         """Keep the scores a threshold is set with: for other rules and drift warnings later."""
         if normal is not None:
@@ -168,8 +220,6 @@ class SavedRun:
     def calibration(self) -> NormalScores | None:
         """What `write_calibration` kept; None: the run had no normal scores to keep."""
         import torch
-
-        from src.result import NormalScores
 
         path = self.directory / "calibration.csv"
         if not path.is_file():

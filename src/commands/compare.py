@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +30,6 @@ from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png
 from src.reporting.records import Picture, outcome
 from src.saved_run import SavedRun
-from src.scores_table import ScoreRow, read_scores
 
 SIGNIFICANT = 0.05
 
@@ -36,7 +37,7 @@ SIGNIFICANT = 0.05
 def compare_runs(cfg: DictConfig) -> list[MetricPair]:
     """Compare `cfg.run_a` and `cfg.run_b`; print the table and write everything to `cfg.out`."""
     first, second = (SavedRun(Path(path).expanduser()) for path in (cfg.run_a, cfg.run_b))
-    matched = match(read_scores(first.directory), read_scores(second.directory))
+    matched = match(first.scores(), second.scores())
     rows = compare_images(matched, cfg.resamples, cfg.seed)
     pixels = [read_pixel_statistics(run.directory) for run in (first, second)]
     if pixels[0] is not None and pixels[1] is not None:
@@ -46,9 +47,9 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair]:
         )
     out = SavedRun(_folder(cfg, first, second))
     out.write_rows("comparison.csv", [_flat(row) for row in rows])
-    out.write_rows("disagreements.csv", [_both(a, b) for a, b in matched.disagreements])
+    out.write_rows("disagreements.csv", _both(matched.disagreements))
     print_comparison(first, second, matched, rows)
-    if cfg.pictures and matched.disagreements:
+    if cfg.pictures and len(matched.disagreements):
         _draw(cfg, first, second, matched, out.directory / "disagreements.png")
     print(f"Written to {out.directory}")
     return rows
@@ -85,7 +86,7 @@ def _conventions(first: SavedRun, second: SavedRun) -> list[str]:
 
 def _scope(matched: Matched) -> str:
     """On which images the runs are compared."""
-    count = len(matched.first)
+    count = len(matched.images)
     told = f"{count} common images"
     if matched.only_first or matched.only_second:
         told = (
@@ -118,16 +119,12 @@ def _flat(row: MetricPair) -> dict[str, object]:
     }
 
 
-def _both(a: ScoreRow, b: ScoreRow) -> dict[str, object]:
-    return {
-        "path": a.path,
-        "label": a.label,
-        "defect": a.defect,
-        "score_a": a.score,
-        "decision_a": int(a.decision),
-        "score_b": b.score,
-        "decision_b": int(b.decision),
-    }
+def _both(apart: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Rows of disagreements.csv."""
+    names = {"path_a": "path", "label_a": "label", "defect_a": "defect"}
+    kept = ["score_a", "decision_a", "score_b", "decision_b"]
+    table = apart[[*names, *kept]].rename(columns=names)
+    return table.astype({"decision_a": int, "decision_b": int}).to_dict("records")
 
 
 # --- pictures ----------------------------------------------------------------------------------
@@ -137,40 +134,37 @@ def _draw(
     cfg: DictConfig, first: SavedRun, second: SavedRun, matched: Matched, target: Path
 ) -> None:
     """Overlays of both runs side by side; without the images or models, a line that says so."""
-    pairs = matched.disagreements[: cfg.pictures]
+    apart = matched.disagreements[: cfg.pictures]
     try:
-        samples = _samples(first, [a for a, _ in pairs])
-        left = _overlays(first, samples, cfg.device)
-        right = _overlays(second, samples, cfg.device)
+        samples = _samples(first, apart)
+        sides = [_overlays(run, samples, cfg.device) for run in (first, second)]
     except GoodpartsError as error:
         print(f"No pictures: {error}")
         return
-    tiles, captions = [], []
-    for (a, b), tile_a, tile_b in zip(pairs, left, right, strict=True):
-        tiles += [tile_a, tile_b]
-        captions += [f"A {_caption(a)}", f"B {_caption(b)}"]
+    captions = [
+        f"{run.upper()} {outcome(row.label_a, row[f'decision_{run}'])} "
+        f"{row[f'score_{run}']:.4g}: {'/'.join(Path(row[f'path_{run}']).parts[-2:])}"
+        for _, row in apart.iterrows()
+        for run in "ab"
+    ]
+    tiles = [tile for pair in zip(*sides, strict=True) for tile in pair]
     save_png(contact_sheet(tiles, captions, columns=4, tile_px=280), target)
 
 
-def _caption(row: ScoreRow) -> str:
-    name = "/".join(Path(row.path).parts[-2:])
-    return f"{outcome(row.label, row.decision)} {row.score:.4g}: {name}"
-
-
-def _samples(run: SavedRun, rows: list[ScoreRow]) -> list[Sample]:
+def _samples(run: SavedRun, rows: pd.DataFrame) -> list[Sample]:
     """The samples of the run with these contents."""
     data = build_datamodule(run.config())
     data.prepare_data()
     data.setup()
     here = {data.entry_of(sample).content: sample for sample in data.found}
-    missing = [row.path for row in rows if row.image not in here]
-    if missing:
+    missing = rows.path_a[~rows.content.isin(list(here))]
+    if len(missing):
         raise SavedModelError(
             "Images of the run are missing or were changed.",
-            found=f"{len(missing)} below {data.root}, first: {missing[0]}",
+            found=f"{len(missing)} below {data.root}, first: {missing.iloc[0]}",
             do="put them back, or compare with pictures=0",
         )
-    return [here[row.image] for row in rows]
+    return [here[content] for content in rows.content]
 
 
 def _overlays(run: SavedRun, samples: list[Sample], device: str) -> list:

@@ -14,7 +14,6 @@ from src.errors import ConfigError
 from src.experiment import run_experiment
 from src.grammar import literal
 from src.saved_run import SavedRun
-from src.scores_table import read_scores
 
 DIFFERENT = 1  # exit code
 _TIMING = ("speed/", "fit/")  # these depend on what else the machine does
@@ -99,7 +98,7 @@ def compare_runs(before: SavedRun, now: SavedRun) -> Comparison:
     return Comparison(
         metrics={key: (old.get(key, math.nan), new.get(key, math.nan)) for key in keys},
         changed=changed,
-        score_change=_score_change(before.directory, now.directory),
+        score_change=_score_change(before, now),
     )
 
 
@@ -147,11 +146,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _score_change(before: Path, now: Path) -> float:
-    old, new = ({row.path: row.score for row in read_scores(run)} for run in (before, now))
-    if list(old) != list(new):
+def _score_change(before: SavedRun, now: SavedRun) -> float:
+    old, new = (run.scores().set_index("path").score for run in (before, now))
+    if list(old.index) != list(new.index):
         return math.nan
-    return max((abs(new[path] - old[path]) for path in old), default=0.0)
+    return float((new - old).abs().max()) if len(old) else 0.0
 
 
 def _same(before: float, now: float) -> bool:

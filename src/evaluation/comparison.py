@@ -11,11 +11,11 @@ Of the dozen p-values of a table one in twenty falls below 0.05 by chance alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from src.data.samples import DEFECTIVE, UNKNOWN
 from src.errors import DataError
@@ -23,7 +23,6 @@ from src.evaluation import uncertainty
 from src.evaluation.pixel_statistics import PixelStatistics
 from src.evaluation.ranking import Floats
 from src.evaluation.uncertainty import Difference
-from src.scores_table import ScoreRow
 
 Weights = NDArray[np.int32]
 
@@ -37,81 +36,66 @@ class MetricPair(NamedTuple):
     difference: Difference
 
 
-@dataclass(frozen=True)
-class Matched:
-    """The images that both runs have, in one order."""
+class Matched(NamedTuple):
+    """The images that both runs have: every column of scores.csv twice, ending in _a and _b."""
 
-    first: list[ScoreRow]
-    second: list[ScoreRow]
+    images: pd.DataFrame  # by path of the first run
     only_first: int
     only_second: int
 
     @property
     def same_masks(self) -> list[tuple[str, str]]:
         """Paths in both runs of the images that also have the same mask."""
-        pairs = zip(self.first, self.second, strict=True)
-        return [(a.path, b.path) for a, b in pairs if a.mask == b.mask]
+        same = self.images[self.images.mask_a == self.images.mask_b]
+        return list(zip(same.path_a, same.path_b, strict=True))
 
     @property
-    def disagreements(self) -> list[tuple[ScoreRow, ScoreRow]]:
+    def disagreements(self) -> pd.DataFrame:
         """Images on which the decisions differ: defective first, then by path."""
-        pairs = zip(self.first, self.second, strict=True)
-        apart = [(a, b) for a, b in pairs if a.decision != b.decision]
-        return sorted(apart, key=lambda pair: (-pair[0].label, pair[0].path))
+        apart = self.images[self.images.decision_a != self.images.decision_b]
+        return apart.sort_values(["label_a", "path_a"], ascending=[False, True])
 
 
-def match(first: Sequence[ScoreRow], second: Sequence[ScoreRow]) -> Matched:
-    """Match the rows of two runs by the contents of their images.
+def match(first: pd.DataFrame, second: pd.DataFrame) -> Matched:
+    """Match the images of two runs by their contents; n-th copies of one image meet.
 
     Raises:
         DataError: they share no image, or label one differently.
     """
-    a, b = _by_content(first), _by_content(second)
-    shared = sorted(a.keys() & b.keys(), key=lambda key: a[key].path)
-    if not shared:
-        same = {row.path for row in first} & {row.path for row in second}
+    keyed = [
+        run.assign(content=run.image, copy=run.groupby("image").cumcount())
+        for run in (first, second)
+    ]
+    both = keyed[0].merge(keyed[1], on=["content", "copy"], suffixes=("_a", "_b"))
+    if both.empty:
+        same = len(set(first.path) & set(second.path))
         raise DataError(
             "The two runs have no test image in common.",
-            found=f"{len(a)} and {len(b)} images, all with other contents"
-            + (f", although {len(same)} have the same names" if same else ""),
+            found=f"{len(first)} and {len(second)} images, all with other contents"
+            + (f", although {same} have the same names" if same else ""),
             do="compare runs on the same images, or evaluate one run on the data of the other "
             "with src.evaluate and compare that",
         )
-    relabelled = [a[key].path for key in shared if a[key].label != b[key].label]
-    if relabelled:
+    both = both.sort_values("path_a", ignore_index=True)
+    relabelled = both.path_a[both.label_a != both.label_b]
+    if len(relabelled):
         raise DataError(
             "The two runs label the same images differently.",
-            found=f"{len(relabelled)} images, first: {relabelled[0]}",
+            found=f"{len(relabelled)} images, first: {relabelled.iloc[0]}",
             do="evaluate one of them again: the data has changed between the runs",
         )
-    return Matched(
-        [a[key] for key in shared],
-        [b[key] for key in shared],
-        len(a) - len(shared),
-        len(b) - len(shared),
-    )
-
-
-def _by_content(rows: Sequence[ScoreRow]) -> dict[tuple[str, int], ScoreRow]:
-    """Rows by content; the n-th copy of an image is met by the other run's n-th copy."""
-    copies: dict[str, int] = {}
-    found = {}
-    for row in rows:
-        copies[row.image] = copies.get(row.image, 0) + 1
-        found[row.image, copies[row.image]] = row
-    return found
+    return Matched(both, len(first) - len(both), len(second) - len(both))
 
 
 def compare_images(matched: Matched, resamples: int, seed: int) -> list[MetricPair]:
     """Image metrics of both runs on their common labelled images, with paired differences."""
-    known = [i for i, row in enumerate(matched.first) if row.label != UNKNOWN]
-    sides = [[rows[i] for i in known] for rows in (matched.first, matched.second)]
-    defect = np.array([row.label == DEFECTIVE for row in sides[0]], dtype=bool)
+    known = matched.images[matched.images.label_a != UNKNOWN]
+    defect = (known.label_a == DEFECTIVE).to_numpy()
     weights = _weights(defect, resamples, seed)
     first, second = (
-        uncertainty.image_metrics([row.score for row in rows], defect, weights)
-        | decision_rates([row.decision for row in rows], defect, weights)
-        for rows in sides
+        uncertainty.image_metrics(known[f"score_{run}"], defect, weights)
+        | decision_rates(known[f"decision_{run}"], defect, weights)
+        for run in "ab"
     )
     return _pairs(first, second)
 
@@ -138,7 +122,7 @@ def compare_pixels(
 
 
 def decision_rates(
-    decisions: Sequence[bool], is_defect: NDArray[np.bool_], weights: Weights
+    decisions: ArrayLike, is_defect: NDArray[np.bool_], weights: Weights
 ) -> dict[str, Floats]:
     """Recall, false alarm rate and F1 of every resample, values (resamples,)."""
     alarm = np.asarray(decisions, dtype=bool)

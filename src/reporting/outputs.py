@@ -41,8 +41,7 @@ from src.reporting.report import write_report
 from src.reporting.run_table import print_run_table
 from src.reporting.wording import checkpoint_choice, method_title
 from src.result import Threshold
-from src.saved_run import SavedRun
-from src.scores_table import ScoreRow, write_scores
+from src.saved_run import SavedRun, ScoreRow
 
 _SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
 
@@ -62,7 +61,7 @@ def write_outputs(
     `sources`: the samples the model was fitted on, for pictures of patch matches.
     """
     rows = score_rows(data, evaluator)
-    write_scores(run, rows)
+    run.write_scores(rows)
     _write_pixel_statistics(run, evaluator, rows)
     detector = Detector(model, data.transform, threshold, cfg, run.directory, _device(model))
     names = _short_names([Path(row.path) for row in rows])

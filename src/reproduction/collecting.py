@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from src.data.samples import DEFECTIVE, NORMAL
 from src.evaluation.uncertainty import (
@@ -19,7 +20,6 @@ from src.metrics import HIGH, LOW
 from src.reproduction.judging import Measured
 from src.reproduction.planning import Job
 from src.saved_run import SavedRun
-from src.scores_table import ScoreRow, read_scores
 
 RESAMPLES = 2000  # as evaluation.bootstrap
 OWN = "test/image_auroc"  # has a better interval of its own
@@ -29,7 +29,7 @@ def measure(folder: Path, job: Job) -> Measured:
     """The numbers of a finished run, with every interval that its folder allows."""
     run = SavedRun(folder)
     metrics = run.metrics()
-    intervals = resampled_intervals(read_scores(folder)) | stored_intervals(metrics)
+    intervals = resampled_intervals(run.scores()) | stored_intervals(metrics)
     return Measured(
         seed=job.seed,
         metrics=metrics,
@@ -54,16 +54,16 @@ def stored_intervals(metrics: dict[str, float]) -> dict[str, Interval]:
     return found
 
 
-def resampled_intervals(rows: Sequence[ScoreRow]) -> dict[str, Interval]:
-    """Intervals of image AP, image F1-max and mIoU, resampling the images of scores.csv."""
-    known = [row for row in rows if row.label in (NORMAL, DEFECTIVE)]
-    defect = np.array([row.label == DEFECTIVE for row in known], dtype=bool)
+def resampled_intervals(images: pd.DataFrame) -> dict[str, Interval]:
+    """Intervals of image AP, image F1-max and mIoU, resampling the `images` of scores.csv."""
+    known = images[images.label.isin([NORMAL, DEFECTIVE])]
+    defect = (known.label == DEFECTIVE).to_numpy()
     if not defect.any() or defect.all():
         return {}
     weights = stratified_weights(defect, RESAMPLES, np.random.default_rng(0))
-    drawn = image_metrics([row.score for row in known], defect, weights)
+    drawn = image_metrics(known.score, defect, weights)
     found = {name: percentile_interval(values) for name, values in drawn.items() if name != OWN}
-    ious = np.array([row.iou for row in known])
+    ious = known.iou.to_numpy()
     seen = np.isfinite(ious)  # the images that mIoU is the mean of
     if seen.any():
         weights = stratified_weights(defect[seen], RESAMPLES, np.random.default_rng(0))

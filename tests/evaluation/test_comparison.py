@@ -4,6 +4,7 @@ import csv
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -12,7 +13,6 @@ from src.commands.compare import compare_runs, verdict
 from src.composing import CONF
 from src.errors import DataError, SavedModelError
 from src.evaluation import comparison, overlap, ranking
-from src.evaluation.comparison import ScoreRow
 from src.evaluation.pixel_statistics import (
     FILE_NAME,
     PixelStatistics,
@@ -21,6 +21,7 @@ from src.evaluation.pixel_statistics import (
 )
 from src.evaluation.pixels import PixelStore
 from src.experiment import run_experiment
+from src.saved_run import ScoreRow
 from tests import reference
 
 TINY = (
@@ -31,7 +32,7 @@ TINY = (
 )  # fmt: skip
 
 
-def rows(scores, labels, threshold=0.5, prefix="test"):
+def scored(scores, labels, threshold=0.5, prefix="test"):
     return [
         ScoreRow(
             f"{prefix}/{i:03d}.png",
@@ -46,6 +47,10 @@ def rows(scores, labels, threshold=0.5, prefix="test"):
     ]
 
 
+def match(first, second):
+    return comparison.match(pd.DataFrame(first), pd.DataFrame(second))
+
+
 def draw(seed, shift, images=60):
     rng = np.random.default_rng(seed)
     labels = np.arange(images) % 3 > 0
@@ -54,29 +59,28 @@ def draw(seed, shift, images=60):
 
 def test_images_are_matched_by_content_whatever_their_order_and_names():
     scores, labels = draw(0, 0.8)
-    first, second = rows(scores, labels), rows(scores + 1, labels)
+    first, second = scored(scores, labels), scored(scores + 1, labels)
     renamed = [row._replace(path=f"elsewhere/{row.path}") for row in second]
-    matched = comparison.match(first[5:], renamed[::-1][:-2])
-    assert [row.path for row in matched.first] == [row.path for row in first[5:]]
-    assert [row.path for row in matched.second] == [row.path for row in renamed[5:]]
+    matched = match(first[5:], renamed[::-1][:-2])
+    assert matched.images.path_a.tolist() == [row.path for row in first[5:]]
+    assert matched.images.path_b.tolist() == [row.path for row in renamed[5:]]
     assert (matched.only_first, matched.only_second) == (0, 3)
-    for a, b in zip(matched.first, matched.second, strict=True):
-        assert b.score == pytest.approx(a.score + 1)
+    assert matched.images.score_b.tolist() == pytest.approx(matched.images.score_a + 1)
 
 
 def test_runs_on_other_images_or_with_other_labels_cannot_be_compared():
     scores, labels = draw(0, 0.8)
-    other = [row._replace(image=f"other {i}") for i, row in enumerate(rows(scores, labels))]
+    other = [row._replace(image=f"other {i}") for i, row in enumerate(scored(scores, labels))]
     with pytest.raises(DataError, match=r"no test image in common[\s\S]*60 have the same names"):
-        comparison.match(rows(scores, labels), other)
+        match(scored(scores, labels), other)
     with pytest.raises(DataError, match="60 images, first: test/000"):
-        comparison.match(rows(scores, labels), rows(scores, ~labels))
+        match(scored(scores, labels), scored(scores, ~labels))
 
 
 def test_observed_values_are_the_metrics_of_the_common_images():
     a, labels = draw(1, 0.8)
     b, _ = draw(2, 1.2)
-    found = comparison.compare_images(comparison.match(rows(a, labels), rows(b, labels)), 200, 0)
+    found = comparison.compare_images(match(scored(a, labels), scored(b, labels)), 200, 0)
     by_name = {row.metric: row for row in found}
     truth = labels.tolist()
     assert by_name["test/image_auroc"].first == pytest.approx(reference.auroc(a.tolist(), truth))
@@ -96,11 +100,11 @@ def test_observed_values_are_the_metrics_of_the_common_images():
 def test_a_better_run_is_found_better_and_a_run_equals_itself():
     scores, labels = draw(3, 0.8, images=120)
     better = scores + 0.6 * labels
-    matched = comparison.match(rows(scores, labels), rows(better, labels))
+    matched = match(scored(scores, labels), scored(better, labels))
     auroc = comparison.compare_images(matched, 500, 0)[0]
     assert auroc.difference.low > 0
     assert verdict(auroc) == "b"
-    same = comparison.match(rows(scores, labels), rows(scores, labels))
+    same = match(scored(scores, labels), scored(scores, labels))
     for row in comparison.compare_images(same, 200, 0):
         assert row.difference == (0, 0, 0, 1)
         assert verdict(row) == ""
@@ -109,7 +113,7 @@ def test_a_better_run_is_found_better_and_a_run_equals_itself():
 def test_fewer_false_alarms_are_better():
     scores, labels = draw(4, 1.0, images=200)
     calm = np.where(labels, scores, scores - 0.5)
-    matched = comparison.match(rows(scores, labels), rows(calm, labels))
+    matched = match(scored(scores, labels), scored(calm, labels))
     by_name = {row.metric: row for row in comparison.compare_images(matched, 500, 0)}
     assert by_name["test/false_alarm_rate"].difference.value < 0
     assert verdict(by_name["test/false_alarm_rate"]) == "b"
@@ -117,11 +121,11 @@ def test_fewer_false_alarms_are_better():
 
 def test_images_without_a_label_and_a_missing_class_do_not_break_a_comparison():
     scores, labels = draw(5, 1.0, images=9)
-    unknown = [row._replace(label=-1) for row in rows(scores, labels)]
-    mixed = unknown[:3] + rows(scores, labels)[3:]
-    assert comparison.compare_images(comparison.match(mixed, mixed), 20, 0)
-    normal = [row for row in rows(scores, labels) if row.label == 0]
-    found = comparison.compare_images(comparison.match(normal, normal), 20, 0)
+    unknown = [row._replace(label=-1) for row in scored(scores, labels)]
+    mixed = unknown[:3] + scored(scores, labels)[3:]
+    assert comparison.compare_images(match(mixed, mixed), 20, 0)
+    normal = [row for row in scored(scores, labels) if row.label == 0]
+    found = comparison.compare_images(match(normal, normal), 20, 0)
     by_name = {row.metric: row for row in found}
     assert math.isnan(by_name["test/image_auroc"].difference.p_value)
     assert math.isnan(by_name["test/recall"].first)

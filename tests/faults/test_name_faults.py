@@ -114,7 +114,7 @@ def test_other_commands_take_odd_names(odd_run, odd_root, app_config, tmp_path):
     from src.commands.check import check_data_set
     from src.commands.compare import compare_runs
     from src.commands.patch_match import explain_image
-    from src.scores_table import read_scores
+    from src.saved_run import SavedRun
 
     data = ("data=folder", "data.abnormal_dir=bad", f"data.root='{odd_root}'")
     (odd_root / "good" / f"cut{GERMAN}.png").write_bytes(b"no image")
@@ -124,7 +124,7 @@ def test_other_commands_take_odd_names(odd_run, odd_root, app_config, tmp_path):
     named = [Path(file).name for finding in found["findings"] for file in finding["files"]]
     assert f"cut{GERMAN}.png" in named
     assert compare_runs(app_config("compare", f"run_a={odd_run}", f"run_b={odd_run}"))
-    assert len(read_scores(odd_run)) > len(ODD)
+    assert len(SavedRun(odd_run).scores()) > len(ODD)
     for name in ODD[:2]:
         image = odd_root / "bad" / "Kra\udcfctzer" / name
         cfg = app_config("patch_match", f"run={odd_run}", f"out={tmp_path / 'match'}")

@@ -15,8 +15,7 @@ from src.errors import SavedModelError
 from src.experiment import run_experiment
 from src.files import write_rows
 from src.reproduction.papers import load_papers
-from src.saved_run import SavedRun
-from src.scores_table import ScoreRow, write_scores
+from src.saved_run import SavedRun, ScoreRow
 
 
 def compose(*words: str):
@@ -74,7 +73,7 @@ def fake_run(folder: Path, score: float, aupro: float | None, packages: dict) ->
     write_rows(folder / "data.csv", [], Entry._fields)
     run.write_json("manifest.json", {"started": folder.name, "packages": packages, "cores": 2})
     rows = [ScoreRow("a.png", 0, "good", 1.0, False), ScoreRow("b.png", 0, "good", score, False)]
-    write_scores(run, rows)
+    run.write_scores(rows)
     return run
 
 

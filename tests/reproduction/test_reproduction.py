@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from src.commands import reproduce as command
 from src.commands.reproduce import reproduce
 from src.composing import CONF
 from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
-from src.reproduction import reproduction
 from src.reproduction.collecting import cells, resampled_intervals, stored_intervals
 from src.reproduction.judging import judge_variant
 from src.reproduction.pages import COLUMNS
 from src.reproduction.papers import Published, Variant
 from src.reproduction.planning import Job, make_plan
-from src.saved_run import SavedRun
-from src.scores_table import ScoreRow, read_scores, write_scores
+from src.saved_run import SavedRun, ScoreRow
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def finish(job, value: float, spread: float = 0.001, aupro: float = -0.092) -> N
         metrics[f"test/{name}"] = here
         metrics[f"test/{name}_ci_low"], metrics[f"test/{name}_ci_high"] = here - 0.2, here + 0.01
     run = SavedRun(folder)
-    write_scores(run, [ScoreRow(f"{y}.png", y, "x", y, bool(y)) for y in (0, 1)])
+    run.write_scores([ScoreRow(f"{y}.png", y, "x", y, bool(y)) for y in (0, 1)])
     run.finish(metrics)
 
 
@@ -159,7 +158,7 @@ def test_only_unfinished_jobs_are_started(settings, monkeypatch, capsys):
         for job in jobs:
             finish(job, 0.971)
 
-    monkeypatch.setattr(reproduction, "run_jobs", pretend)
+    monkeypatch.setattr(command, "run_jobs", pretend)
     assert reproduce(cfg) == 0
     assert started == [second.key, third.key]
     said = capsys.readouterr().out
@@ -234,8 +233,9 @@ def test_intervals_of_f1_ap_and_miou_come_from_the_images_of_scores_csv(tmp_path
     ]
     rows.append(ScoreRow("x.png", -1, "unknown", 0.5, True, iou=0.1))  # counts nowhere
     rows.append(ScoreRow("y.png", 1, "x", 9.0, True))  # no mask: not part of mIoU
-    write_scores(SavedRun(tmp_path), rows)
-    found = resampled_intervals(read_scores(tmp_path))
+    run = SavedRun(tmp_path)
+    run.write_scores(rows)
+    found = resampled_intervals(run.scores())
     low, high = found["test/miou"]
     assert low < ious.mean() < high
     assert (high - low) == pytest.approx(2 * 1.96 * ious.std() / np.sqrt(80), rel=0.15)
@@ -261,9 +261,9 @@ def test_miou_of_real_runs_is_judged_from_the_scores_they_wrote(
         for seed, run in enumerate(runs)
     ]
     found = cells(jobs)
-    rows = read_scores(runs[0].directory)
+    images = runs[0].scores()
     stated = runs[0].metrics()["test/miou"]
-    assert np.mean([row.iou for row in rows]) == pytest.approx(stated)
+    assert images.iou.mean() == pytest.approx(stated)
     low, high = found["gear"][0].intervals["test/miou"]
     assert low < stated < high
     for paper, said in ((stated, "within"), (stated + 0.5, "below")):
@@ -276,7 +276,7 @@ def test_miou_of_real_runs_is_judged_from_the_scores_they_wrote(
 def test_a_table_that_lacks_a_column_is_refused(finished_run, tmp_path):
     whole = (finished_run / "scores.csv").read_text()
     (tmp_path / "scores.csv").write_text(whole.replace(",iou", ",other", 1))
-    with pytest.raises(SavedModelError, match="KeyError: 'iou'"):
-        read_scores(tmp_path)
+    with pytest.raises(SavedModelError, match=r"\['iou'\]"):
+        SavedRun(tmp_path).scores()
     with pytest.raises(SavedModelError, match="no usable scores"):
-        read_scores(tmp_path / "nowhere")
+        SavedRun(tmp_path / "nowhere").scores()
