@@ -107,6 +107,9 @@ DEVICE = Rule(
     lambda x: isinstance(x, str) and bool(re.fullmatch(r"auto|cpu|mps|(gpu|cuda)(:\d+)?", x)),
 )
 
+HELD_OUT = Rule("a share of at least 0 and below 1", lambda x: _number(x) and 0 <= x < 1,
+                share(zero=True).meant)  # fmt: skip
+
 #: By key, or by its last part. null fits where it is the default, and where NULLABLE says so.
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(NAMES, TEXT),
@@ -132,7 +135,8 @@ RULES: Mapping[str, Rule] = {
          "watch_seconds", "watch_idle_seconds"),
         POSITIVE,
     ),
-    **dict.fromkeys(("fraction", "contamination", "test_fraction"), share(zero=True)),
+    **dict.fromkeys(("fraction", "test_fraction"), HELD_OUT),
+    "contamination": share(zero=True),
     **dict.fromkeys(("ratio", "alpha", "q"), share(zero=False)),
     **dict.fromkeys(("max_epochs", "max_steps"), whole(-1)),
     **dict.fromkeys(("resize", "crop"), either(whole(1), PAIR)),
@@ -151,10 +155,13 @@ RULES: Mapping[str, Rule] = {
         "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
     ),
     "protocol": choice("honest", "paper"),
+    "data.cache": choice("auto", "memory", "none"),
+    "data.bit_depth": either(whole(8, 32), choice("auto")),
+    "interpolation": choice("nearest", "bilinear", "bicubic", "lanczos"),
 }  # fmt: skip
 
 NULLABLE = ("crop", "jitter", "log_images_every_n_epochs", "projection_dim", "ratio", "num_workers",
-            "animation.format", "padding_mode", "samples_per_epoch",
+            "animation.format", "padding_mode", "samples_per_epoch", "bit_depth",
             "checkpoint_keep_every_n_epochs")  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,40 +13,34 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.composing import partial_of
 from src.data.datamodule import AnomalyDataModule
-from src.data.record import place_of
+from src.data.options import DataOptions, Protocol, UseOptions
 from src.data.transforms import ImageTransform
 
 
 def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
-    """AnomalyDataModule from the nodes data, transform, calibration, hardware and the top level.
-
-    Raises:
-        ConfigError: values that cannot work.
-    """
-    data = cfg.data
-    prepare = data.get("prepare")
-    root, category = place_of(data)
+    """AnomalyDataModule from the nodes data, transform, calibration, hardware and the top level."""
+    prepare = cfg.data.get("prepare")
     return AnomalyDataModule(
-        name=data.name,
-        category=category,
-        root=root,
-        index=partial_of(data.index),
-        prepare=None if prepare is None else partial_of(prepare),
+        data_options(cfg.data),
+        UseOptions(
+            seed=cfg.seed,
+            protocol=Protocol[cfg.protocol],
+            calibration_fraction=cfg.calibration.fraction,
+            validation_fraction=cfg.validation.fraction,
+            shuffle_train=not _single_pass(cfg.get("model") or {}),
+            num_workers=worker_count(cfg.hardware.num_workers),
+        ),
         transform=ImageTransform.from_config(cfg.transform),
-        batch_size=data.batch_size,
-        num_workers=worker_count(cfg.get("hardware", {}).get("num_workers", "auto")),
-        calibration_fraction=cfg.get("calibration", {}).get("fraction", 0.0),
-        validation_fraction=cfg.get("validation", {}).get("fraction", 0.0),
-        seed=cfg.get("seed", 0),
-        protocol=cfg.get("protocol", "honest"),
-        shuffle_train=not _single_pass(cfg.get("model") or {}),
-        drop_last=data.get("drop_last", False),
-        samples_per_epoch=data.get("samples_per_epoch"),
-        cache=data.get("cache", "auto"),
-        limit_train=data.get("limit_train"),
-        limit_test=data.get("limit_test"),
-        bit_depth=data.get("bit_depth"),
+        index=partial_of(cfg.data.index),
+        prepare=None if prepare is None else partial_of(prepare),
     )
+
+
+def data_options(data: DictConfig) -> DataOptions:
+    """What every data set has, of the node of one; the keys of its own go to its lister."""
+    common = {field.name: data[field.name] for field in fields(DataOptions)}
+    typed = OmegaConf.merge(OmegaConf.structured(DataOptions), common)
+    return cast(DataOptions, OmegaConf.to_object(typed))
 
 
 def with_data_at(config: DictConfig, root: str | None) -> DictConfig:
@@ -65,7 +60,5 @@ def worker_count(wanted: int | str | None) -> int:
 
 
 def _single_pass(model: Mapping[str, Any]) -> bool:
-    """Whether the method is fitted in one pass: its config says so, or else its class."""
-    if "single_pass" in model or "_target_" not in model:
-        return bool(model.get("single_pass", False))
-    return bool(getattr(hydra.utils.get_class(model["_target_"]), "single_pass", False))
+    """Whether the method is fitted in one pass."""
+    return "_target_" in model and hydra.utils.get_class(model["_target_"]).single_pass

@@ -23,12 +23,13 @@ from src.data.depth import settle_depth
 from src.data.findings import Finding, Found, summary
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
+from src.data.options import Cache, DataOptions, Protocol, UseOptions
 from src.data.record import DataRecord, Entry
 from src.data.samples import DEFECTIVE, Sample
 from src.data.shuffling import EpochShuffle
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
-from src.errors import ConfigError, DataError, did_you_mean
+from src.errors import ConfigError, DataError
 from src.files import shown
 
 log = logging.getLogger(__name__)
@@ -36,76 +37,36 @@ log = logging.getLogger(__name__)
 Index = Callable[[Path, str], Found]  # root, category -> samples
 Prepare = Callable[[Path, str], None]  # root, category: download or generate what is missing
 
-_CACHES, _PROTOCOLS = ("auto", "memory", "none"), ("honest", "paper")
-
 
 class AnomalyDataModule(pl.LightningDataModule):
     """Training normals, held-out normals for calibration, and the test set of one category.
 
     Training and calibration hold normal images only. Test labels and masks are in the batches,
-    but only evaluation may read them.
+    but only evaluation may read them. Fewer than `LEAST_VALIDATION` images for validation train
+    instead.
 
     Args:
-        name: of the data set, for run folders and tables.
-        category: which product.
-        root: folder of the data set.
+        options: node `data`; root and category are completed.
+        use: what the rest of the config says.
+        transform: geometry and normalisation of every image.
         index: lists the samples of (root, category).
         prepare: downloads or generates what is missing; None: nothing to do.
-        transform: geometry and normalisation of every image.
-        batch_size: of every loader.
-        num_workers: loader processes for sets that are not cached.
-        calibration_fraction: share of the training normals held out, drawn with `seed`.
-        validation_fraction: share held out to choose the epoch; none of them calibrates. Where
-            that is fewer than `LEAST_VALIDATION` images, they train instead.
-        seed: of the hold-out, the limits and the shuffling.
-        protocol: honest validates on held-out normals, paper on the test set.
-        shuffle_train: False for methods fitted in a single pass.
-        drop_last: leave out an incomplete last training batch.
-        samples_per_epoch: length of a training epoch with repeats; None: each image once.
-        cache: keep decoded images in memory: auto (when all fit in 1 GB), memory or none.
-        limit_train: at most so many training images, before the hold-out; None: all.
-        limit_test: at most so many test images, of both classes; None: all.
-        bit_depth: of deep grey images (`settle_depth`); a number or None once it is set up.
     """
 
     def __init__(
         self,
-        *,
-        name: str,
-        category: str,
-        root: Path,
-        index: Index,
-        prepare: Prepare | None,
+        options: DataOptions,
+        use: UseOptions,
         transform: ImageTransform,
-        batch_size: int,
-        num_workers: int,
-        calibration_fraction: float,
-        seed: int,
-        protocol: str,
-        shuffle_train: bool,
-        drop_last: bool,
-        samples_per_epoch: int | None,
-        cache: str,
-        limit_train: int | None,
-        limit_test: int | None,
-        validation_fraction: float = 0.0,
-        bit_depth: int | str | None = None,
+        index: Index,
+        prepare: Prepare | None = None,
     ) -> None:
         super().__init__()
-        _require_choice("data.cache", cache, _CACHES)
-        _require_choice("protocol", protocol, _PROTOCOLS)
-        if batch_size < 1:
-            raise ConfigError(
-                "data.batch_size must be at least 1.", found=f"{batch_size}", do="set it to 1"
-            )
-        self.name, self.category, self.root = name, category, root.absolute()
+        self.options, self.use, self.transform = options, use, transform
         self.index, self.prepare = index, prepare
-        self.transform, self.batch_size, self.num_workers = transform, batch_size, num_workers
-        self.calibration_fraction, self.seed, self.protocol = calibration_fraction, seed, protocol
-        self.validation_fraction = validation_fraction
-        self.shuffle_train, self.drop_last = shuffle_train, drop_last
-        self.samples_per_epoch, self.cache = samples_per_epoch, cache
-        self.limits, self.bit_depth = (limit_train, limit_test), bit_depth
+        self.name, self.root = options.name, Path(options.root).expanduser().absolute()
+        self.category = options.category or self.root.name
+        self.bit_depth = options.bit_depth  # a number or None once it is set up
         self.findings: list[Finding] = []  # what the lister noticed
         self.found = Found([])  # as listed; the lists below are what is used of it
         self.record = DataRecord([])
@@ -140,19 +101,20 @@ class AnomalyDataModule(pl.LightningDataModule):
         if self.samples:
             return
         self.look()
+        use = self.use
         self.found, self.bit_depth = settle_depth(self.found, self.bit_depth)
         self.findings = self.found.findings
         train = [sample for sample in self.found if sample.split == "train"]
         test = [sample for sample in self.found if sample.split == "test"]
         self._check_training(train)
-        train = limit_train(train, self.limits[0], self.seed)
-        train, self.calibration_samples = hold_out(train, self.calibration_fraction, self.seed)
-        kept, chosen = hold_out(train, self.validation_fraction, self.seed, "validation")
+        train = limit_train(train, self.options.limit_train, use.seed)
+        train, self.calibration_samples = hold_out(train, use.calibration_fraction, use.seed)
+        kept, chosen = hold_out(train, use.validation_fraction, use.seed, "validation")
         few = len(chosen) < LEAST_VALIDATION
         self.train_samples, self.validation_samples = (train, []) if few else (kept, chosen)
         learnt = [*self.train_samples, *self.calibration_samples, *self.validation_samples]
         test = self._unseen(test, {self.entry_of(sample).content for sample in learnt})
-        self.test_samples = limit_test(test, self.limits[1], self.seed)
+        self.test_samples = limit_test(test, self.options.limit_test, use.seed)
         self._arrange()
         if self.name == "folder":
             self._warn_of_crop()
@@ -184,7 +146,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         told = f"{len(seen)} of {len(test)} test images are the very images that were fitted on"
         named = ", ".join(_below(path, self.root) for path in seen[:5])
         named += ", ..." if len(seen) > 5 else ""
-        if self.protocol == "paper":
+        if self.use.protocol is Protocol.paper:
             log.warning("%s; they stay in the test, as protocol=paper asks: %s", told, named)
             return list(test)
         if len(seen) == len(test):
@@ -234,19 +196,19 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> CheckedLoader:
         """Training normals, shuffled with `seed` unless the method is fitted in one pass."""
-        data = self._set("train")
-        if not self.shuffle_train:
+        data, options, count = self._set("train"), self.options, processes.count()
+        if not self.use.shuffle_train:
             return self._loader(data, shared=True)
-        if self.batch_size < processes.count():
+        if options.batch_size < count:
             raise ConfigError(
                 "A batch has fewer images than there are processes to share it.",
-                found=f"data.batch_size={self.batch_size} for {processes.count()} processes",
-                do=f"set data.batch_size={processes.count()} or more, or hardware.devices=1",
+                found=f"data.batch_size={options.batch_size} for {count} processes",
+                do=f"set data.batch_size={count} or more, or hardware.devices=1",
             )
-        self._shuffle = sampler = EpochShuffle(len(data), self.samples_per_epoch, self.seed)
-        sampler.load_state_dict(self._resume_at)
-        drop = self.drop_last and (self.samples_per_epoch or len(data)) >= self.batch_size
-        return self._loader(data, sampler=sampler, drop_last=drop, shared=True)
+        self._shuffle = EpochShuffle(len(data), options.samples_per_epoch, self.use.seed)
+        self._shuffle.load_state_dict(self._resume_at)
+        drop = options.drop_last and len(self._shuffle) >= options.batch_size
+        return self._loader(data, sampler=self._shuffle, drop_last=drop, shared=True)
 
     def ordered_train_dataloader(self) -> CheckedLoader:
         """Every training normal once, in the order of `train_samples`."""
@@ -258,7 +220,7 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> CheckedLoader | list[CheckedLoader]:
         """Normals that choose the epoch; with `protocol: paper` the test set. Empty: none."""
-        data = self._set("test" if self.protocol == "paper" else "validation")
+        data = self._set("test" if self.use.protocol is Protocol.paper else "validation")
         return self._loader(data) if len(data) else []
 
     def test_dataloader(self, *, shared: bool = False) -> CheckedLoader:
@@ -305,23 +267,23 @@ class AnomalyDataModule(pl.LightningDataModule):
         shared: bool = False,
     ) -> CheckedLoader:
         # A cached batch is an index into one tensor: processes would only add copies.
-        workers = 0 if data.cached or not len(data) else self.num_workers
+        workers = 0 if data.cached or not len(data) else self.use.num_workers
         return CheckedLoader(
             Share(data) if shared and processes.count() > 1 else data,
-            batch_size=self.batch_size,
+            batch_size=self.options.batch_size,
             sampler=sampler,
             drop_last=drop_last,
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.seed),  # seeds the workers
+            generator=torch.Generator().manual_seed(self.use.seed),  # seeds the workers
         )
 
     def _fits_in_memory(self) -> bool:
-        if self.cache == "auto":
+        if self.options.cache is Cache.auto:
             return cache_bytes(len(self.samples), self.transform) <= CACHE_LIMIT_BYTES
-        return self.cache == "memory"
+        return self.options.cache is Cache.memory
 
     def _check_training(self, train: Sequence[Sample]) -> None:
         defective = [sample.image_path for sample in train if sample.label == DEFECTIVE]
@@ -335,9 +297,3 @@ class AnomalyDataModule(pl.LightningDataModule):
 
 def _below(path: Path, root: Path) -> str:
     return shown(path.relative_to(root) if path.is_relative_to(root) else path)
-
-
-def _require_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        do = did_you_mean(str(value), choices)
-        raise ConfigError(f"{key}={value} is not known.", found=str(value), do=do)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from src.data.findings import Found
 from src.data.images import deep_peak, image_header, is_deep
-from src.errors import ConfigError, DataError
+from src.errors import DataError
 
 _PROBED = 16  # ours: a set of 8-bit images is known by so many headers, spread over the training
-_LEAST, _MOST = 8, 32
+_LEAST = 8
 
 
 def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | None]:
@@ -30,23 +30,14 @@ def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | N
 
     Returns:
         The samples and the bits; None without deep training images: 16 bits if one comes later.
-
-    Raises:
-        ConfigError: another value.
     """
     if wanted == "auto":
         wanted = _bits_of([path for sample in found if sample.split == "train"
                            for path in (sample.image_path, *sample.channel_paths)])  # fmt: skip
     if wanted is None:
         return found, None
-    if not isinstance(wanted, int) or not _LEAST <= wanted <= _MOST:
-        raise ConfigError(
-            "data.bit_depth must be a number of bits or auto.",
-            found=f"{wanted}",
-            do=f"set data.bit_depth=auto, or {_LEAST} to {_MOST}, such as 12",
-        )
-    samples = (replace(sample, bit_depth=wanted) for sample in found)
-    return Found(samples, found.findings), wanted
+    bits = int(wanted)
+    return Found((replace(sample, bit_depth=bits) for sample in found), found.findings), bits
 
 
 def _bits_of(paths: list[Path]) -> int | None:

@@ -15,7 +15,7 @@ import torch
 from src.data.findings import Found
 from src.data.gathering import Folders, gather
 from src.data.layout import missing_root, no_images, normals
-from src.data.splits import draw, require_share, share
+from src.data.splits import draw, share
 
 
 def index_folder(
@@ -44,10 +44,9 @@ def index_folder(
 
     Raises:
         DataError: a folder that was named is missing or has no images.
-        ConfigError: a folder with two meanings, or a share that is none.
+        ConfigError: a folder with two meanings.
     """
     root = root.absolute()
-    require_share("data.test_fraction", test_fraction)
     if not root.is_dir():
         raise missing_root(root, "Your image folder", str(root / normal_dir))
     bad_dirs = [abnormal_dir] if isinstance(abnormal_dir, str) else list(abnormal_dir or [])

@@ -27,31 +27,10 @@ def share(fraction: float, count: int) -> int:
     return min(max(round(fraction * count), 1), count - 1)
 
 
-def require_share(key: str, value: float) -> None:
-    """Refuse a share outside [0, 1); 1 to 100 is taken for per cent.
-
-    Raises:
-        ConfigError: with the share that may be meant.
-    """
-    if 0 <= value < 1:
-        return
-    meant = f"did you mean {key}={value / 100:g}?" if 1 <= value < 100 else f"set {key}=0.2"
-    raise ConfigError(
-        f"{key} is a share of the images: at least 0 and below 1.",
-        found=f"{value}",
-        do=f"{meant} (0 holds nothing out)",
-    )
-
-
 def hold_out(
     train: Sequence[Sample], fraction: float, seed: int, split: str = "calibration"
 ) -> tuple[list[Sample], list[Sample]]:
-    """Split training normals into (train, held out as `split`), both in their original order.
-
-    Raises:
-        ConfigError: a fraction outside [0, 1).
-    """
-    require_share(f"{split}.fraction", fraction)
+    """Split training normals into (train, held out as `split`), both in their original order."""
     size = share(fraction, len(train))
     if size == 1 and len(train) > 2:
         size = 2  # ours: a single image sets no threshold and chooses no epoch

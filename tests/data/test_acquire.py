@@ -12,13 +12,12 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from src.composing import CONF, compose
 from src.data import download
 from src.data.acquire import prepare_archives
 from src.data.build import build_datamodule
 from src.data.mvtec import index_mvtec
 from src.errors import DataError, DownloadError
-
-CONF = Path(__file__).parents[2] / "conf" / "data"
 
 
 def png():
@@ -185,11 +184,8 @@ def test_two_that_ask_at_once_download_once(tmp_path, shelf, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mvtec", "visa", "btad", "folder", "synthetic"])
 def test_every_data_config_builds_and_names_what_is_missing(tmp_path, name):
-    cfg = OmegaConf.create({"seed": 0, "data": OmegaConf.load(CONF / f"{name}.yaml")})
-    cfg.data.root = str(tmp_path / "absent")
-    cfg.data.download = False
-    cfg.transform = {"resize": 8, "crop": None, "interpolation": "bilinear", "antialias": True,
-                     "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    cfg = compose("run", [f"data={name}", f"data.root={tmp_path / 'absent'}"])
+    OmegaConf.update(cfg, "data.download", False, force_add=True)
     data = build_datamodule(cfg)
     if name != "synthetic":
         data.prepare_data()
@@ -199,7 +195,7 @@ def test_every_data_config_builds_and_names_what_is_missing(tmp_path, name):
 
 def test_archives_of_the_named_sets_have_well_formed_addresses_and_checksums():
     for name in ("mvtec", "visa", "btad"):
-        data = OmegaConf.load(CONF / f"{name}.yaml")
+        data = OmegaConf.load(CONF / "data" / f"{name}.yaml")
         assert "all" in data.archives
         for key, item in data.archives.items():
             assert key == "all" or key in data.categories
@@ -211,7 +207,7 @@ def test_archives_of_the_named_sets_have_well_formed_addresses_and_checksums():
 
 
 def test_the_counts_of_mvtec_add_up_to_the_published_totals():
-    data = OmegaConf.load(CONF / "mvtec.yaml")
+    data = OmegaConf.load(CONF / "data" / "mvtec.yaml")
     assert set(data.counts) == set(data.categories)
     assert sum(c.train for c in data.counts.values()) == 3629
     assert sum(c.test for c in data.counts.values()) == 1725

@@ -8,10 +8,13 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
+from src.composing import CONF, compose_checked
 from src.data.build import build_datamodule, worker_count
 from src.data.findings import Found
 from src.data.images import read_image, read_mask
 from src.errors import ConfigError, DataError
+
+BASE = OmegaConf.to_container(OmegaConf.load(CONF / "base" / "data.yaml"))
 
 
 def config(root, **data):
@@ -19,7 +22,8 @@ def config(root, **data):
         {
             "seed": 0,
             "protocol": "honest",
-            "data": {
+            "data": BASE
+            | {
                 "name": "mvtec",
                 "category": "bolt",
                 "root": str(root),
@@ -36,6 +40,7 @@ def config(root, **data):
                 "std": [0.229, 0.224, 0.225],
             },
             "calibration": {"fraction": 0.25},
+            "validation": {"fraction": 0.0},
             "hardware": {"num_workers": 0},
         }
     )
@@ -98,7 +103,7 @@ def test_training_is_shuffled_by_the_seed_and_ordered_training_is_not(mvtec_root
 
 def test_a_single_pass_method_sees_each_image_once_in_order(mvtec_root):
     cfg = config(mvtec_root, drop_last=True, samples_per_epoch=50)
-    cfg.model = {"single_pass": True}
+    cfg.model = {"_target_": "src.models.patchcore.module.PatchCore"}
     loader = build_datamodule(cfg).train_dataloader()
     assert joined(loader)["index"].tolist() == list(range(9))
 
@@ -228,11 +233,11 @@ def test_the_fingerprint_ignores_the_place_and_notices_any_changed_file(mvtec_ro
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
-    [("cache", "memroy", "'memory'"), ("batch_size", 0, "at least 1")],
+    [("cache", "memroy", "memory"), ("batch_size", 0, "at least 1"), ("bit_depth", 40, "to 32")],
 )
-def test_wrong_values_are_refused_with_the_right_ones(mvtec_root, key, value, words):
+def test_wrong_values_are_refused_with_the_right_ones(key, value, words):
     with pytest.raises(ConfigError, match=words):
-        build_datamodule(config(mvtec_root, **{key: value}))
+        compose_checked("run", [f"data.{key}={value}"])
 
 
 def test_a_defective_image_among_the_training_images_is_refused(mvtec_root):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.composing import compose_checked
 from src.data.depth import settle_depth
 from src.data.findings import Found, summary
 from src.data.images import read_image, read_sample
@@ -74,4 +75,4 @@ def test_a_given_depth_is_taken_and_nonsense_refused(tmp_path):
     assert settle_depth(samples, 12)[1] == 12
     for wrong in (0, 7, 33, "twelve", 9.5):
         with pytest.raises(ConfigError, match=r"data\.bit_depth"):
-            settle_depth(samples, wrong)
+            compose_checked("run", [f"data.bit_depth={wrong}"])

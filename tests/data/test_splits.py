@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from src.composing import compose_checked
 from src.data.samples import DEFECTIVE, NORMAL, Sample
 from src.data.splits import hold_out, limit_test, limit_train
 from src.errors import ConfigError
@@ -35,7 +36,7 @@ def test_the_hold_out_depends_on_the_seed_only():
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 10])
 def test_a_hold_out_of_nothing_sensible_is_refused(fraction):
     with pytest.raises(ConfigError, match=r"calibration\.fraction"):
-        hold_out(TRAIN, fraction, 0)
+        compose_checked("run", [f"calibration.fraction={fraction}"])
 
 
 def test_one_training_image_is_never_held_out():

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from scipy.ndimage import binary_dilation, uniform_filter
 
+from src.composing import compose
 from src.data import synthetic
 from src.data.build import build_datamodule
 from src.data.drawn_defects import DEFECTS, draw_defective
@@ -197,11 +197,9 @@ def test_an_unknown_product_is_answered_with_the_nearest(tmp_path):
 
 
 def test_the_config_builds_a_data_module_that_generates_on_first_use(tmp_path):
-    conf = Path(__file__).parents[2] / "conf" / "data" / "synthetic.yaml"
-    cfg = OmegaConf.create({"data": OmegaConf.load(conf)})
-    cfg.data.root, cfg.data.synthetic = str(tmp_path), SMALL
-    cfg.transform = {"resize": 64, "crop": None, "interpolation": "bilinear", "antialias": True,
-                     "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    words = [f"data.synthetic.{key}={value}" for key, value in SMALL.items()]
+    size = ["transform.resize=64", "transform.crop=null"]
+    cfg = compose("run", ["data=synthetic", f"data.root={tmp_path}", *size, *words])
     data = build_datamodule(cfg)
     data.prepare_data()
     data.setup()

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from src import mistakes
+from src.composing import compose_checked
 from src.data import datamodule
 from src.errors import ConfigError, GoodpartsError
 from src.experiment import run_experiment
@@ -42,10 +43,10 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(app_config, folder, tmp_path):
+def run(folder, tmp_path):
     def call(*overrides, data=True):
         where = ["data=folder", f"data.root={folder}", "data.normal_dir=good"] if data else []
-        cfg = app_config("run", *SIZE, *where, f"runs_dir={tmp_path / 'runs'}", *overrides)
+        cfg = compose_checked("run", *SIZE, *where, f"runs_dir={tmp_path / 'runs'}", *overrides)
         return run_experiment(cfg)
 
     return call

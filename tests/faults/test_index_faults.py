@@ -13,6 +13,7 @@ from PIL import Image
 
 from src.commands.check import check_data_set
 from src.commands.predict import predict_images
+from src.composing import compose_checked
 from src.data.folder import index_folder
 from src.data.mvtec import index_mvtec
 from src.errors import GoodpartsError
@@ -55,10 +56,10 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def run(app_config, photos, tmp_path):
+def run(photos, tmp_path):
     def call(*overrides):
         where = ("data=folder", f"data.root={photos}", "data.abnormal_dir=test")
-        cfg = app_config("run", *SIZE, *where, f"runs_dir={tmp_path / 'runs'}", *overrides)
+        cfg = compose_checked("run", *SIZE, *where, f"runs_dir={tmp_path / 'runs'}", *overrides)
         return run_experiment(cfg)
 
     return call
@@ -152,8 +153,8 @@ def test_linked_folders_are_seen_and_unread_pictures_are_named(run, photos, tmp_
 
 @pytest.mark.parametrize(
     ("setting", "hint"),
-    [("data.test_fraction=20", "did you mean data.test_fraction=0.2"),
-     ("calibration.fraction=10", "did you mean calibration.fraction=0.1"),
+    [("data.test_fraction=20", "data.test_fraction=0.2"),
+     ("calibration.fraction=10", "calibration.fraction=0.1"),
      ("data.test_fraction=-0.1", "at least 0"), ("data.limit_test=-3", "limit_test"),
      ("data.limit_train=0.5", "limit_train"), ("data.bit_depth=40", "bit_depth")],
 )  # fmt: skip

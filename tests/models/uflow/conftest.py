@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from src.data.datamodule import AnomalyDataModule
 from src.data.mvtec import index_mvtec
+from src.data.options import Cache, DataOptions, Protocol, UseOptions
 from src.data.transforms import ImageTransform
 from src.models.uflow.module import UFlow
 
@@ -80,26 +81,27 @@ def toy_data(toy_root):
             mean=[0.5] * 3,
             std=[0.5] * 3,
         )
-        return AnomalyDataModule(
+        options = DataOptions(
             name="toy",
             category="part",
-            root=Path(toy_root),
-            index=index_mvtec,
-            prepare=None,
-            transform=transform,
+            root=str(toy_root),
             batch_size=4,
-            num_workers=0,
-            calibration_fraction=0.0 if protocol == "paper" else fraction,
-            validation_fraction=0.0 if protocol == "paper" else validation,
-            seed=seed,
-            protocol=protocol,
-            shuffle_train=True,
+            bit_depth=None,
+            cache=Cache.memory,
             drop_last=False,
             samples_per_epoch=None,
-            cache="memory",
             limit_train=None,
             limit_test=None,
         )
+        use = UseOptions(
+            seed=seed,
+            protocol=Protocol[protocol],
+            calibration_fraction=0.0 if protocol == "paper" else fraction,
+            validation_fraction=0.0 if protocol == "paper" else validation,
+            shuffle_train=True,
+            num_workers=0,
+        )
+        return AnomalyDataModule(options, use, transform, index_mvtec)
 
     return build
 
