@@ -155,6 +155,8 @@ RULES: Mapping[str, Rule] = {
         "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
     ),
     "protocol": choice("honest", "paper"),
+    "data.synthetic.size": whole(64),
+    **dict.fromkeys(("data.synthetic.test_normal", "data.synthetic.test_defective"), whole(1)),
     "data.cache": choice("auto", "memory", "none"),
     "data.bit_depth": either(whole(8, 32), choice("auto")),
     "interpolation": choice("nearest", "bilinear", "bicubic", "lanczos"),

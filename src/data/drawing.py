@@ -23,11 +23,6 @@ class Canvas:
     y: Array  # (S, S)
     pixel: float  # side of a pixel in units
 
-    @property
-    def size(self) -> int:
-        """Side S in pixels."""
-        return len(self.x)
-
 
 @dataclass
 class Scene:
