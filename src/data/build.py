@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-import hydra
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from src.composing import partial_of
@@ -61,4 +61,4 @@ def worker_count(wanted: int | str | None) -> int:
 
 def _single_pass(model: Mapping[str, Any]) -> bool:
     """Whether the method is fitted in one pass."""
-    return "_target_" in model and hydra.utils.get_class(model["_target_"]).single_pass
+    return "_target_" in model and getattr(get_class(model["_target_"]), "single_pass", False)

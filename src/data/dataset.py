@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src import processes
-from src.data.images import read_mask, read_sample
+from src.data.images import read_mask, read_sample, same_view
 from src.data.samples import Sample
 from src.data.shuffling import EpochShuffle
 from src.data.transforms import ImageTransform
@@ -177,10 +177,9 @@ def cache_bytes(count: int, transform: ImageTransform) -> int:
 
 def _check_mask(mask: Path, shape: tuple[int, int], image: tuple[int, int]) -> None:
     """Masks may be coarser than the image, but must show the same field of view."""
-    if abs(shape[0] * image[1] - shape[1] * image[0]) <= max(*shape, *image):  # one pixel of slack
-        return
-    raise DataError(
-        f"The mask {mask} does not fit its image.",
-        found=f"mask {shape[1]} x {shape[0]}, image {image[1]} x {image[0]} pixels",
-        do="export the mask again at the size of its image",
-    )
+    if not same_view(shape, image):
+        raise DataError(
+            f"The mask {mask} does not fit its image.",
+            found=f"mask {shape[1]} x {shape[0]}, image {image[1]} x {image[0]} pixels",
+            do="export the mask again at the size of its image",
+        )

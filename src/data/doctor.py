@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from src.data.duplicates import near_duplicates
-from src.data.findings import SEVERITIES, Finding, Found, some
-from src.data.images import is_deep
+from src.data.findings import SEVERITIES, Finding, Found, about
+from src.data.images import is_deep, same_view
 from src.data.measured import (
     Measured,
     MeasuredMask,
-    Unreadable,
     empty_masks,
     measure,
     measure_masks,
@@ -49,7 +49,7 @@ class Report:
 
     samples: list[Sample]
     images: list[Measured]
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
 
     @property
     def exit_code(self) -> int:
@@ -80,93 +80,96 @@ def examine(
     """
     images, broken = measure(samples)
     masks, broken_masks = measure_masks(samples)
-    report = Report(list(samples), images)
-    report.findings += samples.findings if isinstance(samples, Found) else []
-    report.findings += _unreadable(broken, "image") + _unreadable(broken_masks, "mask")
-    report.findings += _counts(samples, published or {})
-    report.findings += _sizes(images, transform) + _formats(images)
-    report.findings += _missing_masks(samples, masks_named) + _masks(images, masks)
-    report.findings += _copies(images)
-    report.findings += _labels(samples) + _looks(images)
-    report.findings.sort(key=lambda f: -SEVERITIES.index(f.severity))
-    return report
+    findings: list[Finding] = [
+        *(samples.findings if isinstance(samples, Found) else []),
+        *_unreadable("image", {s.image_path: error for s, error in broken}),
+        *_unreadable("mask", {s.mask_path or Path(): error for s, error in broken_masks}),
+        *_counts(samples, published or {}), *_sizes(images), *_misfits(images, transform),
+        *_formats(images), *_missing_masks(samples, masks_named), *_masks(images, masks),
+        *_copies(images), *_names(samples), *_looks(images),
+    ]  # fmt: skip
+    findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
+    return Report(list(samples), images, findings)
 
 
 # --- what is there --------------------------------------------------------------------------
 
 
-def _unreadable(broken: Unreadable, kind: str) -> list[Finding]:
-    if not broken:
-        return []
-    files = tuple(Path(s.mask_path or "") if kind == "mask" else s.image_path for s, _ in broken)
-    reasons = Counter(error.found for _, error in broken).most_common(3)
-    found = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-    return [
-        Finding("error", f"{len(broken)} {kind}s cannot be read.", found, broken[0][1].do, files)
-    ]
+def _unreadable(kind: str, broken: Mapping[Path, DataError]) -> list[Finding]:
+    reasons = Counter(error.found for error in broken.values()).most_common(3)
+    return about(
+        list(broken), "error", what=f"{len(broken)} {kind}s cannot be read.",
+        found="; ".join(f"{count} x {reason}" for reason, count in reasons),
+        remedy=next((error.do for error in broken.values()), ""),
+    )  # fmt: skip
 
 
-def _counts(samples: Sequence[Sample], published: Mapping[str, int]) -> list[Finding]:
-    findings = []
+def _counts(samples: Sequence[Sample], published: Mapping[str, int]) -> Iterator[Finding]:
     count = Counter((s.split, s.label) for s in samples)
-    train, good = count["train", NORMAL], count["test", NORMAL]
-    bad = count["test", DEFECTIVE]
+    train, good, bad = count["train", NORMAL], count["test", NORMAL], count["test", DEFECTIVE]
     if train < FEW_IMAGES:
-        severity = "error" if train == 0 else "warning"
-        remedy = f"collect at least {FEW_IMAGES}; more show more of the allowed variation"
-        findings.append(Finding(severity, "Few training images.", f"{train}", remedy))
+        yield Finding(
+            severity="warning" if train else "error", what="Few training images.", found=f"{train}",
+            remedy=f"collect at least {FEW_IMAGES}; more show more of the allowed variation",
+        )  # fmt: skip
     if not bad:
-        remedy = "expect false-alarm rates but no AUROC; add some defective images when you can"
-        findings.append(Finding("note", "No defective test images.", f"{good} normal", remedy))
-    if bad and not good:
-        remedy = "add normal test images: without them false alarms cannot be counted"
-        findings.append(Finding("warning", "No normal test images.", f"{bad} defective", remedy))
+        yield Finding(
+            severity="note", what="No defective test images.", found=f"{good} normal",
+            remedy="expect false-alarm rates but no AUROC; add some defective images when you can",
+        )  # fmt: skip
+    elif not good:
+        yield Finding(
+            severity="warning", what="No normal test images.", found=f"{bad} defective",
+            remedy="add normal test images: without them false alarms cannot be counted",
+        )  # fmt: skip
     for split, expected in published.items():
         found = sum(s.split == split for s in samples)
         if found != expected:
-            remedy = "unpack the archive again; results cannot be compared with published ones"
-            what = f"Not the published number of images in {split}."
-            findings.append(Finding("warning", what, f"{found}, published {expected}", remedy))
-    return findings
+            yield Finding(
+                severity="warning", what=f"Not the published number of images in {split}.",
+                found=f"{found}, published {expected}",
+                remedy="unpack the archive again; results cannot be compared with published ones",
+            )  # fmt: skip
 
 
-def _sizes(images: Sequence[Measured], transform: ImageTransform | None) -> list[Finding]:
+def _sizes(images: Sequence[Measured]) -> list[Finding]:
+    sizes = Counter(image.size for image in images).most_common()
+    shapes = {round(width / height, 2) for (height, width), _ in sizes}
+    return about(
+        _files(i for i in images if i.size != sizes[0][0]),
+        "warning" if len(shapes) > 1 else "note",
+        what="Images of different sizes.",
+        found=", ".join(f"{count} x {w} x {h}" for (h, w), count in sizes[:4]),
+        remedy="check the camera settings; different fields of view look like defects",
+    )  # fmt: skip
+
+
+def _misfits(images: Sequence[Measured], transform: ImageTransform | None) -> list[Finding]:
     findings = []
-    sizes = Counter(image.size for image in images)
-    if len(sizes) > 1:
-        usual = sizes.most_common(1)[0][0]
-        odd = tuple(i.sample.image_path for i in images if i.size != usual)
-        found = ", ".join(f"{c} x {w} x {h}" for (h, w), c in sizes.most_common(4))
-        shape = {round(w / h, 2) for h, w in sizes}
-        severity = "warning" if len(shape) > 1 else "note"
-        remedy = "check the camera settings; different fields of view look like defects"
-        findings.append(Finding(severity, "Images of different sizes.", found, remedy, odd))
-    for size in sizes:
+    for size in dict.fromkeys(image.size for image in images if transform):
         try:
-            if transform is not None:
-                transform.check(size)
+            cast(ImageTransform, transform).check(size)
         except DataError as error:
-            files = tuple(i.sample.image_path for i in images if i.size == size)
-            findings.append(Finding("error", error.what, error.found, error.do, files))
+            files = _files(i for i in images if i.size == size)
+            findings += about(files, "error", what=error.what, found=error.found, remedy=error.do)
     return findings
 
 
-def _formats(images: Sequence[Measured]) -> list[Finding]:
-    findings = []
-    modes = Counter(image.mode for image in images)
-    if len(modes) > 1:
-        usual = modes.most_common(1)[0][0]
-        odd = tuple(i.sample.image_path for i in images if i.mode != usual)
-        found = ", ".join(f"{count} x {mode}" for mode, count in modes.most_common())
-        remedy = "save all images of a product in one pixel format"
-        findings.append(Finding("warning", "Mixed pixel formats.", found, remedy, odd))
+def _formats(images: Sequence[Measured]) -> Iterator[Finding]:
+    modes = Counter(image.mode for image in images).most_common()
+    yield from about(
+        _files(i for i in images if i.mode != modes[0][0]), "warning",
+        what="Mixed pixel formats.", found=", ".join(f"{count} x {mode}" for mode, count in modes),
+        remedy="save all images of a product in one pixel format",
+    )  # fmt: skip
     deep = [i for i in images if is_deep(i.mode)]
     if deep and np.median([i.brightness + 4 * i.contrast for i in deep]) < 20:
-        remedy = "look for single hot pixels, or set data.bit_depth to the bits in use, such as 12"
-        found = f"median brightness {np.median([i.brightness for i in deep]):.1f} of 255"
-        what = "Deep grey images that use a small part of their range."
-        findings.append(Finding("warning", what, found, remedy))
-    return findings
+        yield Finding(
+            severity="warning", what="Deep grey images that use a small part of their range.",
+            found=f"median brightness {np.median([i.brightness for i in deep]):.1f} of 255",
+            remedy="look for single hot pixels, or set data.bit_depth to the bits in use, such as "
+            "12",
+        )  # fmt: skip
 
 
 # --- masks ----------------------------------------------------------------------------------
@@ -174,44 +177,36 @@ def _formats(images: Sequence[Measured]) -> list[Finding]:
 
 def _masks(images: Sequence[Measured], masks: Sequence[MeasuredMask]) -> list[Finding]:
     size_of = {image.sample.image_path: image.size for image in images}
-    findings = empty_masks(masks)
-
-    def add(severity: str, what: str, remedy: str, wrong: Iterable[MeasuredMask]) -> None:
-        files = tuple(Path(m.sample.mask_path or "") for m in wrong)
-        if files:
-            findings.append(Finding(severity, what, some(files), remedy, files))
-
-    bad = [m for m in masks if m.sample.label == DEFECTIVE]
     shapes = [(m, size_of[m.sample.image_path]) for m in masks if m.sample.image_path in size_of]
-    other = [m for m, size in shapes if not _same_view(m.size, size)]
-    scaled = [m for m, size in shapes if _same_view(m.size, size) and m.size != size]
-    add("error", "Masks that do not fit their image.", "export them at the image's size", other)
-    add("note", "Masks of another resolution.", "fine, but borders become coarse", scaled)
-    inverted = [m for m in bad if m.area > 0.6]
-    add("warning", "Masks that cover most of the image; inverted?",
-        "white must be the defect, black the rest", inverted)  # fmt: skip
-    add("error", "Masks with defects on normal images.",
-        "move the image to the defective ones, or remove the mask",
-        [m for m in masks if m.sample.label == NORMAL and m.area > 0])  # fmt: skip
+    findings = empty_masks(masks)
+    for severity, what, remedy, wrong in (
+        ("error", "Masks that do not fit their image.", "export them at the image's size",
+         [m for m, size in shapes if not same_view(m.size, size)]),
+        ("note", "Masks of another resolution.", "fine, but borders become coarse",
+         [m for m, size in shapes if m.size != size and same_view(m.size, size)]),
+        ("warning", "Masks that cover most of the image; inverted?",
+         "white must be the defect, black the rest",
+         [m for m in masks if m.sample.label == DEFECTIVE and m.area > 0.6]),
+        ("error", "Masks with defects on normal images.",
+         "move the image to the defective ones, or remove the mask",
+         [m for m in masks if m.sample.label == NORMAL and m.area > 0]),
+    ):  # fmt: skip
+        findings += about([m.file for m in wrong], severity, what=what, remedy=remedy)
     return findings
 
 
 def _missing_masks(samples: Sequence[Sample], masks_named: bool) -> list[Finding]:
     bad = [s for s in samples if s.label == DEFECTIVE]
-    without = tuple(s.image_path for s in bad if s.mask_path is None)
-    if not without:
-        return []
-    if len(without) == len(bad):
-        advice = "" if masks_named else "; set data.mask_dir if you have masks"
-        remedy = f"expect no pixel metrics{advice}"
-        return [Finding("note", "No masks.", f"{len(bad)} defective images", remedy)]
-    remedy = "add their masks; pixel metrics do not count these images"
-    what = "Defective images without a mask."
-    return [Finding("warning", what, some(without), remedy, without)]
-
-
-def _same_view(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
+    without = [s.image_path for s in bad if s.mask_path is None]
+    if len(without) < len(bad):
+        what = "Defective images without a mask."
+        remedy = "add their masks; pixel metrics do not count these images"
+        return about(without, "warning", what=what, remedy=remedy)
+    found = f"{len(bad)} defective images"
+    advice = "" if masks_named else "; set data.mask_dir if you have masks"
+    remedy = f"expect no pixel metrics{advice}"
+    none = Finding(severity="note", what="No masks.", found=found, remedy=remedy)
+    return [none] if bad else []
 
 
 # --- copies and labels ----------------------------------------------------------------------
@@ -221,86 +216,82 @@ def _copies(images: Sequence[Measured]) -> list[Finding]:
     """Identical pictures (same pixels) and near copies, within and across splits and labels."""
     if len(images) < 2:
         return []
-    pairs = list(
-        near_duplicates(np.stack([i.bits for i in images]), np.stack([i.small for i in images]))
-    )
-    first: dict[str, int] = {}
-    same = [(first.setdefault(image.digest, i), i) for i, image in enumerate(images)]
-    same = [(i, j) for i, j in same if i != j]
-    near = [(i, j) for i, j in pairs if images[i].digest != images[j].digest]
+    first: dict[str, Measured] = {}
+    same = [(first.setdefault(image.digest, image), image) for image in images]
+    same = [(a, b) for a, b in same if a is not b]
+    bits, small = [image.bits for image in images], [image.small for image in images]
+    near = [(images[i], images[j]) for i, j in near_duplicates(np.array(bits), np.array(small))]
+    near = [(a, b) for a, b in near if a.digest != b.digest]
+    alike = [(a, b) for a, b in same if a.sample.label == b.sample.label]
     findings: list[Finding] = []
-
-    def add(severity: str, what: str, remedy: str, chosen: list[tuple[int, int]]) -> None:
-        if chosen:
-            files = tuple(images[k].sample.image_path for pair in chosen for k in pair)
-            found = f"{len(chosen)} pairs, first {_pair(files)}"
-            findings.append(Finding(severity, what, found, remedy, files))
-
-    def part(chosen: list[tuple[int, int]], key: str, *, differs: bool) -> list[tuple[int, int]]:
-        value = [getattr(image.sample, key) for image in images]
-        return [(i, j) for i, j in chosen if (value[i] != value[j]) == differs]
-
-    add("error", "The same picture is called normal and defective.",
-        "decide which label is right and delete the other file",
-        part(same, "label", differs=True))  # fmt: skip
-    add("error", "The same picture is in training and test.",
-        "remove it from one of them: the test would be too easy",
-        part(part(same, "label", differs=False), "split", differs=True))  # fmt: skip
-    add("warning", "Nearly the same picture is in training and test.",
-        "check that they show different parts, not one photograph saved twice",
-        part(near, "split", differs=True))  # fmt: skip
-    add("note", "Pictures saved twice in one split.", "delete the copies",
-        part(part(same, "label", differs=False), "split", differs=False))  # fmt: skip
-    add("note", "Nearly the same pictures in one split.", "keep one of each, if they are copies",
-        part(near, "split", differs=False))  # fmt: skip
+    for severity, what, remedy, pairs in (
+        ("error", "The same picture is called normal and defective.",
+         "decide which label is right and delete the other file",
+         [(a, b) for a, b in same if a.sample.label != b.sample.label]),
+        ("error", "The same picture is in training and test.",
+         "remove it from one of them: the test would be too easy",
+         [(a, b) for a, b in alike if a.sample.split != b.sample.split]),
+        ("warning", "Nearly the same picture is in training and test.",
+         "check that they show different parts, not one photograph saved twice",
+         [(a, b) for a, b in near if a.sample.split != b.sample.split]),
+        ("note", "Pictures saved twice in one split.", "delete the copies",
+         [(a, b) for a, b in alike if a.sample.split == b.sample.split]),
+        ("note", "Nearly the same pictures in one split.", "keep one of each, if they are copies",
+         [(a, b) for a, b in near if a.sample.split == b.sample.split]),
+    ):  # fmt: skip
+        files = _files(image for pair in pairs for image in pair)
+        named = " and ".join("/".join(path.parts[-3:]) for path in files[:2])
+        found = f"{len(pairs)} pairs, first {named}"
+        findings += about(files, severity, what=what, found=found, remedy=remedy)
     return findings
 
 
-def _labels(samples: Sequence[Sample]) -> list[Finding]:
-    odd = tuple(s.image_path for s in samples if s.label == NORMAL
-                and SUSPICIOUS.search(s.image_path.stem))  # fmt: skip
-    if not odd:
-        return []
+def _names(samples: Sequence[Sample]) -> list[Finding]:
+    normal = [s.image_path for s in samples if s.label == NORMAL]
+    odd = [path for path in normal if SUSPICIOUS.search(path.stem)]
     what = "Normal images with the name of a defect."
-    return [Finding("warning", what, some(odd), "check their labels", odd)]
+    return about(odd, "warning", what=what, remedy="check their labels")
 
 
 # --- looks ----------------------------------------------------------------------------------
 
 
-def _looks(images: Sequence[Measured]) -> list[Finding]:
+def _looks(images: Sequence[Measured]) -> Iterator[Finding]:
     """Blank, overexposed and unusual training images, and light that differs in the test."""
-    findings = []
-    blank = tuple(i.sample.image_path for i in images if i.contrast < 1)
-    if blank:
-        remedy = "remove them or photograph the part again"
-        findings.append(Finding("error", "Blank images.", some(blank), remedy, blank))
+    blank = _files(i for i in images if i.contrast < 1)
+    remedy = "remove them or photograph the part again"
+    yield from about(blank, "error", what="Blank images.", remedy=remedy)
     normal = [i for i in images if i.sample.label == NORMAL and i.contrast >= 1]
     train = [i for i in normal if i.sample.split == "train"]
     test = [i for i in normal if i.sample.split == "test"]
     if len(train) < FEW_IMAGES:
-        return findings
+        return
     for name in ("brightness", "contrast", "sharpness"):
-        values = np.array([getattr(i, name) for i in train])
-        centre, spread = float(np.median(values)), _spread(values)
-        far = np.abs(values - centre) > STANDS_OUT * spread
-        odd = tuple(train[k].sample.image_path for k in np.flatnonzero(far))
-        if odd:
-            what, remedy = f"Training images of unusual {name}.", "look at them; remove bad shots"
-            findings.append(Finding("warning", what, some(odd), remedy, odd))
-        if len(test) >= 5:
-            there = float(np.median([getattr(i, name) for i in test]))
-            if abs(there - centre) > 3 * spread:
-                what = f"Normal test images differ from training in {name}."
-                found = f"median {there:.1f}, in training {centre:.1f}"
-                remedy = "take both under the same light, or expect false alarms"
-                findings.append(Finding("warning", what, found, remedy))
+        yield from _light(name, train, test)
     clipped = float(np.median([i.clipped for i in normal]))
     if clipped > 0.25:
-        found = f"half of the images have more than {clipped:.0%} black or white pixels"
-        remedy = "shorten or lengthen the exposure, unless this is the background"
-        findings.append(Finding("note", "Over- or underexposed.", found, remedy))
-    return findings
+        yield Finding(
+            severity="note", what="Over- or underexposed.",
+            found=f"half of the images have more than {clipped:.0%} black or white pixels",
+            remedy="shorten or lengthen the exposure, unless this is the background",
+        )  # fmt: skip
+
+
+def _light(name: str, train: Sequence[Measured], test: Sequence[Measured]) -> Iterator[Finding]:
+    """Training images that stand out by one statistic, and a test that differs in it."""
+    values = np.array([getattr(i, name) for i in train])
+    centre, spread = float(np.median(values)), _spread(values)
+    far = np.abs(values - centre) > STANDS_OUT * spread
+    odd = [image.sample.image_path for image, odd in zip(train, far, strict=True) if odd]
+    what, remedy = f"Training images of unusual {name}.", "look at them; remove bad shots"
+    yield from about(odd, "warning", what=what, remedy=remedy)
+    there = float(np.median([getattr(i, name) for i in test])) if len(test) >= 5 else centre
+    if abs(there - centre) > 3 * spread:
+        yield Finding(
+            severity="warning", what=f"Normal test images differ from training in {name}.",
+            found=f"median {there:.1f}, in training {centre:.1f}",
+            remedy="take both under the same light, or expect false alarms",
+        )  # fmt: skip
 
 
 def _spread(values: np.ndarray) -> float:
@@ -309,7 +300,5 @@ def _spread(values: np.ndarray) -> float:
     return max(1.4826 * float(np.median(np.abs(values - centre))), 0.01 * abs(float(centre)), 1e-6)
 
 
-def _pair(files: Sequence[Path]) -> str:
-    a, b = files[:2]
-    return f"{a.parent.parent.name}/{a.parent.name}/{a.name} and " \
-           f"{b.parent.parent.name}/{b.parent.name}/{b.name}"  # fmt: skip
+def _files(images: Iterable[Measured]) -> list[Path]:
+    return [image.sample.image_path for image in images]

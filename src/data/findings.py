@@ -13,7 +13,7 @@ SEVERITIES = ("note", "warning", "error")  # their positions are the doctor's ex
 _TYPES_SHOWN = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One thing that was noticed, in the three parts of our errors."""
 
@@ -25,6 +25,16 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.what} Found: {self.found}. Do: {self.remedy}."
+
+
+def about(
+    files: Sequence[Path], severity: str, *, what: str, remedy: str, found: str = ""
+) -> list[Finding]:
+    """The finding that these files have something in common; nothing when there are none."""
+    facts = Finding(
+        severity=severity, what=what, found=found or some(files), remedy=remedy, files=tuple(files)
+    )
+    return [facts] if files else []
 
 
 class Found(list[Sample]):

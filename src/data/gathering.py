@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from src.data.findings import Finding, some
+from src.data.findings import Finding, about, some
 from src.data.listing import Listing, walk
 from src.data.masks import look_like_masks, pair_masks, pairing_findings
 from src.data.samples import DEFECTIVE, Sample
@@ -66,8 +66,8 @@ def gather(folders: Folders) -> Gathered:
     for path in inside:
         del owner[path]
     samples, unpaired = _defective(owner, masks, mask_dir)
-    findings += [*_good_inside(inside), *unpaired]
-    findings += _lookalikes([*train.images, *good_test.images, *owner])
+    images = [*train.images, *good_test.images, *owner]
+    findings += [*unpaired, *_misplaced(inside, images)]
     listed = {folders.good: train, folders.good_test: good_test, mask_dir: marks}
     empty = [folder for folder, found in listed.items() if folder and not found.images]
     empty += [home for home in homes if not walk(home).images]
@@ -138,38 +138,38 @@ def _require_one_meaning(good: Sequence[Path], others: Sequence[Path]) -> None:
             )
 
 
-# --- what is not used -------------------------------------------------------------------------
-
-
 def _unusable(listings: Sequence[Listing]) -> list[Finding]:
-    findings = []
-    foreign = tuple(path for listing in listings for path in listing.foreign)
-    broken = tuple(path for listing in listings for path in listing.broken)
-    if foreign:
-        kinds = Counter(path.suffix.lower() for path in foreign)
-        found = f"{', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}; {some(foreign)}"
-        what = "Pictures of a type that is not read; they are left out."
-        findings.append(Finding("warning", what, found, "save them as png or jpg", foreign))
-    if broken:
-        what = "Image names that lead to no file; they are left out."
-        remedy = "repair or remove these links"
-        findings.append(Finding("warning", what, some(broken), remedy, broken))
-    return findings
+    """Pictures that no list of images holds."""
+    foreign = [path for listing in listings for path in listing.foreign]
+    broken = [path for listing in listings for path in listing.broken]
+    kinds = Counter(path.suffix.lower() for path in foreign).most_common()
+    return [
+        *about(
+            foreign, "warning", what="Pictures of a type that is not read; they are left out.",
+            found=f"{', '.join(f'{n} {kind}' for kind, n in kinds)}; {some(foreign)}",
+            remedy="save them as png or jpg",
+        ),
+        *about(
+            broken, "warning", what="Image names that lead to no file; they are left out.",
+            remedy="repair or remove these links",
+        ),
+    ]  # fmt: skip
 
 
-def _good_inside(files: Sequence[Path]) -> list[Finding]:
-    if not files:
-        return []
-    what = "Good parts inside the folder of defective images; they count as good test images."
-    folders = ", ".join(sorted({str(path.parent) for path in files}))
-    remedy = "name that folder in data.normal_test_dir, or rename it if these parts are defective"
-    return [Finding("note", what, f"{len(files)} in {folders}", remedy, tuple(files))]
-
-
-def _lookalikes(files: Sequence[Path]) -> list[Finding]:
-    masks = tuple(look_like_masks(files))
-    if not masks:
-        return []
-    what = "Files that look like masks are used as images."
-    remedy = "move them to a folder of their own and name it in data.mask_dir"
-    return [Finding("warning", what, some(masks), remedy, masks)]
+def _misplaced(inside: Sequence[Path], images: Sequence[Path]) -> list[Finding]:
+    """Good parts `inside` a folder of defects, and masks among the images."""
+    folders = ", ".join(sorted({str(path.parent) for path in inside}))
+    return [
+        *about(
+            inside, "note", found=f"{len(inside)} in {folders}",
+            what="Good parts inside the folder of defective images; they count as good test "
+            "images.",
+            remedy="name that folder in data.normal_test_dir, or rename it if these parts are "
+            "defective",
+        ),
+        *about(
+            look_like_masks(images), "warning",
+            what="Files that look like masks are used as images.",
+            remedy="move them to a folder of their own and name it in data.mask_dir",
+        ),
+    ]  # fmt: skip

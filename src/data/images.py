@@ -73,6 +73,11 @@ def read_mask(path: Path) -> np.ndarray:
     return levels > (127 if kind in _LOSSY else 0)
 
 
+def same_view(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two sizes may show the same field of view: one aspect, to a pixel of slack."""
+    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
+
+
 def read_sample(sample: Sample) -> Image.Image:
     """The image of a sample; with `channel_paths`, one grey file per channel.
 

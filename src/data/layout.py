@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from src.data.findings import Finding, Found, some
+from src.data.findings import Found, about
 from src.data.gathering import Folders, gather
 from src.data.listing import EXTENSIONS, natural_key, walk
 from src.data.samples import NORMAL, Sample
@@ -105,12 +105,8 @@ def index_layout(folder: Path, good: str) -> Found:
     tested = normals(found.good_test, "test") + found.defective
     tested.sort(key=lambda sample: natural_key(sample.image_path))
     stray = walk(folder, skip=[train, test, masks]).images
-    return Found(normals(found.train, "train") + tested, found.findings + _stray(stray, good))
-
-
-def _stray(files: list[Path], good: str) -> list[Finding]:
-    if not files:
-        return []
-    what = "Images that are not used."
-    remedy = f"move them to train/{good}, test or ground_truth, or out of the category"
-    return [Finding("warning", what, some(files), remedy, tuple(files))]
+    unused = about(
+        stray, "warning", what="Images that are not used.",
+        remedy=f"move them to train/{good}, test or ground_truth, or out of the category",
+    )  # fmt: skip
+    return Found(normals(found.train, "train") + tested, found.findings + unused)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
-from src.data.findings import Finding, some
+from src.data.findings import Finding, about
 from src.data.samples import Sample
 
 # What tools add to the name of an image to call its mask: x_mask, x_gt, x-label2, x_mask1.
@@ -68,17 +68,18 @@ def pairing_findings(
     stems = {sample.image_path.stem for sample in samples}
     spare = [mask for mask in masks if mask not in used]
     known = {m: m.stem in stems or image_stem(m.stem) in stems for m in spare}
-    clashing = tuple(mask for mask in spare if known[mask])
-    lost = tuple(mask for mask in spare if not known[mask])
-    findings = []
-    if clashing:
-        what = "Masks whose image is not certain, so they are not used."
-        remedy = "give each the path of its image: masks/dent/7_mask.png for bad/dent/7.png"
-        findings.append(Finding("warning", what, some(clashing), remedy, clashing))
-    if lost:
-        remedy = "rename them to the stem of their image, or remove them"
-        findings.append(Finding("warning", "Masks without an image.", some(lost), remedy, lost))
-    return findings
+    clashing = [mask for mask in spare if known[mask]]
+    lost = [mask for mask in spare if not known[mask]]
+    return [
+        *about(
+            clashing, "warning", what="Masks whose image is not certain, so they are not used.",
+            remedy="give each the path of its image: masks/dent/7_mask.png for bad/dent/7.png",
+        ),
+        *about(
+            lost, "warning", what="Masks without an image.",
+            remedy="rename them to the stem of their image, or remove them",
+        ),
+    ]  # fmt: skip
 
 
 def _name(path: Path, folder: Path) -> PurePath:

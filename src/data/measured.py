@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from src.data.duplicates import dhash, thumbnail
-from src.data.findings import Finding, some
+from src.data.findings import Finding, about
 from src.data.images import image_header, read_mask, read_sample
 from src.data.samples import DEFECTIVE, Sample
 from src.errors import DataError
@@ -43,6 +43,11 @@ class MeasuredMask:
     size: tuple[int, int]  # H, W
     area: float  # share of defective pixels
 
+    @property
+    def file(self) -> Path:
+        """Of the mask."""
+        return cast(Path, self.sample.mask_path)
+
 
 Unreadable = list[tuple[Sample, DataError]]
 T = TypeVar("T")
@@ -60,12 +65,12 @@ def measure_masks(samples: Sequence[Sample]) -> tuple[list[MeasuredMask], Unread
 
 def empty_masks(masks: Sequence[MeasuredMask]) -> list[Finding]:
     """Masks of defective images that mark nothing."""
-    files = tuple(cast(Path, m.sample.mask_path) for m in masks
-                  if m.sample.label == DEFECTIVE and m.area == 0)  # fmt: skip
-    if not files:
-        return []
-    remedy = "draw the defect, or move the image to the normal ones; pixel metrics do not count it"
-    return [Finding("warning", "Empty masks of defective images.", some(files), remedy, files)]
+    return about(
+        [m.file for m in masks if m.sample.label == DEFECTIVE and m.area == 0], "warning",
+        what="Empty masks of defective images.",
+        remedy="draw the defect, or move the image to the normal ones; pixel metrics do not count "
+        "it",
+    )  # fmt: skip
 
 
 def _each(samples: Sequence[Sample], one: Callable[[Sample], T]) -> tuple[list[T], Unreadable]:

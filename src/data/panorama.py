@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.data.findings import Finding, Found, some
+from src.data.findings import Found, about
 from src.data.layout import normals
 from src.data.road_images import TRAIN_SHARE, find_root, roots_below, sorted_images
 from src.data.samples import DEFECTIVE, Sample
@@ -45,11 +45,8 @@ def index_panorama(root: Path, category: str) -> Found:
         *(Sample(path, None, DEFECTIVE, "bad", "test") for path in bad[:tested]),
         *normals(good[train:], "test"),
     ]
-    return Found(samples, _left_out(bad[tested:]))
-
-
-def _left_out(files: list[Path]) -> list[Finding]:
-    if not files:
-        return []
-    what = "Bad images that the official split leaves out of the test."
-    return [Finding("note", what, some(files), "nothing: the paper did the same", tuple(files))]
+    left_out = about(
+        bad[tested:], "note", what="Bad images that the official split leaves out of the test.",
+        remedy="nothing: the paper did the same",
+    )  # fmt: skip
+    return Found(samples, left_out)

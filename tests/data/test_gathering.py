@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from src.composing import compose_checked
 from src.data import listing
 from src.data.findings import summary
 from src.data.folder import index_folder
@@ -155,10 +156,11 @@ def test_images_outside_the_layout_are_named(mvtec_root, image):
 
 
 @pytest.mark.parametrize("share", [20, 1, 1.5, -0.1])
-def test_a_share_that_is_none_is_refused_and_the_meant_one_guessed(place, share):
+def test_a_share_that_is_none_is_refused_and_the_meant_one_guessed(share):
+    words = ["data=folder", "data.root=photos", f"data.test_fraction={share}"]
     with pytest.raises(ConfigError, match="test_fraction") as caught:
-        index(place(*GOOD, "bad/0.png"), test_fraction=share)
-    assert ("did you mean data.test_fraction=0.2?" in caught.value.do) == (share == 20)
+        compose_checked("run", words)
+    assert ("data.test_fraction=0.2" in caught.value.do) == (share != 1.5)
 
 
 # --- listing ------------------------------------------------------------------------------------
