@@ -19,11 +19,11 @@ from src.errors import ConfigError, DataError, did_you_mean
 from src.explaining import match_grid, reader
 from src.files import fitting, shown
 from src.fitted import fitted_samples
+from src.models.patchcore.scores import euclidean_and_cosine
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import save_png
 from src.reporting.match_pictures import (
     MatchGrid,
-    distance_maps,
     equal_share,
     heat_pair,
     match_at,
@@ -121,9 +121,9 @@ def _distances(
     """
     model: Any = detector.model
     batch = detector.transform(image).to(detector.device)[None]
-    patches = model.memory.patches(model.backbone(batch))[0]  # (h, w, D)
-    bank = model.memory.bank.vectors(torch.arange(len(model.memory.bank), device=batch.device))
-    euclidean, cosine = distance_maps(patches.float().cpu().numpy(), bank.cpu().numpy())
+    patches = model.patches(batch)[0][0]  # (h, w, D)
+    both = euclidean_and_cosine(patches, model.memory.bank.vectors())
+    euclidean, cosine = (distance.cpu().numpy() for distance in both)
     marked = 0.0 if picture.segmentation is None else float(picture.segmentation.mean())
     hot = np.quantile(euclidean, 1.0 - max(marked, 1.5 / euclidean.size))
     scale = ColourScale.fit([euclidean], float(hot))

@@ -207,31 +207,6 @@ def equal_share(values: np.ndarray, other: np.ndarray, scale: ColourScale) -> Co
     return ColourScale.fit([other], float(ordered[min(hot, ordered.size - 1)]))
 
 
-def distance_maps(
-    patches: np.ndarray, bank: np.ndarray, chunk: int = 4096
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of each patch (h, w, D) to the bank (M, D): Euclidean and cosine, (h, w) float32.
-
-    Cosine is 1 - cos, in 0..2; a vector of length 0 has cosine distance 1 to everything. Memory:
-    h * w * chunk floats.
-    """
-    h, w, D = patches.shape
-    flat = patches.reshape(-1, D).astype(np.float32)  # (P, D)
-    norms = np.linalg.norm(flat, axis=1, keepdims=True)
-    unit = flat / np.maximum(norms, np.finfo(np.float32).tiny)
-    nearest = np.full(len(flat), np.inf, np.float32)
-    highest = np.full(len(flat), -np.inf, np.float32)
-    for at in range(0, len(bank), chunk):
-        rows = bank[at : at + chunk].astype(np.float32)  # (m, D)
-        lengths = np.linalg.norm(rows, axis=1)
-        squares = norms**2 - 2.0 * (flat @ rows.T) + lengths**2  # (P, m)
-        nearest = np.minimum(nearest, squares.min(axis=1))
-        cosine = (unit @ rows.T) / np.maximum(lengths, np.finfo(np.float32).tiny)
-        highest = np.maximum(highest, cosine.max(axis=1))
-    euclidean = np.sqrt(np.maximum(nearest, 0.0))
-    return euclidean.reshape(h, w), np.clip(1.0 - highest, 0.0, 2.0).reshape(h, w)
-
-
 def _paste(sheet: Sheet, at: tuple[int, int], title: str, panel: Image.Image) -> None:
     sheet.write(at, title, panel.width)
     sheet.paste((at[0], at[1] + _LINE), panel)

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from src.allocator import keep_freed_memory
+from src.backbones.onednn import linear
 from src.models.patchcore.coreset import greedy_coreset, random_projection
-from src.models.patchcore.products import product
-from src.models.patchcore.streaming import gap_to
+from src.models.patchcore.nearest import nearest
 
 OFFICIAL_DIM = 128
 BLOCK = 768
@@ -104,7 +104,9 @@ def compare(name: str, features: Tensor, size: int) -> None:
     few = cpu_seconds(lambda: anomalib(features, 1 + PEER_PICKS)).seconds
     peer = setup + (few - setup) / PEER_PICKS * (size - 1)
     same = len(set(mine.rows.tolist()) & set(theirs.rows.tolist()))
-    radius = [float(gap_to(features, features[t.rows]).max()) ** 0.5 for t in (mine, theirs)]
+    radius = [
+        float(nearest(features, features[t.rows], 1).distance.max()) ** 0.5 for t in (mine, theirs)
+    ]
     print(f"  ours           {mine.seconds:9.3f} CPU s   cover radius {radius[0]:.3f}")
     print(
         f"  official       {theirs.seconds:9.3f} CPU s   cover radius {radius[1]:.3f}   "
@@ -125,7 +127,7 @@ def floor(features: Tensor, size: int, seconds: float) -> None:
     offset = torch.zeros(512)
     speed = 2.0 * 2048 * 512 * OFFICIAL_DIM
     speed /= min(
-        cpu_seconds(lambda: product(left, right, offset)).seconds or 1e-9 for _ in range(20)
+        cpu_seconds(lambda: linear(left, right, offset)).seconds or 1e-9 for _ in range(20)
     )
     source = torch.empty(64 << 20, dtype=torch.uint8).random_()
     target = torch.empty_like(source)
@@ -162,7 +164,7 @@ def bottle_features(root: str) -> tuple[Tensor, Tensor, Tensor]:
     model = build_model(cfg, data.image_size)
 
     def patches(batch: dict[str, Tensor]) -> Tensor:
-        return model.memory.patches(model.backbone(batch["image"])).flatten(1, 2)
+        return model.patches(batch["image"])[0].flatten(1, 2)
 
     with torch.inference_mode():
         train = [patches(batch).flatten(0, 1) for batch in data.ordered_train_dataloader()]

@@ -15,8 +15,9 @@ import time
 import torch
 from torch import Tensor
 
+from src.models.patchcore.bank import MemoryBank
 from src.models.patchcore.coreset import greedy_coreset, random_projection
-from src.models.patchcore.memory_bank import MemoryBank
+from src.models.patchcore.options import Backend, SearchOptions, Storage
 from tests.bench.bench_coreset import bottle_features
 
 PATCHES = 784
@@ -42,7 +43,7 @@ def draw(rows: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fill(backend: str, rows: Tensor, nprobe: int) -> MemoryBank:
-    bank = MemoryBank(backend, None, nprobe, "float32")
+    bank = MemoryBank(SearchOptions(Backend(backend), None, nprobe, Storage.float32))
     bank.fill(rows, torch.zeros(len(rows), 3))
     return bank
 

@@ -21,14 +21,23 @@ import torch
 from torch import Tensor
 
 from src.evaluation.speed import peak_memory_mb
+from src.models.patchcore.bank import MemoryBank
+from src.models.patchcore.coreset import select
 from src.models.patchcore.feature_store import FeatureStore, patch_origins
-from src.models.patchcore.memory_bank import MemoryBank
-from src.models.patchcore.plan import Plan
-from src.models.patchcore.selection import CoresetOptions, select
-from src.models.patchcore.streaming import StreamingCoreset, gap_to
+from src.models.patchcore.fit_cost import FitCost
+from src.models.patchcore.nearest import nearest
+from src.models.patchcore.options import (
+    Backend,
+    CoresetMethod,
+    CoresetOptions,
+    CoresetStart,
+    SearchOptions,
+    Storage,
+)
+from src.models.patchcore.streaming import StreamingCoreset
 
 GRID, DIM, IMAGES, BATCH = (28, 28), 256, 560, 8
-OPTIONS = CoresetOptions("greedy", 0.01, "official", None, None, 1024)
+OPTIONS = CoresetOptions(CoresetMethod.greedy, 0.01, CoresetStart.official, None, None, 1024)
 BUDGET_GB = 0.128  # a quarter of what all patches need
 
 
@@ -49,34 +58,29 @@ def images(seed: int, count: int) -> Iterator[Tensor]:
 
 
 def fit(mode: str) -> MemoryBank:
-    plan = Plan.make(IMAGES, GRID, DIM, OPTIONS, BUDGET_GB if mode == "stream" else None)
-    bank = MemoryBank("flat", None, 1, "float32")
-    at = 0
-    store, stream = FeatureStore(IMAGES), None
-    if plan.streams:
-        stream = StreamingCoreset(plan, OPTIONS, 0)
-    for batch in images(1, IMAGES):
-        index = torch.arange(at, at + BATCH)
-        at += BATCH
-        if stream is None:
-            store.add(batch, index)
-        else:
-            stream.add(batch.flatten(0, 2), patch_origins(index, *GRID))
-    if stream is None:
-        grids, index = store.collect()
-        features = grids.view(-1, DIM)
-        rows = select(features, OPTIONS, 0, None).rows
-        bank.fill(features[rows], patch_origins(index, *GRID)[rows])
+    cost = FitCost.of(IMAGES, GRID, DIM, OPTIONS, BUDGET_GB if mode == "stream" else None)
+    bank = MemoryBank(SearchOptions(Backend.flat, None, 1, Storage.float32))
+    patches: FeatureStore | StreamingCoreset = (
+        StreamingCoreset(cost, OPTIONS, 0) if cost.streams else FeatureStore(IMAGES)
+    )
+    for at, batch in enumerate(images(1, IMAGES)):
+        patches.add(batch, torch.arange(at * BATCH, (at + 1) * BATCH))
+    if isinstance(patches, StreamingCoreset):
+        bank.fill(*patches.finish())
     else:
-        bank.fill(*stream.finish())
+        grids, index = patches.collect()
+        features = grids.view(-1, DIM)
+        rows = select(features, OPTIONS, 0).rows
+        bank.fill(features[rows], patch_origins(index, *GRID)[rows])
     return bank
 
 
 def judge(bank: MemoryBank) -> dict[str, float]:
     """Cover radius over the training patches, image AUROC over new ones."""
-    kept = bank.vectors(torch.arange(len(bank)))
+    kept = bank.vectors()
     radius = max(
-        float(gap_to(batch.flatten(0, 2), kept).max()) ** 0.5 for batch in images(1, IMAGES)
+        float(nearest(batch.flatten(0, 2), kept, 1).distance.max()) ** 0.5
+        for batch in images(1, IMAGES)
     )
     draws = torch.Generator().manual_seed(5)
     scores, labels = [], []
@@ -95,7 +99,7 @@ def judge(bank: MemoryBank) -> dict[str, float]:
 def child(mode: str) -> None:
     torch.set_num_threads(1)
     for batch in images(3, BATCH):
-        select(batch.flatten(0, 2), OPTIONS, 0, None)  # every library is loaded
+        select(batch.flatten(0, 2), OPTIONS, 0)  # every library is loaded
     began = time.process_time()
     if mode == "draw":
         total = sum(float(batch.sum()) for batch in images(1, IMAGES))
@@ -114,8 +118,8 @@ def main() -> None:
     if len(sys.argv) > 1:
         child(sys.argv[1])
         return
-    plan = Plan.make(IMAGES, GRID, DIM, OPTIONS, BUDGET_GB)
-    print(plan.describe())
+    cost = FitCost.of(IMAGES, GRID, DIM, OPTIONS, BUDGET_GB)
+    print(cost.describe())
     found = {}
     for mode in ("draw", "hold", "stream"):
         done = subprocess.run(

@@ -96,24 +96,6 @@ def test_the_palette_of_an_animation_keeps_the_page_white(tmp_path):
         assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_distances_equal_those_computed_pair_by_pair():
-    patches, bank = RNG.normal(size=(3, 4, 7)), RNG.normal(size=(11, 7))
-    euclidean, cosine = draw.distance_maps(patches, bank, chunk=4)
-    for row in range(3):
-        for column in range(4):
-            p = patches[row, column]
-            slow = min(np.sqrt(((p - b) ** 2).sum()) for b in bank)
-            assert euclidean[row, column] == pytest.approx(slow, rel=1e-5)
-            angles = [1 - p @ b / np.linalg.norm(p) / np.linalg.norm(b) for b in bank]
-            assert cosine[row, column] == pytest.approx(min(angles), abs=1e-5)
-
-
-def test_a_vector_of_length_zero_has_a_distance_too():
-    euclidean, cosine = draw.distance_maps(np.zeros((1, 1, 3)), np.ones((2, 3)))
-    assert euclidean[0, 0] == pytest.approx(np.sqrt(3))
-    assert cosine[0, 0] == 1.0
-
-
 def test_an_equal_share_scale_calls_as_many_patches_hot():
     values, other = RNG.normal(size=(20, 20)), RNG.exponential(size=(20, 20)) * 50
     scale = ColourScale.fit([values], 1.0)

@@ -24,7 +24,7 @@ from src.data.build import build_datamodule
 from src.evaluation.evaluator import build_evaluator
 from src.models.build import build_model
 from src.models.patchcore.anomaly_map import smooth_maps
-from src.models.patchcore.memory import Scored
+from src.models.patchcore.scores import Scored
 from src.reproduction.judging import Measured, judge_variant
 from src.reproduction.papers import Published, Variant
 from src.result import Prediction, Threshold
@@ -95,8 +95,8 @@ class Images:
         model.memory.begin(len(self.data.train_samples))
         for i, batch in enumerate(self.train):
             model.training_step(batch, i)
-        model.memory.finish(None)
-        return [model.memory.score(model.backbone(batch["image"])) for batch in self.test]
+        model.memory.finish()
+        return [model.memory.score(model.patches(batch["image"])[0]) for batch in self.test]
 
     def metrics(self, cfg, scored: list[Scored], shift: int) -> dict[str, float]:
         """What these patch scores amount to, with the maps moved `shift` pixels to the right."""

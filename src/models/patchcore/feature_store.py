@@ -14,26 +14,21 @@ class FeatureStore:
     """
 
     def __init__(self, images: int) -> None:
-        self.images = images
-        self.filled = 0
-        self._grids: Tensor | None = None  # (images, h, w, D); pages are taken as they fill
+        self._filled = 0
+        self._grids = torch.empty(images, 0)  # (images, h, w, D); pages are taken as they fill
         self._index = torch.empty(images, dtype=torch.int64)
 
     def add(self, patches: Tensor, index: Tensor) -> None:
         """Copy patches (B, h, w, D) of the images `index` (B,) into the buffer."""
-        if self._grids is None:
-            self._grids = patches.new_empty(self.images, *patches.shape[1:])
-        end = self.filled + len(patches)
-        self._grids[self.filled : end] = patches
-        self._index[self.filled : end] = index.cpu()
-        self.filled = end
+        if not self._filled:
+            self._grids = patches.new_empty(len(self._index), *patches.shape[1:])
+        place = slice(self._filled, self._filled + len(patches))
+        self._grids[place], self._index[place] = patches, index.cpu()
+        self._filled = place.stop
 
     def collect(self) -> tuple[Tensor, Tensor]:
-        """All patch grids (n, h, w, D) in image order and their index (n,); empty afterwards."""
-        if self._grids is None:
-            raise RuntimeError("no images were added to the feature store")
-        grids, index = self._grids[: self.filled], self._index[: self.filled]
-        self._grids, self.filled = None, 0
+        """All patch grids (n, h, w, D) in image order and their index (n,)."""
+        grids, index = self._grids[: self._filled], self._index[: self._filled]
         order = index.argsort(stable=True)
         if not torch.equal(order, torch.arange(len(index))):
             grids, index = grids[order.to(grids.device)], index[order]
@@ -42,9 +37,5 @@ class FeatureStore:
 
 def patch_origins(index: Tensor, h: int, w: int) -> Tensor:
     """Image, row and column (n*h*w, 3) int32 of every patch of images `index` (n,), row-major."""
-    n = len(index)
-    origin = torch.empty(n, h, w, 3, dtype=torch.int32)
-    origin[..., 0] = index[:, None, None]
-    origin[..., 1] = torch.arange(h)[:, None]
-    origin[..., 2] = torch.arange(w)
-    return origin.view(-1, 3)
+    place = torch.cartesian_prod(index.cpu(), torch.arange(h), torch.arange(w))
+    return place.to(torch.int32)

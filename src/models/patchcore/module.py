@@ -8,33 +8,45 @@ Where we deviate, and why: scores are distances (the original reports squared on
 several neighbours really are used (the original loses the option when it loads a model); frozen
 features never leave evaluation mode (the original moves BatchNorm statistics while it probes
 dimensions); every bank row remembers its source, which gives held-out scores and explanations.
+
+Several backbones make an ensemble (Tab. S1): one memory each, scores and maps averaged on a common
+scale. The original scales each member by its smallest and largest score over the whole test set,
+so a single image cannot be scored (`normalisation=test_set`); ours scales with held-out scores of
+normal images, which are known after the fit and saved with the model.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from src.backbones.features import FeatureExtractor
-from src.errors import SavedModelError
 from src.models.base import AnomalyModule
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
-from src.models.patchcore.memory import PatchMemory, PatchOptions, Scored
+from src.models.patchcore.memory import PatchMemory
+from src.models.patchcore.options import Normalisation, PatchCoreOptions
+from src.models.patchcore.scores import Scored, length
 from src.processes import leads
 from src.result import NormalScores, Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Ours: the unit of a member is the distance from the median to this quantile of held-out scores.
+_IMAGE_QUANTILE, _PATCH_QUANTILE = 0.95, 0.99
+_MAP_BATCH = 64  # images whose held-out maps are made together
+_RANGE_BATCH = 8  # images a step while the range of a test set is found
 
-class PatchMatch(NamedTuple):
+
+class NearestPatches(NamedTuple):
     """The bank rows nearest to the patches of one image, on its patch grid."""
 
     distance: Tensor  # (h, w) Euclidean distance, or 1 - cosine
@@ -43,193 +55,258 @@ class PatchMatch(NamedTuple):
     place: Tensor  # (h, w, 2) int32 grid row and column of the patch in that image
 
 
+class Backbones(nn.ModuleList):
+    """Frozen networks that look at the same images."""
+
+    @property
+    def identity(self) -> str:
+        """The networks' identities."""
+        return " + ".join(str(network.identity) for network in self)
+
+    def forward(self, image: Tensor) -> list[list[Tensor]]:
+        """Images (B, 3, H, W) -> the maps of each network."""
+        return [network(image) for network in self]
+
+
 class PatchCore(AnomalyModule):
-    """PatchCore with one backbone; arguments are explained in conf/model/patchcore.yaml.
+    """A memory of normal patches for each backbone.
 
     Args:
-        backbone: frozen features, finest map first.
+        backbone: frozen features, finest map first; several make an ensemble.
         image_size: (H, W) in pixels of input images and anomaly maps.
-        embedding: `official` or `concat`, see `PatchEmbedder`.
-        patch_size: neighbourhood in feature cells.
-        patch_stride: step between patches in feature cells.
-        pretrain_dim: values per layer.
-        target_dim: values per patch.
-        coreset: see `CoresetOptions`.
-        neighbors: k, bank rows whose mean distance scores a patch.
-        distance: `euclidean` or `cosine`.
-        search: backend, cells, nprobe, dtype, see `MemoryBank`.
-        reweight: `none`, `paper` (Eq. 7) or `scaled`.
-        reweight_neighbors: b of Eq. 7.
-        squared: report squared distances.
-        sigma: Gaussian blur of the map in pixels.
-        memory_budget_gb: most memory for patches and coreset; None: no limit.
-        seed: of coreset starts and projections.
+        options: the `model` group.
     """
 
+    Options: ClassVar[type | None] = PatchCoreOptions
     single_pass = True
+
+    scale: Tensor  # (members, image | patch, location | unit); empty without an ensemble
+    held_out_image: Tensor  # (n,) see `held_out_scores`
+    held_out_map_max: Tensor  # (n,)
 
     def __init__(
         self,
-        backbone: FeatureExtractor,
+        backbone: FeatureExtractor | Sequence[FeatureExtractor],
         image_size: tuple[int, int],
-        embedding: str,
-        patch_size: int,
-        patch_stride: int,
-        pretrain_dim: int,
-        target_dim: int,
-        coreset: Mapping[str, Any],
-        neighbors: int,
-        distance: str,
-        search: Mapping[str, Any],
-        reweight: str,
-        reweight_neighbors: int,
-        squared: bool,
-        sigma: float,
-        memory_budget_gb: float | None,
-        seed: int,
+        options: PatchCoreOptions,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.backbone = backbone
-        self.image_size, self.sigma = (image_size[0], image_size[1]), sigma
-        options = PatchOptions(
-            embedding, patch_size, patch_stride, pretrain_dim, target_dim, coreset, neighbors,
-            distance, search, reweight, reweight_neighbors, squared, memory_budget_gb, seed,
-        )  # fmt: skip
-        self.memory = PatchMemory(backbone.channels, options)
-        self.held_out = NormalScores(torch.empty(0), torch.empty(0))
+        self.backbone = Backbones(backbone if isinstance(backbone, Sequence) else [backbone])
+        self.image_size, self.options = (image_size[0], image_size[1]), options
+        budget = options.memory_budget_gb
+        share = None if budget is None else budget / len(self.backbone)
+        self.memories = nn.ModuleList(
+            PatchMemory(network.channels, options, share) for network in self.backbone
+        )
+        for name in ("scale", "held_out_image", "held_out_map_max"):
+            self.register_buffer(name, torch.empty(0))
         # Lightning's distributed strategy insists on a parameter that could be trained.
         self.anchor = nn.Parameter(torch.zeros(()))
+
+    @property
+    def memory(self) -> PatchMemory:
+        """The only memory, or the first of an ensemble."""
+        return cast(PatchMemory, self.memories[0])
+
+    def patches(self, image: Tensor) -> list[Tensor]:
+        """Patch vectors (B, h, w, D) of images (B, 3, H, W) for each memory."""
+        pairs = zip(self._memories(), self.backbone(image), strict=True)
+        return [memory.patches(maps) for memory, maps in pairs]
+
+    def _memories(self) -> Iterator[PatchMemory]:
+        return iter(cast(Iterable[PatchMemory], self.memories))
 
     # --- learning -----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> None:
-        """None: the bank is filled in one pass."""
+        """None: the banks are filled in one pass."""
 
     def on_train_epoch_start(self) -> None:
         """Make room for the training images."""
-        self.memory.begin(expect_images(self.trainer))
+        loader: Any = self.trainer.train_dataloader
+        batches = int(self.trainer.num_training_batches)
+        for memory in self._memories():
+            memory.begin(min(batches * int(loader.batch_size), len(loader.dataset)))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Remember the patches of a batch of normal images."""
-        self.memory.add(self.backbone(batch["image"]), batch)
+        for memory, maps in zip(self._memories(), self.backbone(batch["image"]), strict=True):
+            memory.add(maps, batch)
 
     def on_train_epoch_end(self) -> None:
-        """Reduce the patches to the bank and score the training images without themselves."""
+        """Reduce the patches to the banks and score the training images without themselves."""
         if not leads():
             return
-        with coreset_bar() as progress:
-            scored = self.memory.finish(progress)
-        self.log("fit/bank_rows", float(len(self.memory.bank)))
+        found = []
+        for memory in self._memories():
+            with coreset_bar() as progress:
+                found.append(memory.finish(progress))
+        self.log("fit/bank_rows", float(sum(len(memory.bank) for memory in self._memories())))
         if len(self.memory.radius):
-            self.log("fit/cover_radius", float(self.memory.radius[-1]))
-        if scored is not None:
-            self.held_out = self._normal_scores(scored)
+            self.log("fit/cover_radius", max(float(m.radius[-1]) for m in self._memories()))
+        members = [scored for scored in found if scored is not None]
+        if len(members) == len(found):
+            self._note_held_out(members)
 
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """After streaming, a second pass gives the held-out scores; otherwise they are known."""
-        if len(self.held_out.image):
+        if len(self.held_out_image):
             return
-        parts = []
-        for batch in loader:
-            grids = self.memory.patches(self.backbone(batch["image"].to(self.device)))
-            parts.append(self._normal_scores(self.memory.held_out(grids, batch["index"], None)))
-        self.held_out = NormalScores(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-    def _normal_scores(self, scored: Scored) -> NormalScores:
-        maps = [
-            smooth_maps(scored.grid[at : at + 64], self.image_size, self.sigma).amax((1, 2))
-            for at in range(0, len(scored.grid), 64)
+        parts = [
+            [
+                memory.held_out(patches, batch["index"])
+                for memory, patches in zip(
+                    self._memories(), self.patches(batch["image"].to(self.device)), strict=True
+                )
+            ]
+            for batch in loader
         ]
-        return NormalScores(scored.image.cpu(), torch.cat(maps).cpu())
+        self._note_held_out(
+            [
+                Scored(*(torch.cat(values) for values in zip(*member, strict=True)))
+                for member in zip(*parts, strict=True)
+            ]
+        )
+
+    def _note_held_out(self, members: list[Scored]) -> None:
+        """Fix the scale of an ensemble, then keep the held-out scores of all memories together."""
+        if len(members) > 1:
+            self.scale = torch.stack([held_out_scale(member) for member in members])
+        parts = [
+            self._combined([Scored(*(v[at : at + _MAP_BATCH] for v in m)) for m in members])
+            for at in range(0, len(members[0].image), _MAP_BATCH)
+        ]
+        self.held_out_image = torch.cat([part.score for part in parts])
+        self.held_out_map_max = torch.cat([part.anomaly_map.amax((1, 2)) for part in parts])
 
     def held_out_scores(self) -> NormalScores | None:
-        """Leave-one-image-out scores of the training images, in image order."""
-        return self.held_out if len(self.held_out.image) else None
+        """Leave-one-image-out scores of the training images, in image order.
+
+        None when the scale depends on the images predicted.
+        """
+        fixed = len(self.memories) == 1 or self.options.normalisation == Normalisation.held_out
+        if not fixed or not len(self.held_out_image):
+            return None
+        return NormalScores(self.held_out_image.cpu(), self.held_out_map_max.cpu())
 
     # --- scoring ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Prediction:
         """Score images (B, 3, H, W); maps have the size of the images."""
-        scored = self.memory.score(self.backbone(image))
-        size = (int(image.shape[2]), int(image.shape[3]))
-        return Prediction(scored.image, smooth_maps(scored.grid, size, self.sigma))
+        return self._combined(self._scores(image), (int(image.shape[2]), int(image.shape[3])))
+
+    def _scores(self, image: Tensor) -> list[Scored]:
+        pairs = zip(self._memories(), self.patches(image), strict=True)
+        return [memory.score(patches) for memory, patches in pairs]
+
+    def _combined(self, members: list[Scored], size: tuple[int, int] | None = None) -> Prediction:
+        """One prediction from the scores of each memory."""
+        size, sigma = size or self.image_size, self.options.sigma
+        if len(members) == 1:
+            return Prediction(members[0].image, smooth_maps(members[0].grid, size, sigma))
+        scores, maps = [], []
+        for scored, scale in zip(members, self.scale, strict=True):
+            (image_at, image_unit), (patch_at, patch_unit) = scale.unbind(0)
+            scores.append((scored.image - image_at) / image_unit)
+            maps.append(smooth_maps((scored.grid - patch_at) / patch_unit, size, sigma))
+        return Prediction(torch.stack(scores).mean(0), torch.stack(maps).mean(0))
 
     @torch.no_grad()
-    def nearest_patches(self, image: Tensor) -> PatchMatch:
-        """For every patch of one image (3, H, W): its nearest bank row and where that is from."""
-        patches = self.memory.patches(self.backbone(image[None]))
+    def on_predict_start(self) -> None:
+        """`test_set`: one pass over the images to come finds each member's range."""
+        if self.options.normalisation != Normalisation.test_set or len(self.memories) == 1:
+            return
+        loaders: Any = self.trainer.predict_dataloaders
+        given = loaders[0] if isinstance(loaders, list) else loaders
+        # Lightning's own iteration is already under way and cannot be entered twice.
+        images = getattr(given.dataset, "data", given.dataset)  # all, not this process's share
+        loader = DataLoader(images, _RANGE_BATCH, collate_fn=given.collate_fn)
+        low = torch.full((len(self.memories), 2), torch.inf, device=self.device)
+        high = -low
+        for batch in loader:
+            for i, scored in enumerate(self._scores(batch["image"].to(self.device))):
+                maps = smooth_maps(scored.grid, self.image_size, self.options.sigma)
+                for j, values in enumerate((scored.image, maps)):
+                    low[i, j] = torch.minimum(low[i, j], values.min())
+                    high[i, j] = torch.maximum(high[i, j], values.max())
+        self.scale = torch.stack([low, (high - low).clamp_min(1e-12)], 2)
+
+    @torch.no_grad()
+    def nearest_patches(self, image: Tensor) -> NearestPatches:
+        """For every patch of one image (3, H, W): its nearest bank row and where that is from.
+
+        An ensemble shows its first member.
+        """
+        patches, bank = self.patches(image[None])[0], self.memory.bank
         h, w = patches.shape[1:3]
-        match = self.memory.bank.search(patches.flatten(0, 2), 1)
+        match = bank.search(patches.flatten(0, 2), 1)
         row = match.row.view(h, w)
-        source = self.memory.bank.sources(row)  # (h, w, 3)
-        distance = self.memory.scorer.length(match.distance).view(h, w)
-        return PatchMatch(distance, row, source[..., 0], source[..., 1:])
+        source = bank.origin[row]  # (h, w, 3)
+        distance = length(match.distance, self.options.distance).view(h, w)
+        return NearestPatches(distance, row, source[..., 0], source[..., 1:])
 
     def export_form(self) -> nn.Module:
-        """A graph without the tiled search; see `exportable`."""
-        from src.models.patchcore.exportable import ExportablePatchCore
-
-        return ExportablePatchCore(self.backbone, self.memory, self.image_size, self.sigma)
+        """The method itself; one image makes the matrices of the maps, which a graph holds."""
+        self(torch.zeros(1, 3, *self.image_size, device=self.device))
+        return self
 
     def diagnostics(self) -> dict[str, Figure]:
         """The cover radius over the picks, when the selection was greedy."""
-        if len(self.memory.radius) < 2:
-            return {}
-        from src.models.patchcore.curves import radius_curve
-
-        return {"coreset_radius": radius_curve({"coreset": self.memory.radius})}
+        radii = [memory.radius.cpu() for memory in self._memories() if len(memory.radius) > 1]
+        return {"coreset_radius": radius_curve(radii)} if radii else {}
 
     # --- saving -------------------------------------------------------------------------------
 
-    def trained_tensors(self) -> dict[str, Tensor]:
-        """Bank rows with centre and sources, the radius curve, and the held-out scores."""
-        return self.memory.tensors() | {
-            "held_out.image": self.held_out.image,
-            "held_out.map_max": self.held_out.map_max,
-        }
-
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take over a saved bank."""
-        check_names(self, tensors)
-        self.memory.restore(tensors, self.device)
-        self.held_out = NormalScores(tensors["held_out.image"], tensors["held_out.map_max"])
+        """Take over saved banks, whatever their sizes."""
+        for name in set(tensors) & set(dict(self.named_buffers())):
+            owner, _, last = name.rpartition(".")
+            setattr(self.get_submodule(owner), last, torch.empty_like(tensors[name]))
+        super().restore_tensors(tensors, facts)
 
 
-def expect_images(trainer: pl.Trainer) -> int:
-    """Most training images of one epoch."""
-    loader: Any = trainer.train_dataloader
-    return min(int(trainer.num_training_batches) * int(loader.batch_size), len(loader.dataset))
+def held_out_scale(scored: Scored) -> Tensor:
+    """Location and unit (2, 2) of image scores and of patch scores of normal images."""
+    rows = []
+    for values, high in ((scored.image, _IMAGE_QUANTILE), (scored.grid, _PATCH_QUANTILE)):
+        ordered = values.flatten().sort().values
+        median = ordered[len(ordered) // 2]
+        top = ordered[min(len(ordered) - 1, int(high * len(ordered)))]
+        unit = top - median
+        rows.append(torch.stack([median, unit if unit > 0 else torch.ones_like(unit)]))
+    return torch.stack(rows)
 
 
-def check_names(model: AnomalyModule, tensors: dict[str, Tensor]) -> None:
-    """Refuse saved tensors of another model.
-
-    Raises:
-        SavedModelError: names are missing or unknown.
-    """
-    wrong = sorted(set(model.trained_tensors()) ^ set(tensors))
-    if wrong:
-        raise SavedModelError(
-            f"The saved tensors do not fit {type(model).__name__}.",
-            found=f"{len(wrong)} names differ, first: {', '.join(wrong[:3])}",
-            do="load the model with the config.yaml of the run that saved it",
-        )
-
-
-class coreset_bar:  # noqa: N801 - a context manager, used like a function
+@contextmanager
+def coreset_bar() -> Iterator[Progress]:
     """A progress bar for a selection when a person is watching."""
+    with tqdm(desc="coreset", unit="row", leave=False, disable=not sys.stderr.isatty()) as bar:
 
-    def __enter__(self) -> Progress:
-        self.bar = tqdm(desc="coreset", unit="row", leave=False, disable=not sys.stderr.isatty())
-        return self._show
+        def show(done: int, wanted: int, radius: float) -> None:
+            bar.total = wanted
+            bar.set_postfix(radius=f"{radius:.3g}", refresh=False)
+            bar.update(done - bar.n)
 
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
+        yield show
 
-    def _show(self, done: int, wanted: int, radius: float) -> None:
-        self.bar.total = wanted
-        self.bar.set_postfix(radius=f"{radius:.3g}", refresh=False)
-        self.bar.update(done - self.bar.n)
+
+def radius_curve(radii: Sequence[Tensor]) -> Figure:
+    """Cover radius (M,) before each pick against rows kept, one line per memory.
+
+    A bend shows where more rows stop paying; `coreset.stop_radius` puts the end there.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for i, radius in enumerate(radii):
+        axes.plot(range(len(radius)), radius.numpy(), label=f"member {i}")
+    axes.set(xscale="log", xlabel="rows kept", ylabel="distance of the worst covered patch")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    if len(radii) > 1:
+        axes.legend()
+    return figure

@@ -11,28 +11,45 @@ second round on twice as many candidates) reach 1.2 and 1.5.
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from src.errors import ConfigError
 from src.models.patchcore.coreset import greedy_coreset, random_coreset, random_projection
-from src.models.patchcore.memory_bank import smallest
-from src.models.patchcore.plan import WORKSPACE, Plan
-from src.models.patchcore.products import product, squared_norms
-from src.models.patchcore.selection import CoresetOptions
+from src.models.patchcore.feature_store import patch_origins
+from src.models.patchcore.fit_cost import WORKSPACE, FitCost
+from src.models.patchcore.nearest import nearest
+from src.models.patchcore.options import CoresetMethod, CoresetOptions
 
 _SMALLEST_PART = 4096  # rows; below, most of the time goes into overhead
 _MOST_CARRIED = 0.5  # of a part; the rest is new
 
 
+class _Rows:
+    """Room for patch vectors with their sources, allocated once and filled from the front."""
+
+    def __init__(self, size: int, like: Tensor) -> None:
+        self.values = like.new_empty(size, like.shape[1])
+        self.origin = torch.empty(size, 3, dtype=torch.int32)
+        self.filled = 0
+
+    def append(self, values: Tensor, origin: Tensor) -> None:
+        place = slice(self.filled, self.filled + len(values))
+        self.values[place], self.origin[place] = values, origin
+        self.filled = place.stop
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all but some rows."""
+        values, origin, self.filled = self.values[rows], self.origin[rows.cpu()], 0
+        self.append(values, origin)
+
+
 class StreamingCoreset:
-    """Collects patch vectors (n, D) with sources (n, 3); memory stays under the plan's budget.
+    """Collects the patches of images; memory stays under the budget.
 
     Args:
-        plan: sizes and budget of the fit.
+        cost: sizes and budget of the fit.
         options: the `model.coreset` group; a ratio of None keeps as many rows as fit the budget
             and as `stop_radius` asks for.
         seed: of projection, starts and random picks.
@@ -41,155 +58,93 @@ class StreamingCoreset:
         ConfigError: the budget cannot hold the bank and one part.
     """
 
-    def __init__(self, plan: Plan, options: CoresetOptions, seed: int) -> None:
-        self.plan, self.options, self.seed = plan, options, seed
-        self.capacity, self.part_rows = divide_budget(plan, bounded=options.ratio is not None)
+    def __init__(self, cost: FitCost, options: CoresetOptions, seed: int) -> None:
+        self.cost, self.options, self.seed = cost, options, seed
+        self.capacity, self.part_rows = divide_budget(cost, bounded=options.ratio is not None)
         self.cover_radius = 0.0  # no row seen so far is farther from a kept one, once `finish`ed
-        self._seen = self._kept = self._filled = 0
-        self._rows = self._part = torch.empty(0)
-        # What the selection looks at: the rows themselves, or their projections.
-        self._points = self._part_points = torch.empty(0)
-        self._origin = torch.empty(self.capacity, 3, dtype=torch.int32)
-        self._part_origin = torch.empty(self.part_rows, 3, dtype=torch.int32)
-        self._wanted = (
-            random_coreset(plan.patches, plan.kept, seed) if options.method == "random" else None
-        )
+        self._seen = 0
+        # Random rows are drawn beforehand: the same ones as without a budget.
+        random = options.method == CoresetMethod.random
+        self._wanted = random_coreset(cost.patches, cost.kept, seed) if random else None
+        self._bank: _Rows | None = None
 
-    def add(self, features: Tensor, origin: Tensor) -> None:
-        """Take patch vectors (n, D) and their sources (n, 3)."""
-        if not len(self._rows):
-            self._open(features)
+    def add(self, patches: Tensor, index: Tensor) -> None:
+        """Take patch vectors (B, h, w, D) of the images with numbers `index` (B,)."""
+        origin, rows = patch_origins(index, *patches.shape[1:3]), patches.flatten(0, 2)
+        if self.cost.projects and self._wanted is None:  # the projection travels behind the vector
+            small = random_projection(rows, self.cost.selection_dim, self.seed)
+            rows = torch.cat([rows, small], 1)
+        if self._bank is None:  # once: buffers that come and go leave holes in the heap
+            self._bank = _Rows(self.capacity, rows)
+            self._part = _Rows(self.part_rows if self._wanted is None else 0, rows)
         if self._wanted is not None:
-            self._keep_wanted(features, origin, self._wanted)
+            wanted = self._wanted - self._seen
+            inside = wanted[(wanted >= 0) & (wanted < len(rows))]
+            self._bank.append(rows[inside.to(rows.device)], origin[inside])
+            self._seen += len(rows)
             return
-        begin = 0
-        while begin < len(features):
-            count = min(self.part_rows - self._filled, len(features) - begin)
-            place = slice(self._filled, self._filled + count)
-            self._part[place] = features[begin : begin + count]
-            self._part_origin[place] = origin[begin : begin + count]
-            if self._projects:
-                self._part_points[place] = self._project(features[begin : begin + count])
-            begin, self._filled, self._seen = begin + count, place.stop, self._seen + count
-            if self._filled == self.part_rows:
-                self._reduce(carry=True)
-
-    def _open(self, features: Tensor) -> None:
-        """Allocate everything once: buffers that come and go leave holes in the heap."""
-        D, d = features.shape[1], self.plan.selection_dim
-        self._rows = features.new_empty(self.capacity, D)
-        self._points = features.new_empty(self.capacity, d) if self._projects else self._rows
-        if self._wanted is None:
-            self._part = features.new_empty(self.part_rows, D)
-            self._part_points = self._part
-            if self._projects:
-                self._part_points = features.new_empty(self.part_rows, d)
+        while len(rows):
+            count = self.part_rows - self._part.filled
+            self._part.append(rows[:count], origin[:count])
+            self._seen += len(rows[:count])
+            rows, origin = rows[count:], origin[count:]
+            if self._part.filled == self.part_rows:
+                self._reduce(self._bank, carry=True)
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """Kept rows (M, D) and their sources (M, 3)."""
-        if self._filled:
-            self._reduce(carry=False)
-        self._part = self._part_points = torch.empty(0)
-        return self._rows[: self._kept], self._origin[: self._kept]
+        """Kept rows (M, D) and their sources (M, 3), ordered by source."""
+        if self._bank is None:
+            raise RuntimeError("no training images were added")
+        if self._part.filled:
+            self._reduce(self._bank, carry=False)
+        del self._part
+        values, origin = (v[: self._bank.filled] for v in (self._bank.values, self._bank.origin))
+        order = torch.from_numpy(np.lexsort(origin.numpy().T[::-1]))
+        return values[order.to(values.device), : self.cost.dim], origin[order]
 
-    @property
-    def _projects(self) -> bool:
-        return self.plan.selection_dim != self.plan.dim
-
-    def _keep_wanted(self, features: Tensor, origin: Tensor, wanted: Tensor) -> None:
-        """Random rows are drawn beforehand: the same ones as without a budget."""
-        inside = (wanted >= self._seen) & (wanted < self._seen + len(features))
-        self._append(features, origin, wanted[inside] - self._seen)
-        self._seen += len(features)
-
-    def _reduce(self, *, carry: bool) -> None:
+    def _reduce(self, bank: _Rows, *, carry: bool) -> None:
         """Add to the kept rows what they cover worst in the current part."""
-        return_free_memory()
-        points = self._part_points[: self._filled]
-        gap = gap_to(points, self._points[: self._kept]) if self._kept else None
-        quota = min(self._quota(last=not carry), self._filled)
+        part, d = self._part, self.cost.selection_dim
+        points, kept = part.values[: part.filled, -d:], bank.values[: bank.filled, -d:]
         found = greedy_coreset(
-            points, quota, start=self.options.start, seed=self.seed, block=self.options.block,
-            known_gap=gap, stop_radius=self.options.stop_radius, track=False,
+            points, min(self._quota(bank.filled, last=not carry), part.filled),
+            start=self.options.start, seed=self.seed, block=self.options.block,
+            known_gap=nearest(points, kept, 1).distance[:, 0] if bank.filled else None,
+            stop_radius=self.options.stop_radius, track=False,
         )  # fmt: skip
-        self._append(self._part, self._part_origin, found.rows)
-        if self._projects:
-            chosen = found.rows.to(points.device)
-            self._points[self._kept - len(chosen) : self._kept] = points[chosen]
+        bank.append(part.values[found.rows.to(points.device)], part.origin[found.rows])
         ordered = found.distance.sort(descending=True)
-        room = min(self.plan.kept, int(_MOST_CARRIED * self.part_rows)) if carry else 0
+        room = min(self.cost.kept, int(_MOST_CARRIED * self.part_rows)) if carry else 0
         self.cover_radius = max([self.cover_radius, *ordered.values[room : room + 1].tolist()])
-        self._carry(ordered.indices[:room])
+        part.keep(ordered.indices[:room])
 
-    def _carry(self, stay: Tensor) -> None:
-        """Move the rows `stay` to the front of the part."""
-        self._filled = len(stay)
-        self._part_origin[: len(stay)] = self._part_origin[stay.cpu()]
-        for buffer in (self._part, self._part_points)[: 1 + self._projects]:
-            buffer[: len(stay)] = buffer[stay]
-
-    def _quota(self, *, last: bool) -> int:
+    def _quota(self, kept: int, *, last: bool) -> int:
         """Rows to add now: M sqrt(share of the stream seen) in all."""
         if last or self.options.ratio is None:
-            return self.capacity - self._kept
-        share = min(1.0, self._seen / self.plan.patches)
-        return max(1, int(self.capacity * share**0.5) - self._kept)
-
-    def _append(self, rows: Tensor, origin: Tensor, chosen: Tensor) -> None:
-        """Keep the rows `chosen` and their sources."""
-        place = slice(self._kept, self._kept + len(chosen))
-        self._rows[place] = rows[chosen.to(rows.device)]
-        self._origin[place] = origin[chosen.cpu()]
-        self._kept = place.stop
-
-    def _project(self, rows: Tensor) -> Tensor:
-        return random_projection(rows, self.plan.selection_dim, self.seed)
+            return self.capacity - kept
+        share = min(1.0, self._seen / self.cost.patches)
+        return max(1, int(self.capacity * share**0.5) - kept)
 
 
-def return_free_memory() -> None:
-    """Hand freed heap pages back to the system.
-
-    glibc keeps them, and feature maps of passing batches leave holes worth tens of megabytes that
-    a budget would have to pay for. Other C libraries have no such call and need none.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-
-
-def gap_to(points: Tensor, kept: Tensor) -> Tensor:
-    """Squared distance (N,) of each row (N, d) to the nearest of `kept` (m, d), in tiles."""
-    norms, gap = squared_norms(kept), squared_norms(points)
-    for begin in range(0, len(points), 1024):
-        tile = points[begin : begin + 1024] * -2.0
-        low = torch.full((len(tile),), torch.inf, device=points.device)
-        for b in range(0, len(kept), 1024):
-            near = smallest(product(tile, kept[b : b + 1024], norms[b : b + 1024]), 1)[0][:, 0]
-            torch.minimum(low, near, out=low)
-        gap[begin : begin + 1024] += low
-    return gap.clamp_min_(0.0)
-
-
-def divide_budget(plan: Plan, *, bounded: bool) -> tuple[int, int]:
-    """Rows to keep and rows per part that fit the plan's budget.
+def divide_budget(cost: FitCost, *, bounded: bool) -> tuple[int, int]:
+    """Rows to keep and rows per part that fit the budget.
 
     `bounded=False`: the bank has no planned size and gets half of the room.
 
     Raises:
         ConfigError: says how much would do.
     """
-    room = (plan.budget or 0) - WORKSPACE
-    bank_row = 2 * plan.bank_row_bytes + plan.row_bytes  # kept, copied once into the bank
-    part_row = plan.row_bytes + plan.row_bytes // 2  # filled; at most half of it carried on
-    kept = plan.kept if bounded else min(plan.patches, max(0, room) // (2 * bank_row))
-    part = min(plan.patches, int((room - kept * bank_row) / part_row))
-    least = min(_SMALLEST_PART, plan.patches)
+    room = (cost.budget or 0) - WORKSPACE
+    bank_row = 2 * cost.bank_row_bytes + cost.row_bytes  # kept, copied once into the bank
+    part_row = cost.row_bytes + cost.row_bytes // 2  # filled; at most half of it carried on
+    kept = cost.kept if bounded else min(cost.patches, max(0, room) // (2 * bank_row))
+    part = min(cost.patches, int((room - kept * bank_row) / part_row))
+    least = min(_SMALLEST_PART, cost.patches)
     if kept and part >= least:
         return kept, part
     need = WORKSPACE + max(kept, 1) * bank_row + least * part_row
     raise ConfigError(
         "The memory budget cannot hold the bank and one part of the patches.",
-        found=f"model.memory_budget_gb={(plan.budget or 0) / 1e9:g} for {kept:,} bank rows",
+        found=f"model.memory_budget_gb={(cost.budget or 0) / 1e9:g} for {kept:,} bank rows",
         do=f"allow {need / 1e9:.3g} GB, or lower model.coreset.ratio or model.target_dim",
     )

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
+import pytorch_lightning as pl
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from src.models.patchcore.module import PatchCore
+from src.models.patchcore.options import CoresetOptions, PatchCoreOptions, SearchOptions
 
 SIZE = (32, 48)
-OPTIONS = {
-    "image_size": SIZE,
-    "embedding": "concat",
-    "patch_size": 3,
-    "patch_stride": 1,
-    "pretrain_dim": 16,
-    "target_dim": 16,
-    "coreset": {
-        "method": "greedy",
-        "ratio": 0.2,
-        "start": "official",
-        "projection_dim": None,
-        "stop_radius": None,
-        "block": 64,
-    },
-    "neighbors": 1,
-    "distance": "euclidean",
-    "search": {"backend": "flat", "cells": None, "nprobe": 4, "dtype": "float32"},
-    "reweight": "none",
-    "reweight_neighbors": 4,
-    "squared": False,
-    "sigma": 2.0,
-    "memory_budget_gb": None,
-    "seed": 0,
-}
+
+
+def coreset(**changes) -> CoresetOptions:
+    values = {"method": "greedy", "ratio": 0.2, "start": "official", "projection_dim": None,
+              "stop_radius": None, "block": 64}  # fmt: skip
+    return CoresetOptions(**(values | changes))
+
+
+def search(**changes) -> SearchOptions:
+    values = {"backend": "flat", "cells": None, "nprobe": 4, "dtype": "float32"}
+    return SearchOptions(**(values | changes))
+
+
+def options(**changes) -> PatchCoreOptions:
+    values = {
+        "embedding": "concat", "patch_size": 3, "patch_stride": 1, "pretrain_dim": 16,
+        "target_dim": 16, "neighbors": 1, "distance": "euclidean", "reweight": "none",
+        "reweight_neighbors": 4, "squared": False, "sigma": 2.0, "normalisation": "held_out",
+        "memory_budget_gb": None, "seed": 0, "search": search(),
+        "coreset": coreset(**changes.pop("coreset", {})),
+    }  # fmt: skip
+    return PatchCoreOptions(**(values | changes))
 
 
 class TwoMaps(torch.nn.Module):
@@ -66,6 +65,20 @@ class Noise(Dataset):
         return {"image": self.images[at], "index": torch.tensor(100 + at)}
 
 
-def build(**options) -> PatchCore:
-    coreset = OPTIONS["coreset"] | options.pop("coreset", {})
-    return PatchCore(TwoMaps(), **(OPTIONS | {"coreset": coreset} | options))
+def build(*networks: torch.nn.Module, **changes) -> PatchCore:
+    return PatchCore(networks or TwoMaps(), SIZE, options(**changes))
+
+
+def fitted(*networks: torch.nn.Module, count: int = 9, batch_size: int = 4, **changes) -> PatchCore:
+    model, loader = build(*networks, **changes), DataLoader(Noise(count), batch_size)
+    trainer().fit(model, loader)
+    model.eval()
+    model.after_fit(loader)
+    return model
+
+
+def trainer() -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip

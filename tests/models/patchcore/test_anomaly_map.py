@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from src.errors import ConfigError
 from src.models.patchcore.anomaly_map import smooth_maps
-from src.models.patchcore.scoring import Scorer, neighbourhood_weight
+from src.models.patchcore.options import Distance
+from src.models.patchcore.scores import euclidean_and_cosine, neighbourhood_weight, patch_score
+from tests.models.patchcore.stand_ins import options
 from tests.reference_patchcore import k_center_from_row, nearest, official_map
 
 
@@ -63,21 +64,31 @@ def test_reweighting_stays_finite_for_huge_distances():
 
 def test_patch_score_is_the_mean_of_its_k_distances():
     gaps = torch.tensor([[4.0, 9.0], [1.0, 1.0]])
-    plain, squared = Scorer("euclidean", False, "none"), Scorer("euclidean", True, "none")
-    torch.testing.assert_close(plain.patch(gaps), torch.tensor([2.5, 1.0]))
-    torch.testing.assert_close(squared.patch(gaps), torch.tensor([6.5, 1.0]))
+    torch.testing.assert_close(patch_score(gaps, options()), torch.tensor([2.5, 1.0]))
+    squared = patch_score(gaps, options(squared=True))
+    torch.testing.assert_close(squared, torch.tensor([6.5, 1.0]))
 
 
 def test_cosine_score_is_one_minus_the_cosine():
     a, b = torch.nn.functional.normalize(torch.randn(2, 50, 8), dim=2)
     gap = (a - b).square().sum(1, keepdim=True)
-    torch.testing.assert_close(
-        Scorer("cosine", False, "none").patch(gap), 1 - torch.cosine_similarity(a, b)
-    )
+    score = patch_score(gap, options(distance=Distance.cosine))
+    torch.testing.assert_close(score, 1 - torch.cosine_similarity(a, b))
 
 
-def test_unknown_distance_and_reweighting_name_the_nearest_ones():
-    with pytest.raises(ConfigError, match="Did you mean 'cosine'"):
-        Scorer("cosin", False, "none").check()
-    with pytest.raises(ConfigError, match="Did you mean 'scaled'"):
-        Scorer("cosine", False, "scale").check()
+def test_distances_of_figures_equal_those_computed_pair_by_pair():
+    rng = np.random.default_rng(0)
+    patches, rows = (rng.normal(size=size).astype("float32") for size in ((3, 4, 7), (11, 7)))
+    euclidean, cosine = euclidean_and_cosine(torch.from_numpy(patches), torch.from_numpy(rows))
+    for place in np.ndindex(3, 4):
+        p = patches[place]
+        slow = min(np.sqrt(((p - b) ** 2).sum()) for b in rows)
+        assert euclidean[place].item() == pytest.approx(slow, rel=1e-5)
+        angles = [1 - p @ b / np.linalg.norm(p) / np.linalg.norm(b) for b in rows]
+        assert cosine[place].item() == pytest.approx(min(angles), abs=1e-5)
+
+
+def test_a_vector_of_length_zero_has_distances_too():
+    euclidean, cosine = euclidean_and_cosine(torch.zeros(1, 1, 3), torch.ones(2, 3))
+    assert euclidean.item() == pytest.approx(np.sqrt(3))
+    assert cosine.item() == pytest.approx(1.0)

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.errors import ConfigError
 from src.models.patchcore.coreset import greedy_coreset, random_coreset, random_projection
 from tests.reference_patchcore import k_center_from_row, k_center_official
 
@@ -137,8 +136,3 @@ def test_random_coreset_draws_without_replacement_and_repeats_with_its_seed():
     assert len(set(kept.tolist())) == 100
     assert torch.equal(kept, random_coreset(1000, 100, seed=5))
     assert not torch.equal(kept, random_coreset(1000, 100, seed=6))
-
-
-def test_unknown_start_names_the_nearest_one(cloud):
-    with pytest.raises(ConfigError, match="Did you mean 'farthest'"):
-        greedy_coreset(cloud, 5, start="farest", seed=0, block=4)

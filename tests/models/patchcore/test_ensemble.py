@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from src.errors import ConfigError
-from src.models.patchcore.ensemble import PatchCoreEnsemble, held_out_scale
-from src.models.patchcore.memory import Scored
-from tests.models.patchcore.stand_ins import OPTIONS, SIZE, Noise, TwoMaps
+from src.models.patchcore.module import PatchCore, held_out_scale
+from src.models.patchcore.scores import Scored
+from tests.models.patchcore.stand_ins import SIZE, Noise, TwoMaps, build, fitted, trainer
 
 
 class Louder(TwoMaps):
@@ -22,36 +20,19 @@ class Louder(TwoMaps):
         return [50.0 * feature for feature in super().forward(image)]
 
 
-def build(normalisation: str = "held_out", **options) -> PatchCoreEnsemble:
-    return PatchCoreEnsemble(
-        [TwoMaps(), Louder()], **(OPTIONS | {"normalisation": normalisation} | options)
-    )
-
-
-def trainer() -> pl.Trainer:
-    return pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-
-
-def fitted(normalisation: str = "held_out", **options) -> PatchCoreEnsemble:
-    model, loader = build(normalisation, **options), DataLoader(Noise(12), 4)
-    trainer().fit(model, loader)
-    model.eval()
-    model.after_fit(loader)
-    return model
+def ensemble(**changes) -> PatchCore:
+    return fitted(TwoMaps(), Louder(), count=12, **changes)
 
 
 @pytest.fixture(scope="module")
-def plain() -> PatchCoreEnsemble:
-    return fitted()
+def plain() -> PatchCore:
+    return ensemble()
 
 
 def test_members_in_other_units_weigh_the_same(plain):
     images = torch.randn(4, 3, *SIZE)
     found = plain(images)
-    parts = [memory.score(net(images)) for net, memory in plain._members()]
+    parts = [m.score(p) for m, p in zip(plain.memories, plain.patches(images), strict=True)]
     scaled = [
         (part.image - scale[0, 0]) / scale[0, 1]
         for part, scale in zip(parts, plain.scale, strict=True)
@@ -79,7 +60,7 @@ def test_an_image_scores_the_same_alone_and_in_a_batch(plain):
 
 def test_saved_ensemble_predicts_the_same_after_loading(plain, tmp_path):
     plain.save(tmp_path)
-    other = build()
+    other = build(TwoMaps(), Louder())
     other.load(tmp_path)
     images = torch.randn(2, 3, *SIZE)
     assert torch.equal(plain(images).score, other(images).score)
@@ -98,12 +79,12 @@ def test_the_export_form_gives_the_same_numbers_for_any_batch(plain):
 
 
 def test_official_scaling_uses_the_range_of_the_images_predicted():
-    model = fitted("test_set")
+    model = ensemble(normalisation="test_set")
     assert model.held_out_scores() is None
     loader = DataLoader(Noise(8), 4)
     parts = trainer().predict(model, loader)
-    for net, memory in model._members():
-        scores = memory.score(net(Noise(8).images)).image
+    for memory, patches in zip(model.memories, model.patches(Noise(8).images), strict=True):
+        scores = memory.score(patches).image
         assert scores.min() < scores.max()
     scores = torch.cat([part.score for part in parts])
     assert scores.min().item() == pytest.approx(0.0, abs=1e-4)
@@ -113,8 +94,3 @@ def test_official_scaling_uses_the_range_of_the_images_predicted():
 def test_scale_of_constant_scores_is_one_instead_of_zero():
     scale = held_out_scale(Scored(torch.ones(5), torch.ones(5, 2, 2)))
     assert scale.tolist() == [[1.0, 1.0], [1.0, 1.0]]
-
-
-def test_unknown_normalisation_is_explained():
-    with pytest.raises(ConfigError, match="Did you mean 'held_out'"):
-        build("heldout")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from src.errors import SavedModelError
-from src.models.patchcore.importer import read_official, take_official
+from src.models.patchcore.official_banks import read_official, take_official
 from tests.models.patchcore.stand_ins import SIZE, build
 
 PARAMETERS = {
@@ -42,7 +42,7 @@ def test_official_bank_scores_like_its_own_index(tmp_path):
     model = build(embedding="official", squared=True)
     take_official(model, bank)
     image = torch.randn(2, 3, *SIZE)
-    patches = model.memory.patches(model.backbone(image)).flatten(0, 2)
+    patches = model.patches(image)[0].flatten(0, 2)
     index = faiss.IndexFlatL2(16)
     index.add(rows.numpy())
     expected = torch.from_numpy(index.search(patches.detach().numpy(), 1)[0]).view(2, -1).amax(1)

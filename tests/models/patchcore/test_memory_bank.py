@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import ConfigError
-from src.models.patchcore.memory_bank import MemoryBank, smallest
+from src.models.patchcore.bank import MemoryBank
+from src.models.patchcore.nearest import smallest
+from tests.models.patchcore.stand_ins import search
 from tests.reference_patchcore import k_center_from_row, nearest
 
 
 def make_bank(rows: torch.Tensor, images: int = 10, **options) -> MemoryBank:
-    settings_ = {"backend": "flat", "cells": None, "nprobe": 8, "dtype": "float32"} | options
-    bank = MemoryBank(**settings_)
+    bank = MemoryBank(search(**({"nprobe": 8} | options)))
     M = len(rows)
     image = torch.arange(M) * images // M
     origin = torch.stack([image, torch.arange(M) // 7, torch.arange(M) % 7], 1)
@@ -86,14 +87,14 @@ def test_leaving_an_image_out_equals_a_bank_without_its_rows(cloud, backend):
     bank = make_bank(rows, backend=backend)
     others = bank.origin[:, 0] != 4
     expected, at = nearest(queries, rows[others], 2)
-    found = bank.search_without_image(queries, 2, 4)
+    found = bank.search(queries, 2, without=4)
     assert torch.equal(found.row, others.nonzero()[:, 0][at])
     torch.testing.assert_close(found.distance, expected.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_leaving_out_the_only_image_leaves_nothing_to_match():
     bank = make_bank(torch.randn(30, 4), images=1)
-    assert torch.isinf(bank.search_without_image(torch.randn(5, 4), 3, 0).distance).all()
+    assert torch.isinf(bank.search(torch.randn(5, 4), 3, without=0).distance).all()
 
 
 def test_half_precision_storage_halves_the_bytes_and_keeps_distances(cloud):
@@ -129,19 +130,10 @@ def test_score_error_is_zero_for_exact_search_and_positive_for_too_few_lists(clo
     assert few.score_error(images) > 0.0
 
 
-def test_graph_indexes_are_refused_with_the_reason():
-    with pytest.raises(ConfigError, match="false alarm"):
-        MemoryBank("hnsw", None, 8, "float32")
-    with pytest.raises(ConfigError, match="Did you mean 'flat'"):
-        MemoryBank("flatt", None, 8, "float32")
-    with pytest.raises(ConfigError, match="float16"):
-        MemoryBank("flat", None, 8, "half")
-
-
 def test_missing_faiss_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ConfigError, match="backend=flat"):
-        MemoryBank("ivf", None, 8, "float32")
+        MemoryBank(search(backend="ivf"))
 
 
 @settings(max_examples=40, deadline=None)

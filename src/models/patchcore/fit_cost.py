@@ -7,17 +7,18 @@ from typing import NamedTuple
 
 import torch
 
-from src.models.patchcore.products import product
-from src.models.patchcore.selection import CoresetOptions
+from src.backbones.onednn import linear
+from src.models.patchcore.options import CoresetOptions
 
 _FLOAT = 4  # bytes
 #: Besides the vector: squared norm, distance, sort key, source (3 x int32), nearest kept row.
-ROW_STATE = 32
+_ROW_STATE = 32
 #: Tiles of the products, the block of candidates, and the same again for temporaries.
 WORKSPACE = 48 << 20
+_GB = 1e9
 
 
-class Plan(NamedTuple):
+class FitCost(NamedTuple):
     """Sizes of one fit; bytes count patch vectors and their selection, not the network."""
 
     images: int
@@ -28,22 +29,26 @@ class Plan(NamedTuple):
     budget: int | None  # bytes
 
     @classmethod
-    def make(
+    def of(
         cls, images: int, grid: tuple[int, int], dim: int, options: CoresetOptions,
         budget_gb: float | None,
-    ) -> Plan:  # fmt: skip
-        """The plan for `images` images of `grid` patches of `dim` values."""
+    ) -> FitCost:  # fmt: skip
+        """The cost for `images` images of `grid` patches of `dim` values."""
         patches = images * grid[0] * grid[1]
         return cls(
             images, patches, dim, options.projected_dim(dim), options.size(patches),
-            None if budget_gb is None else int(budget_gb * 1e9),
+            None if budget_gb is None else int(budget_gb * _GB),
         )  # fmt: skip
+
+    @property
+    def projects(self) -> bool:
+        """Whether the coreset is selected in a random projection."""
+        return self.selection_dim != self.dim
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one patch vector with all that its selection needs."""
-        projected = 0 if self.selection_dim == self.dim else self.selection_dim
-        return _FLOAT * (self.dim + projected) + ROW_STATE
+        return _FLOAT * (self.dim + self.projects * self.selection_dim) + _ROW_STATE
 
     @property
     def bank_row_bytes(self) -> int:
@@ -51,53 +56,40 @@ class Plan(NamedTuple):
         return _FLOAT * self.dim + 16
 
     @property
-    def bank_bytes(self) -> int:
-        """Bytes of the finished bank in float32."""
-        return self.kept * self.bank_row_bytes
-
-    @property
     def peak_bytes(self) -> int:
         """Highest need when all patches are held at once."""
-        return self.patches * self.row_bytes + 2 * self.bank_bytes + WORKSPACE
+        return self.patches * self.row_bytes + 2 * self.kept * self.bank_row_bytes + WORKSPACE
 
     @property
     def streams(self) -> bool:
         """Whether the budget forces a streaming coreset."""
         return self.budget is not None and self.peak_bytes > self.budget
 
-    @property
-    def selection_flop(self) -> float:
-        """Floating-point operations of projection and greedy selection, none frozen."""
-        project = 0 if self.selection_dim == self.dim else 2.0 * self.patches * self.dim
-        return project * self.selection_dim + 2.0 * self.patches * self.selection_dim * self.kept
-
     def describe(self) -> str:
         """A paragraph for people."""
-        GB = 1e9
-        seconds = self.selection_flop / product_speed()
-        lines = [
+        projection = 2.0 * self.patches * self.dim * self.selection_dim * self.projects
+        flop = projection + 2.0 * self.patches * self.selection_dim * self.kept  # none frozen
+        where = f"in a random projection to {self.selection_dim} values"
+        budget = ""
+        if self.budget is not None:
+            verdict = "streams" if self.streams else "fits"
+            budget = f", budget {self.budget / _GB:.2f} GB: {verdict}"
+        return (
             f"{self.images:,} images x {self.patches // max(1, self.images):,} patches = "
             f"{self.patches:,} vectors of {self.dim} values "
-            f"({self.patches * self.dim * _FLOAT / GB:.2f} GB)",
-            f"bank {self.kept:,} rows ({self.bank_bytes / GB:.3f} GB), selected "
-            + (
-                f"in a random projection to {self.selection_dim} values"
-                if self.selection_dim != self.dim
-                else "without projection"
-            )
-            + f", at most {seconds:.1f} s",
-            f"peak {self.peak_bytes / GB:.2f} GB if held at once"
-            + ("" if self.budget is None else f", budget {self.budget / GB:.2f} GB: ")
-            + ("" if self.budget is None else "streams" if self.streams else "fits"),
-        ]
-        return "\n".join(lines)
+            f"({self.patches * self.dim * _FLOAT / _GB:.2f} GB)\n"
+            f"bank {self.kept:,} rows ({self.kept * self.bank_row_bytes / _GB:.3f} GB), selected "
+            f"{where if self.projects else 'without projection'}, "
+            f"at most {flop / product_speed():.1f} s\n"
+            f"peak {self.peak_bytes / _GB:.2f} GB if held at once{budget}"
+        )
 
 
 def product_speed() -> float:
     """Floating-point operations per second of a distance product on this CPU, from 10 ms."""
-    rows, picks, offset = torch.ones(1024, 128), torch.ones(256, 128), torch.zeros(256)
-    product(rows, picks, offset)
+    rows, picks = torch.ones(1024, 128), torch.ones(256, 128)
+    linear(rows, picks)
     began = time.perf_counter()
     for _ in range(8):
-        product(rows, picks, offset)
+        linear(rows, picks)
     return 8 * 2.0 * 1024 * 256 * 128 / max(1e-9, time.perf_counter() - began)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from src.errors import SavedModelError
-from src.models.patchcore.inverted_lists import import_faiss
+from src.models.patchcore.bank import import_faiss
 from src.models.patchcore.module import PatchCore
 
 _INDEX, _PARAMETERS = "nnscorer_search_index.faiss", "patchcore_params.pkl"

@@ -1,0 +1,156 @@
+"""The memory bank: kept patches, each with its source, and who searches them.
+
+Paper: PatchCore Sec. 3.3. Original: amazon-science/patchcore-inspection (Apache-2.0), faiss flat
+index. Ours: a torch search that is exact and on AVX-512 machines twice as fast as faiss; every row
+remembers image, row and column, so that a match can be shown and an image can be left out.
+
+There is no graph index (HNSW and its like): a coreset keeps isolated points, which a graph search
+misses, and one miss among hundreds of patches is a false alarm (efSearch 64: image scores of good
+bottles 161 % too high at a recall of 0.99).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import ConfigError
+from src.models.patchcore.nearest import Match, measure, nearest, squared_norms
+from src.models.patchcore.options import Backend, SearchOptions
+
+_LISTS_SEED = 1234  # faiss's own default seed for k-means; fixed, so that builds repeat
+
+
+class MemoryBank(nn.Module):
+    """Patch vectors (M, D) ordered by source, searched by squared Euclidean distance.
+
+    Rows are stored relative to their mean: distances stay the same, while the products lose less
+    to rounding and half precision keeps more digits.
+    """
+
+    rows: Tensor  # (M, D), relative to `centre`
+    centre: Tensor  # (D,)
+    norms: Tensor  # (M,) squared norms of `rows`
+    origin: Tensor  # (M, 3) int32: image index, row, column; -1: unknown
+
+    def __init__(self, options: SearchOptions) -> None:
+        super().__init__()
+        if options.backend != Backend.flat:
+            import_faiss()
+        self.options = options
+        for name in ("rows", "centre", "norms", "origin"):
+            self.register_buffer(name, torch.empty(0))
+        self._index: Any = None  # of faiss, made by the first search
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fill(self, rows: Tensor, origin: Tensor) -> None:
+        """Store patch vectors (M, D) and their sources (M, 3): image index, row, column.
+
+        Raises:
+            ConfigError: a value does not fit half precision.
+        """
+        self.centre = rows.mean(0, dtype=torch.float64).float()
+        self.rows = (rows - self.centre).to(getattr(torch, self.options.dtype))
+        self.norms, self.origin = squared_norms(self.rows), origin.to(rows.device, torch.int32)
+        self._index = None
+        if not torch.isfinite(self.rows).all():
+            raise ConfigError(
+                "The memory bank holds values that are not finite.",
+                found=f"{int((~torch.isfinite(self.rows)).sum())} of {rows.numel()} in "
+                f"{self.options.dtype}",
+                do="set model.search.dtype=float32; if it says so with float32, check the images",
+            )
+
+    @torch.no_grad()
+    def search(self, queries: Tensor, k: int, without: int | None = None) -> Match:
+        """The k nearest rows of queries (Q, D); approximate only for `ivf`.
+
+        `without`: the number of an image whose rows are left out, which is exact with every
+        backend. Fewer than k rows may remain; none at all gives an infinite distance and row 0.
+        """
+        centred = queries - self.centre
+        by_torch = self.options.backend == Backend.flat or queries.device.type != "cpu"
+        if without is None and (by_torch or torch.compiler.is_compiling()):
+            return nearest(centred, self.rows, k, self.norms)
+        if without is None:
+            return measure(centred, self.rows, self._search_index(centred, min(k, len(self))))
+        own = self.origin[:, 0] == without
+        k = min(k, len(self) - int(own.sum()))
+        if k == 0:
+            none = torch.zeros(len(queries), 1, dtype=torch.int64, device=queries.device)
+            return Match(none.float() + torch.inf, none)
+        return nearest(centred, self.rows, k, self.norms.masked_fill(own, torch.inf))
+
+    def measure(self, queries: Tensor, row: Tensor) -> Match:
+        """Squared distances of queries (Q, D) to given rows (Q, k), sorted as by `search`."""
+        return measure(queries - self.centre, self.rows, row)
+
+    @torch.no_grad()
+    def score_error(self, queries: Tensor) -> float:
+        """How much too high approximate search makes image scores, on average; 0 when exact.
+
+        queries (B, P, D): the patches of B images. Returns the mean over images of the relative
+        error of the largest distance.
+        """
+        flat = queries.flatten(0, 1)
+        found = self.search(flat, 1)
+        exact = nearest(flat - self.centre, self.rows, 1, self.norms)
+        found_, best = (m.distance.sqrt().view(len(queries), -1).amax(1) for m in (found, exact))
+        return float(((found_ - best) / best.clamp_min(1e-12)).mean())
+
+    def vectors(self, row: Tensor | slice = slice(None)) -> Tensor:
+        """Patch vectors (..., D) float32 of bank rows of any shape; default: of all."""
+        return self.rows[row].float() + self.centre
+
+    def _search_index(self, queries: Tensor, k: int) -> Tensor:
+        """Rows (Q, k) int64 of the nearest entries that faiss finds."""
+        if self._index is None:
+            cells = self.options.cells if self.options.backend == Backend.ivf else 1
+            self._index = build_index(self.rows, cells, self.options.nprobe)
+        _, row = self._index.search(queries.float().cpu().contiguous().numpy(), k)
+        found = torch.from_numpy(row)
+        # Visited lists can hold fewer than k rows; the nearest one found stands in.
+        return torch.where(found < 0, found[:, :1].clamp_min(0), found)
+
+
+def build_index(rows: Tensor, cells: int | None, nprobe: int) -> Any:
+    """A faiss index of rows (M, D): inverted lists (IVF-Flat), or flat and exact for one list.
+
+    A query visits the `nprobe` lists whose centroids are nearest. Bottle, 16,385 rows of 384
+    values, 128 lists: nprobe 4 is 11 times faster than flat with an image-score error of 0.67 %,
+    nprobe 16 is 2.6 times faster with 0.15 %.
+    """
+    faiss = import_faiss()
+    values = rows.float().cpu().contiguous().numpy()
+    M, D = values.shape
+    cells = min(cells or round(4 * M**0.5), max(1, M // 8))  # k-means needs several rows per list
+    index = flat = faiss.IndexFlatL2(D)
+    if cells > 1:
+        index = faiss.IndexIVFFlat(flat, D, cells, faiss.METRIC_L2)
+        index.cp.seed, index.cp.min_points_per_centroid = _LISTS_SEED, 1
+        index.nprobe = min(nprobe, cells)
+        index.train(values)
+    index.add(values)
+    return index
+
+
+def import_faiss() -> ModuleType:
+    """The faiss module.
+
+    Raises:
+        ConfigError: faiss is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ConfigError(
+            "model.search.backend needs faiss, which is not installed.",
+            found=str(error),
+            do="use model.search.backend=flat, or install the extra: pip install 'goodparts[cpu]'",
+        ) from error
+    return faiss

@@ -1,0 +1,148 @@
+"""What a PatchCore can be told; the values and their sources are in conf/model/patchcore.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from src.errors import ConfigError
+
+
+class Embedding(StrEnum):
+    """How feature maps become patch vectors."""
+
+    official = "official"  # every layer pooled to pretrain_dim values, all of them to target_dim
+    concat = "concat"  # all channels of the locally averaged maps (anomalib, ind_knn_ad)
+
+
+class CoresetMethod(StrEnum):
+    """Which patches the bank keeps."""
+
+    greedy = "greedy"  # always the patch that is farthest from those kept
+    random = "random"
+    none = "none"  # all
+
+
+class CoresetStart(StrEnum):
+    """Where a greedy selection begins."""
+
+    official = "official"  # the mean distance to ten random rows, themselves not kept
+    row = "row"  # a random row, kept
+    farthest = "farthest"  # the row farthest from all others, kept
+
+
+class Distance(StrEnum):
+    """Between patch vectors."""
+
+    euclidean = "euclidean"
+    cosine = "cosine"  # vectors get unit length before coreset and search
+
+
+class Backend(StrEnum):
+    """Who searches the bank."""
+
+    flat = "flat"  # exact, torch, any device
+    faiss = "faiss"  # exact, faiss on the CPU
+    ivf = "ivf"  # approximate inverted lists of faiss; distances can only come out larger
+
+
+class Storage(StrEnum):
+    """How the bank keeps its rows; distances are computed in float32 from what is kept."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+class Reweight(StrEnum):
+    """Image scores after Eq. 7."""
+
+    none = "none"
+    paper = "paper"  # distances as they are, the match is one of its neighbours
+    scaled = "scaled"  # the common ports' variant: distances / sqrt(D), the match left out
+
+
+class Normalisation(StrEnum):
+    """How an ensemble brings its members to one scale."""
+
+    held_out = "held_out"  # by held-out scores of normal images
+    test_set = "test_set"  # official: by the range of all images predicted in one go
+
+
+@dataclass
+class CoresetOptions:
+    """The `model.coreset` group."""
+
+    method: CoresetMethod
+    ratio: float | None  # share of rows to keep; None: until stop_radius
+    start: CoresetStart
+    projection_dim: int | None  # select in a random projection of this size; None: in full
+    stop_radius: float | None  # stop once every row is this close to a kept one, feature units
+    block: int  # candidate rows per pass; changes the time, never the picks
+
+    def __post_init__(self) -> None:
+        if self.ratio is None and (self.stop_radius is None or self.method != CoresetMethod.greedy):
+            raise ConfigError(
+                "The coreset has no size.",
+                found=f"ratio=null, stop_radius={self.stop_radius}, method={self.method}",
+                do="set model.coreset.ratio, or method=greedy with model.coreset.stop_radius",
+            )
+        if self.block < 1:
+            raise ConfigError(
+                "model.coreset.block is a count.", found=f"{self.block}", do="use block=768"
+            )
+
+    def size(self, rows: int) -> int:
+        """Rows kept of `rows`; official: rounded down; ours: at least one."""
+        if self.method == CoresetMethod.none or self.ratio is None:
+            return rows
+        return max(1, int(rows * self.ratio))
+
+    def projected_dim(self, dim: int) -> int:
+        """Values per row during selection.
+
+        Official: no projection to the same size. Ours: nor to more than half of it, where drawing
+        and multiplying costs more than it saves and the neighbours found are worth keeping.
+        """
+        if self.projection_dim is None or 2 * self.projection_dim > dim:
+            return dim
+        return self.projection_dim
+
+
+@dataclass
+class SearchOptions:
+    """The `model.search` group."""
+
+    backend: Backend
+    cells: int | None  # inverted lists of ivf; None: 4 sqrt(rows)
+    nprobe: int  # inverted lists visited per query; 8 to 16 keep image scores within 0.2 %
+    dtype: Storage
+
+
+@dataclass
+class PatchCoreOptions:
+    """The `model` group."""
+
+    embedding: Embedding
+    patch_size: int  # side of the neighbourhood in feature cells, odd; 1 means none
+    patch_stride: int  # step between patches in feature cells
+    pretrain_dim: int  # official: values per layer and patch after the first pooling
+    target_dim: int  # official: values per patch vector
+    coreset: CoresetOptions
+    neighbors: int  # k, bank rows whose mean distance scores a patch
+    distance: Distance
+    search: SearchOptions
+    reweight: Reweight
+    reweight_neighbors: int  # b of Eq. 7
+    squared: bool  # report squared Euclidean distances
+    sigma: float  # Gaussian blur of the map in pixels
+    normalisation: Normalisation
+    memory_budget_gb: float | None  # most memory for patches and coreset; None: no limit
+    seed: int  # of coreset starts and projections
+
+    def __post_init__(self) -> None:
+        if self.patch_size < 1 or self.patch_size % 2 == 0 or self.patch_stride < 1:
+            raise ConfigError(
+                "A patch needs an odd side and a positive stride, in feature cells.",
+                found=f"model.patch_size={self.patch_size}, model.patch_stride={self.patch_stride}",
+                do="use 1, 3 or 5 with stride 1; the paper uses 3",
+            )
