@@ -205,19 +205,18 @@ class _Search:
         distances would do more than is needed.
         """
         factor, offset = self.features[picks].mul_(-2.0), self.norms[picks]
-        active: Tensor | None = (self.gap > frozen).nonzero()[:, 0]
-        if len(active) >= _GATHER_BELOW * len(self.gap):
-            active = None  # gathering would not pay
-        total = len(self.gap) if active is None else len(active)
+        moving = (self.gap > frozen).nonzero()[:, 0]
+        gathers = len(moving) < _GATHER_BELOW * len(self.gap)
+        total = len(moving) if gathers else len(self.gap)
         on_cpu = self.gap.device.type == "cpu"
         for tile in tiles(total, _TILE_ROWS if on_cpu else _GPU_TILE_VALUES // len(picks)):
-            where = tile if active is None else active[tile]
+            where: Tensor | slice = moving[tile] if gathers else tile
             gaps = linear(self.features[where], factor, offset)  # (t, p): |s|^2 - 2 x.s
             low = gaps.amin(1).add_(self.norms[where]).clamp_min_(0.0)
             before = self.gap[where]
             if self.nearest is not None:
                 better = (low < before).nonzero()[:, 0]
-                moved = better + tile.start if active is None else where[better]
+                moved = moving[tile][better] if gathers else better + tile.start
                 self.nearest[moved] = gaps[better].argmin(1).add_(self.count)
             self.gap[where] = torch.minimum(before, low)
 

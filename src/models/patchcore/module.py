@@ -97,7 +97,8 @@ class PatchCore(AnomalyModule):
         budget = options.memory_budget_gb
         share = None if budget is None else budget / len(self.backbone)
         self.memories = nn.ModuleList(
-            PatchMemory(network.channels, options, share) for network in self.backbone
+            PatchMemory(cast(FeatureExtractor, network).channels, options, share)
+            for network in self.backbone
         )
         for name in ("scale", "held_out_image", "held_out_map_max"):
             self.register_buffer(name, torch.empty(0))
