@@ -141,6 +141,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("max_epochs", "max_steps"), whole(-1)),
     **dict.fromkeys(("resize", "crop"), either(whole(1), PAIR)),
     "camera_size": PAIR,
+    "extras": several(choice("numbers", "maps", "pictures", "arrays")),
     "seed": whole(0, 2**32 - 1),
     "seeds": either(whole(0), several(whole(0))),
     "port": whole(1, 65535),

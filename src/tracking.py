@@ -10,13 +10,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor
 
+from src.data.transforms import ImageTransform
 from src.errors import ConfigError, did_you_mean
+from src.models.base import AnomalyModule
 
 log = logging.getLogger(__name__)
 
+_SHOWN_WHILE_TRAINING = 4  # rows of the sheet
 KNOWN = ("csv", "tensorboard", "wandb")
 
 
@@ -112,10 +119,48 @@ def _has_key() -> bool:
 
 
 def _tensorboard_pictures(logger: TensorBoardLogger, pictures: Mapping[str, Path]) -> None:
-    import numpy as np
-    from PIL import Image
-
     for name, path in pictures.items():
         with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        logger.experiment.add_image(name, pixels, dataformats="HWC")
+            _log_picture(logger, name, picture, None)
+
+
+def _log_picture(logger: Logger, name: str, picture: Image.Image, step: int | None) -> None:
+    pixels = np.asarray(picture.convert("RGB"))
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [pixels], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+
+class ExtrasWhileTraining(pl.Callback):
+    """Every so many epochs: some images of the last batch with what the method shows of them."""
+
+    def __init__(self, every_n_epochs: int, transform: ImageTransform) -> None:
+        self.every_n_epochs, self.transform = every_n_epochs, transform
+        self._images: Tensor | None = None
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Remember a few images of the batch."""
+        self._images = batch["image"][:_SHOWN_WHILE_TRAINING]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw them in evaluation mode and hand the sheet to every logger that takes pictures."""
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        takers = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger | WandbLogger)]
+        if not due or not takers or self._images is None or not trainer.is_global_zero:
+            return
+        from src.reporting.extras import extras_sheet
+
+        names = [str(row) for row in range(len(self._images))]
+        pl_module.eval()
+        sheet = extras_sheet(cast(AnomalyModule, pl_module), self.transform, self._images, names)
+        pl_module.train()
+        for logger in takers if sheet is not None else ():
+            _log_picture(logger, "extras", cast(Image.Image, sheet), trainer.global_step)

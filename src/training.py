@@ -23,10 +23,12 @@ from torch.distributed import is_torchelastic_launched
 
 from src import processes
 from src.data.datamodule import AnomalyDataModule
+from src.data.transforms import ImageTransform
 from src.errors import ConfigError, GoodpartsError
 from src.models.base import AnomalyModule
 from src.processes import leads, whole
 from src.result import Prediction
+from src.tracking import ExtrasWhileTraining
 
 log = logging.getLogger(__name__)
 
@@ -238,6 +240,9 @@ class _StopOnNaN(pl.Callback):
 def _callbacks(cfg: DictConfig, directory: Path, *, single_pass: bool) -> list[pl.Callback]:
     bar = RichProgressBar(leave=False) if sys.stdout.isatty() else _QuietBar()
     chosen: list[pl.Callback] = [bar, _StopOnNaN()]
+    if every := cfg.trainer.get("log_images_every_n_epochs"):
+        transform = ImageTransform.from_config(cfg.transform)
+        chosen.append(ExtrasWhileTraining(every, transform))
     if not single_pass:
         folder, every = directory / "checkpoints", cfg.trainer.checkpoint_every_n_epochs
         chosen.append(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pytorch_lightning as pl
 import safetensors
@@ -21,12 +21,19 @@ from src.result import Prediction as Prediction
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from src.data.samples import Sample
-
 #: Of `model.json`; raised when saved models of before cannot be read any more.
 FORMAT_VERSION = 2
 
 _FROZEN = "backbone."  # what keys of frozen features start with
+
+
+class LineChart(NamedTuple):
+    """Lines that a method draws of itself: for each name, places on the x axis and values."""
+
+    x: str  # what the axis is, with its unit
+    y: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    log_x: bool = False
 
 
 class AnomalyModule(pl.LightningModule):
@@ -87,18 +94,17 @@ class AnomalyModule(pl.LightningModule):
         """Lightning's hook for `callbacks`."""
         return self.callbacks()
 
-    def diagnostics(self) -> dict[str, Figure]:
-        """Figures of the fitted method itself, by name; drawn once at the end of a run."""
+    def diagnostics(self) -> dict[str, LineChart | Figure]:
+        """Charts of the fitted method itself, by name; drawn once at the end of a run."""
         return {}
 
-    def write_extras(
-        self, loader: Iterable[dict[str, Tensor]], samples: Sequence[Sample], folder: Path
-    ) -> list[Path]:
-        """Files that only this method can give of the test images, such as reconstructions.
+    def extras(self, image: Tensor) -> dict[str, Tensor]:
+        """What this method can show of normalised images (B, 3, H, W) beyond its prediction.
 
-        `batch["index"]` points into `samples`. Called once at the end of a run; default: none.
+        The form says what each is: numbers (B,), maps (B, h, w), pictures (B, 3, H, W) in the units
+        of the input, other arrays (B, C, h, w). Called in evaluation mode; see `reporting.extras`.
         """
-        return []
+        return {}
 
     def export_form(self) -> nn.Module:
         """A module image (B, 3, H, W) -> Prediction that an exporter can trace.

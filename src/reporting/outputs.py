@@ -23,10 +23,12 @@ from src.evaluation.pixel_statistics import write_pixel_statistics
 from src.evaluation.view import pixel_convention
 from src.explaining import explain
 from src.files import fitting, shown
-from src.models.base import AnomalyModule
+from src.models.base import AnomalyModule, LineChart
 from src.reporting import curves as draw
 from src.reporting.colour_scale import ColourScale
+from src.reporting.extras import write_extras
 from src.reporting.figures import contact_sheet, overlay, save_png, triptych
+from src.reporting.line_chart import draw_lines
 from src.reporting.records import (
     Curve,
     DefectRecall,
@@ -73,7 +75,9 @@ def write_outputs(
     pictured = _with_pictures(results, samples, chosen, detector, sources)
     pictures = write_figures(run, pictured, chosen[:_SHEET_IMAGES], scale, evaluator, threshold)
     pictures |= _diagnostics(run, model)
-    model.write_extras(data.test_dataloader(), data.samples, run.directory / "extras")
+    pictures |= write_extras(
+        detector, data.test_samples, run.directory / "extras", cfg.report.get("extras", ())
+    )
     if cfg.report.enabled:
         report = _report_data(
             cfg, run, data, evaluator, threshold, metrics, pictured, scale, extra_scales
@@ -299,7 +303,8 @@ def _anchored(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Colour
 def _diagnostics(run: SavedRun, model: AnomalyModule) -> dict[str, Path]:
     """Figures a method draws of itself (coreset radius, latents, loss weights)."""
     paths = {}
-    for name, figure in model.diagnostics().items():
+    for name, chart in model.diagnostics().items():
+        figure = draw_lines(chart) if isinstance(chart, LineChart) else chart
         paths[name] = run.directory / "figures" / f"{name}.png"
         draw.save_figure(figure, paths[name])
     return paths

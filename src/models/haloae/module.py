@@ -19,13 +19,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from src import processes
 from src.errors import ConfigError
-from src.models.base import AnomalyModule
+from src.models.base import AnomalyModule, LineChart
 from src.models.haloae import scoring
 from src.models.haloae.autoencoder import HaloAutoEncoder, Output
 from src.models.haloae.cutpaste import draw_jitter, jitter, seeded_generator, views
@@ -35,14 +34,12 @@ from src.models.haloae.losses import (
     loss_weights,
     reconstruction_losses,
 )
-from src.models.haloae.monitoring import ReconstructionPictures
 from src.models.haloae.normal_images import cutpaste_auroc, mean_errors
 from src.models.haloae.options import (
     SCALINGS,
     AttentionOptions,
     CutPasteOptions,
     ImageDecoderOptions,
-    SaveOptions,
     ScheduleOptions,
     ScoringOptions,
     SsimOptions,
@@ -53,11 +50,9 @@ from src.models.optimizers import make_optimizer
 from src.result import Prediction
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.figure import Figure
 
-    from src.data.samples import Sample
+LOSSES = ("classification", "features", "image")  # in the order of their weights
 
 
 class HaloAE(AnomalyModule):
@@ -84,8 +79,6 @@ class HaloAE(AnomalyModule):
         cutpaste: ranges of the pasted pieces.
         optimizer: made by `make_optimizer`.
         scoring: which error makes the map and the score.
-        log_images_every_n_epochs: show reconstructions to the loggers; None: never.
-        save: what `write_extras` keeps of each test image.
     """
 
     mean: Tensor
@@ -115,17 +108,13 @@ class HaloAE(AnomalyModule):
         cutpaste: Mapping[str, Any],
         optimizer: Mapping[str, Any],
         scoring: Mapping[str, Any],
-        log_images_every_n_epochs: int | None,
-        save: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.ssim = read_options(SsimOptions, loss["ssim"], "model.loss.ssim")
         self.schedule = read_options(ScheduleOptions, loss["schedule"], "model.loss.schedule")
         self.cutpaste = read_options(CutPasteOptions, cutpaste, "model.cutpaste")
         self.scoring = read_options(ScoringOptions, scoring, "model.scoring")
-        self.save_options = read_options(SaveOptions, save, "model.save")
         self.optimizer, self.seed = optimizer, seed
-        self.log_images_every_n_epochs = log_images_every_n_epochs
         self.backbone = MultiScaleFeatures(backbone, feature_alignment)
         choose("model.feature_scaling", feature_scaling, SCALINGS)
         self.feature_scaling = feature_scaling
@@ -185,11 +174,10 @@ class HaloAE(AnomalyModule):
         fraction = min(self.global_step / max(self._steps, 1), 1.0)
         weights = loss_weights(fraction, self.schedule)
         total = self.weigh(losses, weights)
-        names = ("classification", "features", "image")
         share = processes.weight(batch)
         means = {f"train/{name}": share * value.detach() for name, value in losses.items()}
         self.log_dict(means, sync_dist=True)
-        self.log_dict({f"train/weight_{n}": w for n, w in zip(names, weights, strict=True)})
+        self.log_dict({f"train/weight_{n}": w for n, w in zip(LOSSES, weights, strict=True)})
         self.log("train/loss", share * total.detach(), prog_bar=True, sync_dist=True)
         return share * total
 
@@ -215,16 +203,21 @@ class HaloAE(AnomalyModule):
         """
         features = self.features(images)
         out: Output = self.autoencoder(features)
-        pairs = {"features": (out.features, features), "image": (out.image, images)}
+        first = Output(*(None if part is None else part[:originals] for part in out))
+        each = self._losses_of_each(first, features[:originals], images[:originals])
+        found = {name: value.mean() for name, value in each.items()}
+        if out.logits is not None:
+            found["classification"] = classification_loss(out.logits, originals)
+        return found
+
+    def _losses_of_each(self, out: Output, features: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """Losses (B,) of what was rebuilt of images and their features."""
+        pairs = {"features": (out.features, features), "image": (out.image, image)}
         found: dict[str, Tensor] = {}
         for name, (rebuilt, target) in pairs.items():
             if rebuilt is not None:
-                squared, dissimilar = reconstruction_losses(
-                    rebuilt[:originals], target[:originals], self.ssim
-                )
-                found[f"mse_{name}"], found[f"dssim_{name}"] = squared.mean(), dissimilar.mean()
-        if out.logits is not None:
-            found["classification"] = classification_loss(out.logits, originals)
+                squared, dissimilar = reconstruction_losses(rebuilt, target, self.ssim)
+                found |= {f"mse_{name}": squared, f"dssim_{name}": dissimilar}
         return found
 
     def weigh(self, losses: Mapping[str, Tensor], weights: tuple[float, float, float]) -> Tensor:
@@ -290,29 +283,34 @@ class HaloAE(AnomalyModule):
             None if out.image is None else scoring.image_error(out.image, image),
         )
 
-    def write_extras(
-        self, loader: Iterable[dict[str, Tensor]], samples: Sequence[Sample], folder: Path
-    ) -> list[Path]:
-        """A sheet of reconstructions, and per image what `save` asks for, in `folder`."""
-        from src.models.haloae.records import write_records, write_sheet
+    # --- what there is to show --------------------------------------------------------------------
 
-        picture = write_sheet(self, loader, samples, folder / "reconstructions.png")
-        return [
-            *([] if picture is None else [picture]),
-            *write_records(self, loader, samples, folder),
-        ]
+    def extras(self, image: Tensor) -> dict[str, Tensor]:
+        """Reconstruction and error maps, rebuilt features, and every loss as a number of its own.
 
-    def diagnostics(self) -> dict[str, Figure]:
-        """The loss weights over training."""
-        from src.models.haloae.figures import loss_weight_curves
+        The release writes its table of losses with the true label inside (cross-entropy against
+        it); here `probability_pasted` is the softmax output.
+        """
+        features = self.features(image)
+        out: Output = self.autoencoder(features)
+        shown = {"feature_error": scoring.feature_error(out.features, features)}
+        if out.image is not None:
+            error = scoring.image_error(out.image, image)
+            shown = {"reconstruction": out.image, **shown, "image_error": error}
+        losses = self._losses_of_each(out, features, image)
+        if out.logits is not None:
+            losses["probability_pasted"] = out.logits.float().softmax(1)[:, 1]
+        shown |= losses | {"mean_of_losses": torch.stack(list(losses.values())).mean(0)}
+        if out.logits is not None:
+            shown |= {"logit_original": out.logits[:, 0], "logit_pasted": out.logits[:, 1]}
+        return shown | {"features": out.features}
 
-        return {"loss_weights": loss_weight_curves(self.schedule)}
-
-    def callbacks(self) -> list[pl.Callback]:
-        """Pictures of reconstructions for TensorBoard and W&B, when asked for."""
-        if not self.log_images_every_n_epochs:
-            return []
-        return [ReconstructionPictures(self.log_images_every_n_epochs)]
+    def diagnostics(self) -> dict[str, LineChart | Figure]:
+        """The weights of the losses over training."""
+        fractions = [n / 500 for n in range(501)]
+        weights = zip(*(loss_weights(f, self.schedule) for f in fractions), strict=True)
+        lines = {name: (fractions, w) for name, w in zip(LOSSES, weights, strict=True)}
+        return {"loss_weights": LineChart("share of training done", "weight of the loss", lines)}
 
     def _check_parts(self) -> None:
         if self.scoring.map != "feature" and self.autoencoder.image_decoder is None:

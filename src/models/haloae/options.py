@@ -135,16 +135,6 @@ class ScoringOptions:
         choose("model.scoring.score", self.score, IMAGE_SCORES)
 
 
-@dataclass(frozen=True)
-class SaveOptions:
-    """What `records.write_records` keeps of every test image."""
-
-    maps: bool
-    recon_image: bool
-    recon_features: bool
-    losses: bool
-
-
 T = TypeVar("T")
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +9,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
-from src.data.samples import Sample
 from src.errors import ConfigError
 from src.evaluation.ranking import auroc
 from src.models.haloae import scoring
 from src.models.haloae.cutpaste import seeded_generator
-from src.models.haloae.figures import loss_weight_curves
 from src.models.haloae.options import ScoringOptions
-from src.models.haloae.records import sheet
 
 PUBLISHED = ScoringOptions(map="feature", normalise=True, blur=True, score="mean")
 
@@ -382,76 +377,36 @@ def test_misspelt_options_name_the_nearest(make, changes, words):
         make(**changes)
 
 
-# --- records and figures -----------------------------------------------------------------------
+# --- what there is to show ----------------------------------------------------------------------
 
 
-def samples(count: int) -> list[Sample]:
-    return [
-        Sample(Path(f"/data/bad/{n:03}.png"), None, 1, "scratch" if n % 2 else "good", "test")
-        for n in range(count)
-    ]
-
-
-def test_records_hold_what_was_asked_for(make, textures, tmp_path):
-    model = make(save={"maps": True, "recon_image": True, "recon_features": True, "losses": True})
-    model.after_fit(loader(textures(4)))
-    files = model.write_extras(loader(textures(3)), samples(3), tmp_path)
-    assert len(files) == 3 * 4 + 2
-    assert (tmp_path / "reconstructions.png").stat().st_size > 10_000
-    assert not list(tmp_path.rglob("*.partial*"))
-    error = np.load(tmp_path / "scratch" / "001_feature_error.npy")
-    rebuilt = np.load(tmp_path / "scratch" / "001_features.npy")
+def test_extras_show_the_reconstruction_and_each_loss_as_its_own_number(make, textures):
+    model = make().eval()
+    images = textures(3)
     with torch.no_grad():
-        features = model.features(textures(3))[1].numpy()
-    assert rebuilt.dtype == np.float16
-    assert np.abs(((rebuilt - features) ** 2).mean(0) - error).max() < 1e-2
-    with (tmp_path / "losses.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert [Path(row["path"]).stem for row in rows] == ["000", "001", "002"]
-    row = {key: float(value) for key, value in rows[1].items() if key not in ("path", "defect")}
-    assert row["mse_features"] == pytest.approx(error.mean(), rel=1e-4)
-    gap = row["logit_pasted"] - row["logit_original"]
-    assert row["probability_pasted"] == pytest.approx(1 / (1 + math.exp(-gap)), rel=1e-4)
-    assert row["mse_image"] != row["mse_features"]
+        shown = model.extras(images)
+        features = model.features(images)
+        rebuilt = model.autoencoder(features)
+    assert torch.equal(shown["reconstruction"], rebuilt.image)
+    error = (shown["features"] - features).square().mean(1)
+    assert torch.allclose(shown["feature_error"], error, atol=1e-6)
+    assert torch.allclose(shown["mse_features"], error.mean((1, 2)), rtol=1e-4)
+    gap = shown["logit_pasted"] - shown["logit_original"]
+    assert torch.allclose(shown["probability_pasted"], torch.sigmoid(gap), rtol=1e-4)
+    assert not torch.allclose(shown["mse_image"], shown["mse_features"])
     terms = ("mse_features", "dssim_features", "mse_image", "dssim_image", "probability_pasted")
-    assert row["mean_of_losses"] == pytest.approx(np.mean([row[t] for t in terms]), rel=1e-4)
+    mean = torch.stack([shown[term] for term in terms]).mean(0)
+    assert torch.allclose(shown["mean_of_losses"], mean)
 
 
-def test_the_sheet_alone_is_written_when_nothing_else_is_asked(make, textures, tmp_path):
-    files = make().write_extras(loader(textures(3)), samples(3), tmp_path)
-    assert files == list(tmp_path.iterdir()) == [tmp_path / "reconstructions.png"]
-
-
-def test_the_sheet_has_a_row_per_image_and_shares_its_colours(make, textures):
-    model = make()
-    model.after_fit(loader(textures(4)))
-    figure = sheet(model, textures(3), ["a", "b", "c"])
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["input", "reconstruction", "feature error", "image error", "anomaly map"]
-    assert len(figure.axes) == 15
-    tops = {axes.images[0].get_clim() for axes in figure.axes[2::5]}
-    assert len(tops) == 1
-    plain = make(image_decoder={"enabled": False})
-    assert len(sheet(plain, textures(2), ["a", "b"]).axes) == 6
+def test_extras_without_image_decoder_and_classifier_are_fewer(make, textures):
+    model = make(image_decoder={"enabled": False}, classifier="none").eval()
+    assert set(model.extras(textures(2))) == {
+        "feature_error", "mse_features", "dssim_features", "mean_of_losses", "features",
+    }  # fmt: skip
 
 
 def test_the_weight_curves_are_those_of_the_schedule(make):
-    model = make()
-    axes = loss_weight_curves(model.schedule).axes[0]
-    assert [round(line.get_ydata()[0], 4) for line in axes.lines] == [0.9712, 0.0277, 0.0011]
-    assert set(model.diagnostics()) == {"loss_weights"}
-
-
-def test_tensorboard_gets_a_picture_of_reconstructions(make, textures, tmp_path):
-    from pytorch_lightning.loggers import TensorBoardLogger
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logger = TensorBoardLogger(tmp_path, name="", version="board")
-    model = make(log_images_every_n_epochs=2)
-    trainer(tmp_path, max_epochs=3, logger=logger).fit(model, loader(textures(4)))
-    events = EventAccumulator(str(tmp_path / "board"))
-    events.Reload()
-    assert events.Tags()["images"] == ["reconstructions"]
-    (picture,) = events.Images("reconstructions")
-    assert picture.step == 2
-    assert picture.width > 500
+    (chart,) = make().diagnostics().values()
+    assert [round(y[0], 4) for _, y in chart.lines.values()] == [0.9712, 0.0277, 0.0011]
+    assert list(chart.lines) == ["classification", "features", "image"]

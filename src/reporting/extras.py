@@ -1,0 +1,149 @@
+"""What a method can show of images beyond its prediction: a sheet of some, files of all on request.
+
+`AnomalyModule.extras` returns tensors by name. Their form says what they are, see `kind_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.data.images import read_sample
+from src.data.samples import Sample
+from src.data.transforms import ImageTransform
+from src.detector import Detector
+from src.files import atomic, fitting, shown, write_rows
+from src.models.base import AnomalyModule
+from src.reporting.colour_scale import ColourScale
+from src.reporting.figures import contact_sheet, heat, save_png
+
+_SHEET_ROWS = 8
+_PERCENTILE = 99.5  # of all rows together: the hottest colour
+_FADED = 200  # grey below a map that has no picture of its own
+
+
+def kind_of(value: Tensor) -> str:
+    """What an extra is.
+
+    Returns:
+        `numbers` (B,), `maps` (B, h, w), `pictures` (B, 3, H, W) in the units of the input, or
+        `arrays` (B, C, h, w).
+    """
+    if value.ndim == 4:
+        return "pictures" if value.shape[1] == 3 else "arrays"
+    return "numbers" if value.ndim == 1 else "maps"
+
+
+def write_extras(
+    detector: Detector, samples: Sequence[Sample], folder: Path, keep: Collection[str]
+) -> dict[str, Path]:
+    """Draw `sheet.png` of one image per kind of defect, and keep of every image the kinds `keep`.
+
+    Files: `numbers.csv`, `<defect>/<image>_<name>.npy` of maps (float32) and arrays (float16),
+    `<defect>/<image>_<name>.png` of pictures.
+
+    Returns:
+        The sheet as `extras`; nothing where the method has no extras.
+    """
+    chosen: dict[str, Sample] = {}
+    for sample in samples:
+        chosen.setdefault(sample.defect, sample)
+    rows = list(chosen.values())[:_SHEET_ROWS]
+    if not rows:
+        return {}
+    captions = [sample.defect for sample in rows]
+    sheet = extras_sheet(detector.model, detector.transform, _images(detector, rows), captions)
+    if sheet is None:
+        return {}
+    save_png(sheet, folder / "sheet.png")
+    if keep:
+        numbers = [_keep_one(detector, sample, folder, keep) for sample in samples]
+        if "numbers" in keep:
+            write_rows(folder / "numbers.csv", numbers)
+    return {"extras": folder / "sheet.png"}
+
+
+@torch.inference_mode()
+def extras_sheet(
+    model: AnomalyModule, transform: ImageTransform, images: Tensor, captions: Sequence[str]
+) -> Image.Image | None:
+    """One row an image: input, its extra pictures and maps, the anomaly map over the input.
+
+    A colour means the same value in every row of a column.
+
+    Args:
+        model: in evaluation mode.
+        transform: that normalised the images.
+        images: (n, 3, H, W), normalised, on the model's device.
+        captions: one a row.
+
+    Returns:
+        None when the method has nothing to show.
+    """
+    extras = model.extras(images)
+    if not extras:
+        return None
+    display = _rgb(images, transform)
+    columns = {"input": display}
+    for name, value in extras.items():
+        if kind_of(value) == "pictures":
+            columns[name] = _rgb(value, transform)
+        elif kind_of(value) == "maps":
+            columns[name] = _heated(value, np.full_like(display, _FADED))
+    grey = display.mean(-1, keepdims=True).astype(np.uint8).repeat(3, -1)
+    columns["anomaly_map"] = _heated(model(images).anomaly_map, grey)
+    names = [name.replace("_", " ") for name in columns]
+    tiles = [panel[row] for row in range(len(captions)) for panel in columns.values()]
+    labels = [f"{caption}: {name}" for caption in captions for name in names]
+    return contact_sheet(tiles, labels, columns=len(columns))
+
+
+def _images(detector: Detector, samples: Sequence[Sample]) -> Tensor:
+    images = [detector.transform(read_sample(sample)) for sample in samples]
+    return torch.stack(images).to(detector.device)
+
+
+def _rgb(images: Tensor, transform: ImageTransform) -> np.ndarray:
+    """Normalised images (n, 3, H, W) -> (n, H, W, 3) uint8."""
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (transform.mean, transform.std))
+    pixels = (images.float().cpu() * std + mean).clamp(0, 1).mul(255).round()
+    return pixels.byte().permute(0, 2, 3, 1).numpy()
+
+
+def _heated(maps: Tensor, display: np.ndarray) -> np.ndarray:
+    """Maps (n, h, w) in colours over pictures (n, H, W, 3) uint8; one scale for all."""
+    values = maps.float().cpu().numpy()
+    scale = ColourScale(0.0, -np.inf, float(np.percentile(values, _PERCENTILE)) or 1.0)
+    return np.stack([heat(v, scale, p) for v, p in zip(values, display, strict=True)])
+
+
+@torch.inference_mode()
+def _keep_one(
+    detector: Detector, sample: Sample, folder: Path, keep: Collection[str]
+) -> dict[str, object]:
+    """Write what is kept of one image; returns its row of numbers."""
+    extras = detector.model.extras(_images(detector, [sample]))
+    stem = folder / sample.defect / sample.image_path.stem
+    for name, value in extras.items():
+        kind = kind_of(value)
+        if kind == "pictures" and kind in keep:
+            picture = Image.fromarray(_rgb(value, detector.transform)[0])
+            save_png(picture, fitting(Path(f"{stem}_{name}.png")))
+        elif kind in ("maps", "arrays") and kind in keep:
+            array = value[0].float().cpu().numpy()
+            _save_array(array if kind == "maps" else array.astype(np.float16), stem, name)
+    return {"path": shown(sample.image_path), "defect": sample.defect} | _numbers(extras)
+
+
+def _numbers(extras: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(x[0]) for name, x in extras.items() if kind_of(x) == "numbers"}
+
+
+def _save_array(array: np.ndarray, stem: Path, name: str) -> None:
+    with atomic(fitting(Path(f"{stem}_{name}.npy"))) as partial, partial.open("wb") as stream:
+        np.save(stream, array)
