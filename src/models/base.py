@@ -94,7 +94,7 @@ class AnomalyModule(pl.LightningModule):
         """Lightning's hook for `callbacks`."""
         return self.callbacks()
 
-    def diagnostics(self) -> dict[str, LineChart | Figure]:
+    def diagnostics(self) -> Mapping[str, LineChart | Figure]:
         """Charts of the fitted method itself, by name; drawn once at the end of a run."""
         return {}
 

@@ -137,7 +137,7 @@ def _keep_one(
         elif kind in ("maps", "arrays") and kind in keep:
             array = value[0].float().cpu().numpy()
             _save_array(array if kind == "maps" else array.astype(np.float16), stem, name)
-    return {"path": shown(sample.image_path), "defect": sample.defect} | _numbers(extras)
+    return {"path": shown(sample.image_path), "defect": sample.defect, **_numbers(extras)}
 
 
 def _numbers(extras: Mapping[str, Tensor]) -> dict[str, float]:

@@ -203,21 +203,24 @@ class HaloAE(AnomalyModule):
         """
         features = self.features(images)
         out: Output = self.autoencoder(features)
-        first = Output(*(None if part is None else part[:originals] for part in out))
-        each = self._losses_of_each(first, features[:originals], images[:originals])
+        each = self._losses_of_each(out, features, images, originals)
         found = {name: value.mean() for name, value in each.items()}
         if out.logits is not None:
             found["classification"] = classification_loss(out.logits, originals)
         return found
 
-    def _losses_of_each(self, out: Output, features: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Losses (B,) of what was rebuilt of images and their features."""
-        pairs = {"features": (out.features, features), "image": (out.image, image)}
+    def _losses_of_each(
+        self, out: Output, features: Tensor, images: Tensor, count: int
+    ) -> dict[str, Tensor]:
+        """Losses of reconstruction of the first `count` images, (count,) each."""
         found: dict[str, Tensor] = {}
-        for name, (rebuilt, target) in pairs.items():
+        for name, rebuilt, target in (
+            ("features", out.features, features), ("image", out.image, images),
+        ):  # fmt: skip
             if rebuilt is not None:
-                squared, dissimilar = reconstruction_losses(rebuilt, target, self.ssim)
-                found |= {f"mse_{name}": squared, f"dssim_{name}": dissimilar}
+                found[f"mse_{name}"], found[f"dssim_{name}"] = reconstruction_losses(
+                    rebuilt[:count], target[:count], self.ssim
+                )
         return found
 
     def weigh(self, losses: Mapping[str, Tensor], weights: tuple[float, float, float]) -> Tensor:
@@ -297,7 +300,7 @@ class HaloAE(AnomalyModule):
         if out.image is not None:
             error = scoring.image_error(out.image, image)
             shown = {"reconstruction": out.image, **shown, "image_error": error}
-        losses = self._losses_of_each(out, features, image)
+        losses = self._losses_of_each(out, features, image, len(image))
         if out.logits is not None:
             losses["probability_pasted"] = out.logits.float().softmax(1)[:, 1]
         shown |= losses | {"mean_of_losses": torch.stack(list(losses.values())).mean(0)}
