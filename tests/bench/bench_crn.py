@@ -11,6 +11,7 @@ that a busy machine disturbs both alike; the medians are compared.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from src.models.crn.competition import LossWeights, UnitBoard, pair_loss
-from src.models.crn.schedule import build_optimizer
+from src.models.crn.competition import UnitBoard, pair_loss
+from src.models.crn.options import LossWeights
 from src.models.crn.unit import CompetitiveUnit, count_levels
 from tests.reference_crn import SlowCompetition, recursive_unit
 
@@ -30,7 +31,7 @@ PAIRS = [(0, 2), (2, 1), (1, 0)]
 def authors_step(side: int, image: Tensor) -> Callable[[int], None]:
     """A function that takes step i as the authors do."""
     units = [recursive_unit(count_levels((side, side), 8), 64) for _ in range(3)]
-    slow = SlowCompetition(units, tuple(WEIGHTS), lambda p: torch.optim.Adam(p, lr=1e-4))
+    slow = SlowCompetition(units, dataclasses.astuple(WEIGHTS), lambda p: torch.optim.Adam(p, lr=1e-4))
 
     def step(i: int) -> None:
         with torch.autograd.set_detect_anomaly(True, check_nan=True):
@@ -50,8 +51,8 @@ def our_step(
         unit.to(memory_format=layout)
     image = image.contiguous(memory_format=layout)
     board = UnitBoard(3, "random", 0.9, 0)
-    adam = {"name": "adam", "lr": 1e-4, "momentum": 0.0}
-    optimizer = build_optimizer(adam, [p for unit in units for p in unit.parameters()])
+    parameters = [p for unit in units for p in unit.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)  # conf/model/optimizer/adam.yaml
 
     def step(i: int) -> None:
         pair = PAIRS[i % 3]

@@ -8,30 +8,22 @@ backward instead of four, with equal losses, gradients and running statistics.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from src.errors import ConfigError, did_you_mean
+from src.errors import ConfigError
+from src.models.crn.options import LossWeights
 from src.models.crn.unit import CompetitiveUnit
-
-PAIRINGS = ("random", "matching")
 
 # Eight official forwards update the running statistics of a unit four times with momentum 0.1, in
 # the order s1 s2 s1 s2: run <- 0.6561 run + 0.1629 s1 + 0.181 s2. Two updates with these momenta
 # give the same: (1 - m1)(1 - m2) = 0.6561, m1 (1 - m2) = 0.1629, m2 = 0.181.
 SECOND_MOMENTUM = 0.1 + 0.1 * 0.9**2
 FIRST_MOMENTUM = (0.09 + 0.09 * 0.9**2) / (1 - SECOND_MOMENTUM)
-
-
-class LossWeights(NamedTuple):
-    """Weights of the three terms of a unit's loss."""
-
-    reconstruction: float  # w_r, image against own reconstruction
-    feedback: float  # w_f, own reconstruction against what the partner makes of it
-    discrimination: float  # w_d, partner's reconstruction against what the unit makes of it
 
 
 class PairLoss(NamedTuple):
@@ -94,13 +86,7 @@ class UnitBoard(nn.Module):
     so unseen units are never best (the official code starts at 0, which makes them best).
     Buffers, the best pair and the generator of pairs are part of the state dict, so a resumed run
     continues alike. `best` is (generator, discriminator) as `choose_best` last found them.
-
-    Args:
-        num_units: K, at least 2.
-        pairing: random draws one ordered pair a step, with replacement over steps (official);
-            matching pairs all units at once, one of an odd number rests.
-        decay: moving average over a unit's own steps; 0 keeps the last value (official).
-        seed: of the pair generator.
+    The arguments are those of `CRNOptions`: num_units, pairing, selection_decay and seed.
     """
 
     reconstruction: Tensor
@@ -109,30 +95,11 @@ class UnitBoard(nn.Module):
 
     def __init__(self, num_units: int, pairing: str, decay: float, seed: int) -> None:
         super().__init__()
-        if num_units < 2:
-            raise ConfigError(
-                "Competition needs at least two units.",
-                found=f"model.num_units={num_units}",
-                do="set model.num_units=2 or more; the paper uses 12",
-            )
-        if pairing not in PAIRINGS:
-            raise ConfigError(
-                f"There is no pairing {pairing!r}.",
-                found=f"model.pairing={pairing}",
-                do=did_you_mean(pairing, PAIRINGS),
-            )
-        if not 0.0 <= decay < 1.0:
-            raise ConfigError(
-                "The moving average of unit losses needs a decay in [0, 1).",
-                found=f"model.selection_decay={decay}",
-                do="set model.selection_decay=0.9, or 0 for the last value",
-            )
         self.num_units, self.pairing, self.decay = num_units, pairing, decay
         self.generator = torch.Generator().manual_seed(seed)
         self.best = (0, 1)
-        self.register_buffer("loss", torch.full((num_units,), torch.inf))
-        self.register_buffer("reconstruction", torch.full((num_units,), torch.inf))
-        self.register_buffer("discrimination", torch.full((num_units,), -torch.inf))
+        for name, unseen in (("loss", 1), ("reconstruction", 1), ("discrimination", -1)):
+            self.register_buffer(name, torch.full((num_units,), unseen * torch.inf))
 
     def draw_pairs(self) -> list[tuple[int, int]]:
         """Disjoint pairs of different units for one step: one, or K // 2 when matching."""
@@ -143,10 +110,19 @@ class UnitBoard(nn.Module):
     @torch.no_grad()
     def record(self, pair: tuple[int, int], result: PairLoss) -> None:
         """Note what a meeting gave; no transfer from the device."""
-        for slot, unit in enumerate(pair):
-            self._average(self.loss, unit, result.loss[slot])
-            self._average(self.reconstruction, unit, result.reconstruction[slot])
-            self._average(self.discrimination, unit, result.discrimination[slot])
+        for name, board in self.named_buffers():
+            for unit, value in zip(pair, getattr(result, name), strict=True):
+                old, new = board[unit], value.to(board)
+                board[unit] = torch.where(old.isinf(), new, torch.lerp(new, old, self.decay))
+
+    def values(self) -> dict[str, float]:
+        """Latest values of every unit that has met another, `units/<k>/<name>`."""
+        return {
+            f"units/{unit}/{name}": value
+            for name, board in self.named_buffers()
+            for unit, value in enumerate(board.tolist())
+            if math.isfinite(value)
+        }
 
     def choose_best(self) -> tuple[int, int]:
         """(generator, discriminator): lowest R and highest D, the first unit on ties.
@@ -175,11 +151,6 @@ class UnitBoard(nn.Module):
     def _broken(self) -> Tensor:
         # The loss of a unit holds its partner's picture: it is NaN a step before R and D are.
         return self.loss.isnan() | self.reconstruction.isnan() | self.discrimination.isnan()
-
-    def _average(self, board: Tensor, unit: int, value: Tensor) -> None:
-        old = board[unit]
-        mixed = torch.lerp(value.to(old), old, self.decay)
-        board[unit] = torch.where(old.isinf(), value.to(old), mixed)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The pair generator and the best pair, for checkpoints."""

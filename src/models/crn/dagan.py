@@ -10,17 +10,16 @@ networks, which is the same because neither loss reaches the other network.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.errors import ConfigError
 from src.models.base import AnomalyModule
-from src.models.crn.schedule import build_optimizer
-from src.models.crn.unit import CompetitiveUnit, count_levels
+from src.models.crn.options import DAGANOptions
+from src.models.crn.unit import CompetitiveUnit, count_levels, refuse_backbone
+from src.models.optimizers import make_optimizer
 from src.result import Prediction
 
 
@@ -33,40 +32,29 @@ class DAGAN(AnomalyModule):
     Args:
         backbone: None; the networks learn from pixels (`backbone=none`).
         image_size: (H, W) in pixels; the generator halves it down to one pixel.
-        base_channels: channels of the outermost level of both.
-        weights: contextual w_con, adversarial w_adv, discriminator w_dis.
-        optimizer: name, lr, momentum; see `schedule.py`.
-        seed: of initial weights.
+        options: of conf/model/dagan.yaml.
     """
 
+    Options: ClassVar[type] = DAGANOptions
+
     def __init__(
-        self,
-        *,
-        backbone: nn.Module | None,
-        image_size: tuple[int, int],
-        base_channels: int,
-        weights: Mapping[str, float],
-        optimizer: Mapping[str, Any],
-        seed: int,
+        self, backbone: nn.Module | None, image_size: tuple[int, int], options: DAGANOptions
     ) -> None:
         super().__init__()
-        if backbone is not None:
-            raise ConfigError(
-                "DAGAN learns from pixels and has no use for a backbone.",
-                found=f"backbone {getattr(backbone, 'identity', type(backbone).__name__)}",
-                do="set backbone=none",
-            )
+        refuse_backbone("DAGAN", backbone)
         self.backbone = None
-        self.weights, self.optimizer = dict(weights), dict(optimizer)
+        self.options = options
         levels = count_levels(image_size, int(math.log2(min(image_size))))
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation, as the official code
-            torch.manual_seed(seed)
-            self.generator = CompetitiveUnit(levels, base_channels, "batch", "transposed", False)
-            self.discriminator = judge(base_channels)
+            torch.manual_seed(options.seed)
+            self.generator = CompetitiveUnit(
+                levels, options.base_channels, "batch", "transposed", False
+            )
+            self.discriminator = judge(options.base_channels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over both networks."""
-        return build_optimizer(self.optimizer, self.parameters())
+        return make_optimizer(self.options.optimizer, self.parameters())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Both losses of one minibatch."""
@@ -80,10 +68,11 @@ class DAGAN(AnomalyModule):
         made = self.generator(image)
         fixed = made.detach()
         judged = self.discriminator(fixed)
-        generator = self.weights["adversarial"] * F.mse_loss(made, judged.detach())
-        generator = generator + self.weights["contextual"] * F.mse_loss(made, image)
+        weights = self.options.weights
+        generator = weights.adversarial * F.mse_loss(made, judged.detach())
+        generator = generator + weights.contextual * F.mse_loss(made, image)
         real = F.mse_loss(self.discriminator(image), image)
-        return generator, self.weights["discriminator"] * (real - F.mse_loss(judged, fixed))
+        return generator, weights.discriminator * (real - F.mse_loss(judged, fixed))
 
     def forward(self, image: Tensor) -> Prediction:
         """Scores (B,) and maps (B, H, W): mean of |x - G(x)| and |x - D(x)|."""

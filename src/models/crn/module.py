@@ -15,23 +15,23 @@ minibatch. `experiment=crn_parity_mvtec` turns the last ones back.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
+from hydra.utils import instantiate
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from src.errors import ConfigError, SavedModelError, did_you_mean
+from src.errors import ConfigError, SavedModelError
 from src.models.base import AnomalyModule
-from src.models.crn.competition import LossWeights, UnitBoard, pair_loss
-from src.models.crn.curves import TrainingCurves
-from src.models.crn.schedule import build_optimizer, build_scheduler
-from src.models.crn.unit import CompetitiveUnit, count_levels
+from src.models.crn.checks import RunChecks
+from src.models.crn.competition import UnitBoard, pair_loss
+from src.models.crn.options import CRNOptions
+from src.models.crn.unit import CompetitiveUnit, count_levels, refuse_backbone
+from src.models.optimizers import make_optimizer, make_scheduler
 from src.result import Prediction
-
-SCORES = ("disc", "cycle", "rec")
 
 
 class CRN(AnomalyModule):
@@ -40,67 +40,32 @@ class CRN(AnomalyModule):
     Args:
         backbone: None; units learn from pixels in [-1, 1] (`backbone=none`).
         image_size: (H, W) in pixels.
-        num_units: K. At 128 px a unit has 30.2 million parameters.
-        base_channels: channels of the outermost level.
-        max_depth: upper limit of levels; the image may allow fewer.
-        norm: batch, instance or none.
-        decoder: upsample or transposed.
-        dropout: Dropout(0.5) in the inner decoder levels.
-        weights: reconstruction, feedback and discrimination, as in `LossWeights`.
-        pairing: random (one pair a step) or matching (all units; disjoint pairs share no
-            parameter, so one minibatch serves them all).
-        selection_decay: moving average by which the best units are found; 0: last minibatch.
-        score: disc |G - D(G)|, cycle |x - D(G)| or rec |x - G|, mean over channels.
-        optimizer: name, lr, momentum; see `schedule.py`.
-        scheduler: name, horizon, factor, milestones; see `schedule.py`.
-        check_every: minibatches between two points of the curves; see `curves.py`.
-        oracle_curves: score the test set at each of them; nothing but curves comes of it unless
-            `protocol: paper`.
-        channels_last: memory layout of weights and images.
-        compile_units: torch.compile; the graphs are shared by all units.
-        seed: of initial weights and pairs.
+        options: of conf/model/crn.yaml.
     """
 
+    Options: ClassVar[type] = CRNOptions
+
     def __init__(
-        self,
-        *,
-        backbone: nn.Module | None,
-        image_size: tuple[int, int],
-        num_units: int,
-        base_channels: int,
-        max_depth: int,
-        norm: str,
-        decoder: str,
-        dropout: bool,
-        weights: Mapping[str, float],
-        pairing: str,
-        selection_decay: float,
-        score: str,
-        optimizer: Mapping[str, Any],
-        scheduler: Mapping[str, Any],
-        check_every: int,
-        oracle_curves: bool,
-        channels_last: bool,
-        compile_units: bool,
-        seed: int,
+        self, backbone: nn.Module | None, image_size: tuple[int, int], options: CRNOptions
     ) -> None:
         super().__init__()
-        _check(backbone, score)
+        refuse_backbone("CRN", backbone)
         self.backbone = None
-        self.score, self.check_every, self.oracle_curves = score, check_every, oracle_curves
-        self.optimizer, self.scheduler = dict(optimizer), dict(scheduler)
-        self.weights = LossWeights(**weights)
-        self.board = UnitBoard(num_units, pairing, selection_decay, seed)
-        levels = count_levels(image_size, max_depth)
-        self.units = nn.ModuleList(
-            CompetitiveUnit(levels, base_channels, norm, decoder, dropout) for _ in range(num_units)
+        self.options = options
+        self.board = UnitBoard(
+            options.num_units, options.pairing, options.selection_decay, options.seed
         )
-        generator = torch.Generator().manual_seed(seed)
-        for unit in self._chosen(*range(num_units)):
+        levels = count_levels(image_size, options.max_depth)
+        shape = (levels, options.base_channels, options.norm, options.decoder, options.dropout)
+        self.units = nn.ModuleList(CompetitiveUnit(*shape) for _ in range(options.num_units))
+        generator = torch.Generator().manual_seed(options.seed)
+        for unit in self._chosen(*range(options.num_units)):
             unit.initialize(generator)
-            if compile_units:
+            if options.compile_units:
                 unit.compile(fullgraph=True)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = (
+            torch.channels_last if options.channels_last else torch.contiguous_format
+        )
         self.units.to(memory_format=self.memory_format)
         #: Last values of the curves, by metric key; kept with the saved model.
         self.curve_values: dict[str, float] = {}
@@ -117,27 +82,42 @@ class CRN(AnomalyModule):
         )
 
     def learning_metrics(self) -> dict[str, float]:
-        """Last values of the curves, see `curves.py`."""
+        """Last values of the curves, see `checks.py`."""
         return dict(self.curve_values)
 
     def callbacks(self) -> list[pl.Callback]:
         """The curves of the run."""
-        return [TrainingCurves(self.check_every, self.oracle_curves)]
+        options = self.options
+        return [RunChecks(options.check_every, options.oracle_curves, instantiate(options.judge))]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over all units; units without a gradient do not move."""
-        optimizer = build_optimizer(self.optimizer, self.units.parameters())
-        scheduler = build_scheduler(self.scheduler, optimizer, self.trainer)
-        if scheduler is None:
+        optimizer = make_optimizer(self.options.optimizer, self.units.parameters())
+        wanted = self.options.scheduler
+        if not wanted:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+        known = {"T_max": self._epochs(wanted["T_max"])} if "T_max" in wanted else {}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": make_scheduler(wanted, optimizer, **known)},
+        }
+
+    def _epochs(self, length: str | int) -> int:
+        """Length of a cosine schedule, see `HORIZONS`."""
+        minibatches = int(self.trainer.estimated_stepping_batches)
+        if length == "run":
+            return max(1, -(-minibatches // int(self.trainer.num_training_batches)))
+        if length == "doubled":
+            loader: Any = self.trainer.train_dataloader
+            return int(2 * minibatches / (len(loader.dataset) / loader.batch_size)) + 1
+        return int(length)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One meeting of a random pair, or of all units; images (B, 3, H, W)."""
         image = batch["image"].contiguous(memory_format=self.memory_format)
         results = []
         for pair in self.board.draw_pairs():
-            result = pair_loss(self._chosen(*pair), image, self.weights)
+            result = pair_loss(self._chosen(*pair), image, self.options.weights)
             self.board.record(pair, result)
             results.append(result)
         for key in ("loss", "reconstruction", "discrimination"):
@@ -149,9 +129,8 @@ class CRN(AnomalyModule):
     def forward(self, image: Tensor) -> Prediction:
         """Scores (B,) and maps (B, H, W) of images (B, 3, H, W); the score is the map's mean."""
         made, judged = self.reconstruct(image)
-        one, other = {"disc": (made, judged), "cycle": (image, judged), "rec": (image, made)}[
-            self.score
-        ]
+        pairs = {"disc": (made, judged), "cycle": (image, judged), "rec": (image, made)}
+        one, other = pairs[self.options.score]
         anomaly_map = (one - other).abs().mean(dim=1).float()
         return Prediction(score=anomaly_map.mean(dim=(1, 2)), anomaly_map=anomaly_map)
 
@@ -209,18 +188,3 @@ def _evaluating(*units: nn.Module) -> Iterator[None]:
         for unit, training in zip(units, before, strict=True):
             if training:
                 unit.train()
-
-
-def _check(backbone: nn.Module | None, score: str) -> None:
-    if backbone is not None:
-        raise ConfigError(
-            "CRN learns from pixels and has no use for a backbone.",
-            found=f"backbone {getattr(backbone, 'identity', type(backbone).__name__)}",
-            do="set backbone=none",
-        )
-    if score not in SCORES:
-        raise ConfigError(
-            f"CRN has no score {score!r}.",
-            found=f"model.score={score}",
-            do=did_you_mean(score, SCORES),
-        )

@@ -16,10 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.errors import ConfigError, did_you_mean
+from src.errors import ConfigError
 
-NORMS = ("batch", "instance", "none")
-DECODERS = ("upsample", "transposed")
 FEWEST_LEVELS = 5  # the five outer levels of the ladder c, 2c, 4c, 8c, 8c are hard-wired
 
 
@@ -42,8 +40,6 @@ class CompetitiveUnit(nn.Module):
         self, levels: int, base_channels: int, norm: str, decoder: str, dropout: bool
     ) -> None:
         super().__init__()
-        _check_choice("norm", norm, NORMS)
-        _check_choice("decoder", decoder, DECODERS)
         if levels < FEWEST_LEVELS:
             raise ValueError(f"a unit has at least {FEWEST_LEVELS} levels, asked for {levels}")
         widths = [3] + [base_channels * min(2**i, 8) for i in range(levels)]
@@ -99,6 +95,16 @@ class CompetitiveUnit(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 module.weight.normal_(1.0, 0.02, generator=generator)
                 module.bias.zero_()
+
+
+def refuse_backbone(method: str, backbone: nn.Module | None) -> None:
+    """ConfigError for the backbone of a method of units, which learn from pixels."""
+    if backbone is not None:
+        raise ConfigError(
+            f"{method} learns from pixels and has no use for a backbone.",
+            found=f"backbone {getattr(backbone, 'identity', type(backbone).__name__)}",
+            do="set backbone=none",
+        )
 
 
 def count_levels(image_size: tuple[int, int], max_depth: int) -> int:
@@ -182,12 +188,3 @@ def _norm(name: str, channels: int) -> nn.Module:
     if name == "instance":
         return nn.InstanceNorm2d(channels, affine=False, track_running_stats=True)
     return nn.Identity()
-
-
-def _check_choice(key: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise ConfigError(
-            f"model.{key} has no choice {value!r}.",
-            found=f"model.{key}={value}",
-            do=did_you_mean(value, options),
-        )

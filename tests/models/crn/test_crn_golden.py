@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.models.crn.competition import LossWeights, UnitBoard, pair_loss
+from src.models.crn.competition import UnitBoard, pair_loss
+from src.models.crn.options import LossWeights
 from src.models.crn.unit import CompetitiveUnit
 from tests.reference_crn import hashed, hashed_images, hashed_weights
 

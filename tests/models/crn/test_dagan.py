@@ -83,10 +83,9 @@ def test_the_seed_alone_decides_the_initial_weights(dagan):
     assert torch.equal(one.generator.encoder[0].conv.weight, two.generator.encoder[0].conv.weight)
 
 
-def test_a_backbone_is_refused(composed):
+def test_a_backbone_is_refused(dagan):
     from src.models.crn.dagan import DAGAN
 
-    options = dict(composed("model=dagan").model)
-    options = {k: v for k, v in options.items() if k not in ("_target_", "name")}
+    options = dagan().options
     with pytest.raises(ConfigError, match="no use for a backbone"):
-        DAGAN(backbone=torch.nn.Identity(), image_size=(32, 32), **options)
+        DAGAN(torch.nn.Identity(), (32, 32), options)

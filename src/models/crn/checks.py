@@ -1,0 +1,149 @@
+"""Numbers along a CRN run: how the held-out images fare, and what an oracle would have seen.
+
+`val/obstruction_auroc` needs no label: normal images that the run has not learnt from must score
+lower than the same images with a rectangle painted over (the official first draft chose units so).
+The `auroc/...` curves read test labels and only report; with `protocol: paper` the weights with the
+highest `auroc/oracle_paper` are kept, which is the rule behind the paper's tables.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from src.models.crn.module import CRN
+
+Judge = Callable[[Tensor, Tensor], float]  # scores (n,), which are defective (n,) -> AUROC
+
+
+class RunChecks(pl.Callback):
+    """Evaluates the best pair at the first end of an epoch after `every` minibatches, and the last.
+
+    Logged, all in [0, 1] but val/score: `val/score` mean score of held-out normals;
+    `val/obstruction_auroc`; `auroc/last` of this moment, high scores anomalous (the number to
+    report); `auroc/oracle_best` its running maximum; `auroc/oracle_paper` the running maximum of
+    max(A, 1 - A); `units/<k>/{loss,reconstruction,discrimination}`.
+
+    Args:
+        every: minibatches between evaluations.
+        oracle: whether to score the test set.
+        judge: area under the ROC curve.
+    """
+
+    def __init__(self, every: int, oracle: bool, judge: Judge) -> None:
+        self.every, self.oracle, self.judge = every, oracle, judge
+        #: Minibatches at the last evaluation, running maxima, and what the paper's rule keeps.
+        self.seen: dict[str, Any] = {"step": 0, "best": 0.0, "paper": 0.0, "kept": None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints, so that a resumed run remembers."""
+        return dict(self.seen)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.seen = dict(state_dict)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate when due."""
+        step = trainer.global_step
+        if step - self.seen["step"] < self.every and step < trainer.estimated_stepping_batches:
+            return
+        self.seen["step"] = step
+        model, data = cast("CRN", pl_module), cast(Any, trainer).datamodule
+        model.board.choose_best()
+        if broken := model.board.broken_units():
+            warnings.warn(
+                f"The loss of unit {', '.join(map(str, broken))} is not a number since step "
+                f"{step} or before; lower model.optimizer.lr.",
+                stacklevel=2,
+            )
+        with trainer.precision_plugin.forward_context():  # as the finished model will predict
+            model.curve_values = self._held_out(model, data)
+            if self.oracle:
+                model.curve_values |= self._on_test(model, data)
+        model.log_dict(model.curve_values)
+        model.log_dict(model.board.values())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Apply the paper's rule if asked."""
+        if self.seen["kept"] is not None:
+            model = cast("CRN", pl_module)
+            tensors, facts = self.seen["kept"]
+            model.restore_tensors(tensors, facts | {"curves": model.curve_values})
+
+    def _held_out(self, model: CRN, data: Any) -> dict[str, float]:
+        """`val/score` and `val/obstruction_auroc` of held-out normals; {} when there are none."""
+        generator = torch.Generator().manual_seed(0)  # the same obstructions at every point
+        clean, covered = [], []
+        for batch in data.calibration_dataloader():
+            clean.append(_scores(model, batch["image"]))
+            covered.append(_scores(model, obstruct(batch["image"], generator)))
+        if not clean:
+            return {}
+        scores = torch.cat([*clean, *covered])
+        is_covered = torch.arange(len(scores)) >= len(scores) // 2
+        values = {
+            "val/score": scores[~is_covered].mean().item(),
+            "val/obstruction_auroc": self.judge(scores, is_covered),
+        }
+        return {key: value for key, value in values.items() if math.isfinite(value)}
+
+    def _on_test(self, model: CRN, data: Any) -> dict[str, float]:
+        scores, labels = test_scores(model, data.test_dataloader())
+        last = self.judge(scores, labels)
+        if math.isnan(last):  # one class only: the official code calls this 1.0
+            return {}
+        turned = max(last, 1 - last)
+        if data.protocol == "paper" and turned > self.seen["paper"]:
+            tensors = {k: v.detach().cpu().clone() for k, v in model.trained_tensors().items()}
+            self.seen["kept"] = (tensors, model.trained_facts())
+        for name, value in (("best", last), ("paper", turned)):
+            self.seen[name] = max(self.seen[name], value)
+        return {
+            "auroc/last": last,
+            "auroc/oracle_best": self.seen["best"],
+            "auroc/oracle_paper": self.seen["paper"],
+        }
+
+
+def test_scores(model: CRN, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Scores (n,) float32 and labels (n,) bool of all labelled images."""
+    pairs = [(_scores(model, batch["image"]), batch["label"]) for batch in batches]
+    score, label = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return score[label >= 0], label[label >= 0] == 1
+
+
+@torch.inference_mode()
+def _scores(model: CRN, image: Tensor) -> Tensor:
+    """Scores (B,) on the CPU."""
+    return model(image.to(model.device)).score.cpu()
+
+
+def obstruct(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W), each with one rectangle painted over.
+
+    Sides are 1/8 to 1/3 of the image's. By turns the content is negated within the range of the
+    image or replaced by a random colour from that range.
+    """
+    out = image.clone()
+    height, width = image.shape[-2:]
+    for row, picture in enumerate(out):
+        share = torch.rand(4, generator=generator)
+        rows = int(height * (1 / 8 + share[0] * (1 / 3 - 1 / 8)))
+        columns = int(width * (1 / 8 + share[1] * (1 / 3 - 1 / 8)))
+        top, left = int(share[2] * (height - rows)), int(share[3] * (width - columns))
+        patch = picture[:, top : top + rows, left : left + columns]
+        low, high = picture.amin(dim=(1, 2)), picture.amax(dim=(1, 2))  # (3,)
+        if row % 2:
+            colour = torch.rand(3, generator=generator).to(low)
+            patch.copy_((low + colour * (high - low))[:, None, None].expand_as(patch))
+        else:
+            patch.copy_((low + high)[:, None, None] - patch)
+    return out

@@ -1,0 +1,115 @@
+"""The options of CRN and DAGAN, key for key as in conf/model/crn.yaml and conf/model/dagan.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from src.errors import ConfigError, did_you_mean
+
+#: Lengths of a cosine schedule by name; doubled: minibatches count twice, as in the official code.
+HORIZONS = ("run", "doubled")
+
+
+class Norm(StrEnum):
+    """What follows a convolution; instance has running statistics and is not affine."""
+
+    batch = "batch"
+    instance = "instance"
+    none = "none"
+
+
+class Decoder(StrEnum):
+    """How a unit doubles the resolution."""
+
+    upsample = "upsample"  # nearest x2, then 3x3; "improved" in the official code
+    transposed = "transposed"  # 4x4 stride 2; half the work on paper, slower on CPUs
+
+
+class Pairing(StrEnum):
+    """Who meets in a step."""
+
+    random = "random"  # one ordered pair, with replacement over steps (official)
+    matching = "matching"  # all units in disjoint pairs; one of an odd number rests
+
+
+class Score(StrEnum):
+    """Which difference of images is the anomaly map; x image, G generator, D discriminator."""
+
+    disc = "disc"  # |G - D(G)|
+    cycle = "cycle"  # |x - D(G)|
+    rec = "rec"  # |x - G|
+
+
+@dataclass
+class LossWeights:
+    """Weights of the three terms of a unit's loss."""
+
+    reconstruction: float  # w_r, image against own reconstruction
+    feedback: float  # w_f, own reconstruction against what the partner makes of it
+    discrimination: float  # w_d, partner's reconstruction against what the unit makes of it
+
+
+@dataclass
+class CRNOptions:
+    """`model` of CRN."""
+
+    num_units: int  # K, at least 2; at 128 px a unit has 30.2 million parameters
+    base_channels: int  # of the outermost level
+    max_depth: int  # upper limit of levels; the image may allow fewer
+    norm: Norm
+    decoder: Decoder
+    dropout: bool  # Dropout(0.5) in the inner decoder levels
+    weights: LossWeights
+    pairing: Pairing
+    selection_decay: float  # [0, 1): moving average that finds the best units; 0: last minibatch
+    score: Score
+    optimizer: dict[str, Any]  # class of torch.optim, see conf/model/optimizer
+    scheduler: dict[str, Any]  # class of torch.optim.lr_scheduler, once an epoch; {}: constant
+    check_every: int  # minibatches between two points of the curves, see checks.py
+    oracle_curves: bool  # score the test set there; for curves only, unless protocol=paper
+    judge: dict[str, Any]  # function (scores, defective) -> AUROC
+    channels_last: bool  # memory layout of weights and images
+    compile_units: bool  # torch.compile; the graphs are shared by all units
+    seed: int  # of initial weights and pairs
+
+    def __post_init__(self) -> None:
+        if self.num_units < 2:
+            raise ConfigError(
+                "Competition needs at least two units.",
+                found=f"model.num_units={self.num_units}",
+                do="set model.num_units=2 or more; the paper uses 12",
+            )
+        if not 0.0 <= self.selection_decay < 1.0:
+            raise ConfigError(
+                "The moving average of unit losses needs a decay in [0, 1).",
+                found=f"model.selection_decay={self.selection_decay}",
+                do="set model.selection_decay=0.9, or 0 for the last value",
+            )
+        length = self.scheduler.get("T_max", "run")
+        if isinstance(length, str) and length not in HORIZONS:
+            raise ConfigError(
+                "A cosine schedule is as long as the run or a number of epochs.",
+                found=f"model.scheduler.T_max={length}",
+                do=did_you_mean(length, HORIZONS),
+            )
+
+
+@dataclass
+class DAGANWeights:
+    """Weights of the loss terms of DAGAN."""
+
+    contextual: float  # w_con, image against reconstruction
+    adversarial: float  # w_adv, reconstruction against what the discriminator makes of it
+    discriminator: float  # w_dis
+
+
+@dataclass
+class DAGANOptions:
+    """`model` of DAGAN."""
+
+    base_channels: int  # of the outermost level of both networks
+    weights: DAGANWeights
+    optimizer: dict[str, Any]  # class of torch.optim, see conf/model/optimizer
+    seed: int  # of initial weights
