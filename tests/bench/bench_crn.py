@@ -15,6 +15,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ PAIRS = [(0, 2), (2, 1), (1, 0)]
 def authors_step(side: int, image: Tensor) -> Callable[[int], None]:
     """A function that takes step i as the authors do."""
     units = [recursive_unit(count_levels((side, side), 8), 64) for _ in range(3)]
-    slow = SlowCompetition(units, dataclasses.astuple(WEIGHTS), lambda p: torch.optim.Adam(p, lr=1e-4))
+    adam = partial(torch.optim.Adam, lr=1e-4)
+    slow = SlowCompetition(units, dataclasses.astuple(WEIGHTS), adam)
 
     def step(i: int) -> None:
         with torch.autograd.set_detect_anomaly(True, check_nan=True):
