@@ -46,7 +46,8 @@ def folder(tmp_path):
 def run(folder, tmp_path):
     def call(*overrides, data=True):
         where = ["data=folder", f"data.root={folder}", "data.normal_dir=good"] if data else []
-        cfg = compose_checked("run", *SIZE, *where, f"runs_dir={tmp_path / 'runs'}", *overrides)
+        place = f"runs_dir={tmp_path / 'runs'}"
+        cfg = compose_checked("run", [*SIZE, *where, place, *overrides])
         return run_experiment(cfg)
 
     return call

@@ -59,7 +59,8 @@ def photos(tmp_path):
 def run(photos, tmp_path):
     def call(*overrides):
         where = ("data=folder", f"data.root={photos}", "data.abnormal_dir=test")
-        cfg = compose_checked("run", *SIZE, *where, f"runs_dir={tmp_path / 'runs'}", *overrides)
+        place = f"runs_dir={tmp_path / 'runs'}"
+        cfg = compose_checked("run", [*SIZE, *where, place, *overrides])
         return run_experiment(cfg)
 
     return call
