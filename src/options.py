@@ -158,6 +158,13 @@ RULES: Mapping[str, Rule] = {
     "protocol": choice("honest", "paper"),
     "data.synthetic.size": whole(64),
     **dict.fromkeys(("data.synthetic.test_normal", "data.synthetic.test_defective"), whole(1)),
+    "transform.mean": Rule(
+        "[r,g,b], three numbers", lambda x: several(NUMBER).fits(x) and len(x) == 3
+    ),
+    "transform.std": Rule(
+        "[r,g,b], three numbers above 0",
+        lambda x: several(POSITIVE).fits(x) and len(x) == 3 and min(x) > 0,
+    ),
     "data.cache": choice("auto", "memory", "none"),
     "data.bit_depth": either(whole(8, 32), choice("auto")),
     "interpolation": choice("nearest", "bilinear", "bicubic", "lanczos"),

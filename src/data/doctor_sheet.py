@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from src.data.findings import Finding, summary
 from src.data.images import open_rgb
 from src.data.measured import Measured
 from src.errors import DataError
-from src.files import shown
+from src.files import atomic, shown, write_text
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _COLOUR = {"train": "#4477aa", "test": "#ee6677", "calibration": "#228833"}
@@ -55,21 +56,10 @@ def write_json(report: Report, path: Path) -> None:
     """Counts and findings with every file name, for other programs."""
     facts = {
         "counts": {f"{split}/{defect}": n for (split, defect), n in report.counts().items()},
-        "findings": [
-            {
-                "severity": finding.severity,
-                "what": finding.what,
-                "found": finding.found,
-                "remedy": finding.remedy,
-                "files": [str(path) for path in finding.files],
-            }
-            for finding in report.findings
-        ],
+        "findings": [asdict(finding) for finding in report.findings],
         "exit_code": report.exit_code,
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(facts, indent=2) + "\n")
-    partial.replace(path)
+    write_text(path, json.dumps(facts, indent=2, default=str) + "\n")
 
 
 def draw_report(report: Report, path: Path) -> None:
@@ -93,9 +83,8 @@ def draw_report(report: Report, path: Path) -> None:
         axes.set_title(caption, fontsize=7, color=colour)
     for axes in below.axes:
         axes.set_axis_off()
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    with atomic(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
 
 
 def contact_sheet(report: Report) -> list[tuple[Path, str]]:
@@ -144,11 +133,8 @@ def _histogram(axes: Axes, images: Sequence[Measured], name: str) -> None:
     """One statistic, normals of each split and defective images."""
     values = [getattr(image, name) for image in images]
     bins = np.linspace(min(values, default=0), max(values, default=1) + 1e-6, 25).tolist()
-    groups = {
-        "train": [v for v, i in zip(values, images, strict=True) if i.sample.split == "train"],
-        "test": [v for v, i in zip(values, images, strict=True) if i.sample.split == "test"],
-    }
-    for split, numbers in groups.items():
+    for split in ("train", "test"):
+        numbers = [getattr(image, name) for image in images if image.sample.split == split]
         weights = np.full(len(numbers), 1 / max(len(numbers), 1))
         axes.hist(numbers, bins, weights=weights, alpha=0.6, color=_COLOUR[split], label=split)
     axes.set_title(f"{name} (grey levels)", fontsize=9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 import torch
 
@@ -44,45 +45,31 @@ def limit_train(train: Sequence[Sample], limit: int | None, seed: int) -> list[S
     """At most `limit` training samples, drawn with `seed`."""
     if limit is None or limit >= len(train):
         return list(train)
-    _require(limit >= 1, "data.limit_train", limit, 1)
-    chosen = draw(len(train), limit, torch.Generator().manual_seed(seed))
-    return [train[i] for i in chosen]
+    return [train[i] for i in draw(len(train), limit, torch.Generator().manual_seed(seed))]
 
 
 def limit_test(test: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
     """At most `limit` test samples with the share of normals kept, at least one of each class.
 
     Defective ones are taken in turn from each defect type.
+
+    Raises:
+        ConfigError: a limit of 1 for two classes.
     """
     if limit is None or limit >= len(test):
         return list(test)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(test), generator=generator).tolist()
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed)).tolist()
     normal = [i for i in order if test[i].label != DEFECTIVE]
-    defective = _in_turn([i for i in order if test[i].label == DEFECTIVE], test)
-    least = 2 if normal and defective else 1
-    _require(limit >= least, "data.limit_test", limit, least)
+    drawn: dict[str, list[int]] = {}
+    for i in order:
+        if test[i].label == DEFECTIVE:
+            drawn.setdefault(test[i].defect, []).append(i)
+    defective = [i for turn in zip_longest(*drawn.values()) for i in turn if i is not None]
     normals = round(limit * len(normal) / len(test))
     if normal and defective:
+        if limit < 2:
+            do = "set data.limit_test=2 or more, or null for all images"
+            raise ConfigError("data.limit_test is too small.", found=f"{limit}", do=do)
         normals = min(max(normals, 1), limit - 1)
     chosen = normal[:normals] + defective[: limit - normals]
     return [test[i] for i in sorted(chosen)]
-
-
-def _in_turn(indices: list[int], samples: Sequence[Sample]) -> list[int]:
-    """One of each defect type, then a second of each, and so on."""
-    seen: dict[str, int] = {}
-    rank: dict[int, int] = {}
-    for i in indices:
-        rank[i] = seen.setdefault(samples[i].defect, 0)
-        seen[samples[i].defect] += 1
-    return sorted(indices, key=lambda i: rank[i])  # stable: the drawn order within a rank
-
-
-def _require(enough: bool, key: str, value: int, least: int) -> None:
-    if not enough:
-        raise ConfigError(
-            f"{key} is too small.",
-            found=f"{value}",
-            do=f"set {key}={least} or more, or null for all images",
-        )

@@ -64,5 +64,5 @@ def test_limits_that_leave_no_class_are_refused():
     with pytest.raises(ConfigError, match=r"limit_test=2"):
         limit_test(TEST, 1, 0)
     with pytest.raises(ConfigError, match=r"limit_train=1"):
-        limit_train(TRAIN, 0, 0)
+        compose_checked("run", ["data.limit_train=0"])
     assert len(limit_test(TEST[:5], 1, 0)) == 1  # one class only: one image is fine

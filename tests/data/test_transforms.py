@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from src.composing import compose_checked
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError
 
@@ -123,16 +124,26 @@ def test_to_original_of_the_same_size_is_the_identity():
         ({"resize": 224, "crop": 256}, "larger"),
         ({"resize": [300, 200], "crop": [200, 300]}, "larger"),
         ({"resize": None, "crop": None}, "not fixed"),
-        ({"resize": 0}, "size in pixels"),
-        ({"crop": [1, 2, 3]}, "size in pixels"),
-        ({"interpolation": "bilinaer"}, "bilinear"),
-        ({"mean": [0.5]}, "three numbers"),
-        ({"std": [0.1, 0.0, 0.1]}, "three numbers"),
     ],
 )
 def test_sizes_that_cannot_work_are_refused_at_once(changes, words):
     with pytest.raises(ConfigError, match=words):
         transform(**changes)
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("resize=0", "at least 1"),
+        ("crop=[1,2,3]", r"\[height,width\]"),
+        ("interpolation=bilinaer", "bilinear"),
+        ("mean=[0.5]", "three numbers"),
+        ("std=[0.1,0.0,0.1]", "three numbers"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(word, words):
+    with pytest.raises(ConfigError, match=words):
+        compose_checked("run", [f"transform.{word}"])
 
 
 def test_a_long_image_without_crop_is_refused_with_both_ways_out():
@@ -145,10 +156,9 @@ def test_an_image_smaller_than_the_crop_is_refused():
         transform(None, 64).pixels(noise(64, 63))
 
 
-def test_a_transform_is_rebuilt_from_its_description_and_from_config():
-    ours = transform([70, 60], 48, "bicubic")
-    again = ImageTransform(**ours.describe())
-    config = ImageTransform.from_config(OmegaConf.create(ours.describe()))
+def test_a_transform_is_built_from_its_config():
+    node = {"resize": [70, 60], "crop": 48, "interpolation": "bicubic", "antialias": True,
+            "mean": [0.5] * 3, "std": [0.25] * 3}  # fmt: skip
     image = noise(99, 77)
-    assert torch.equal(ours(image), again(image))
-    assert torch.equal(ours(image), config(image))
+    built = ImageTransform.from_config(OmegaConf.create(node))
+    assert torch.equal(built(image), ImageTransform(**node)(image))
