@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from src.data.layout import content_roots
+from src.data.layout import DEEPEST, holders
 from src.data.listing import list_images
 from src.errors import DataError, DownloadError, did_you_mean
 
@@ -32,7 +32,7 @@ def prepare_archives(
     download: bool,
     archives: Mapping[str, Archive],
     categories: Sequence[str],
-    holds: Callable[[Path], bool] | Sequence[str],
+    holds: Sequence[str],
     counts: Mapping[str, Counts] | None,
     page: str,
 ) -> None:
@@ -46,8 +46,8 @@ def prepare_archives(
         archives: by category, or "all" for the whole set. An archive placed below `root` by hand
             is used instead of the network.
         categories: that the archives hold.
-        holds: whether a folder holds the data set, or the paths that make a category complete, in
-            which {category} is filled in.
+        holds: paths that make a category complete, with {category} in them; an archive may bring
+            folders of its own above them.
         counts: images in each folder of a category, checked after unpacking.
         page: where a person can get the data set.
 
@@ -55,11 +55,10 @@ def prepare_archives(
         DataError: not there and not to be downloaded, or something is in the way.
         DownloadError: it could not be fetched, verified or unpacked.
     """
-    paths = [] if callable(holds) else [path.format(category=category) for path in holds]
-    complete = holds if callable(holds) else lambda folder: _all_there(folder, paths)
+    paths = [path.format(category=category) for path in holds]
     usable = [archives[name] for name in (category, "all") if name in archives]
     placed = [archive for archive in usable if (root / archive["file"]).is_file()]
-    if complete(root) or not (download or placed):
+    if _complete(root, paths) or not (download or placed):
         return  # the index says what is missing
     if category not in categories:
         raise DataError(
@@ -76,20 +75,20 @@ def prepare_archives(
     failures = []
     with _locked(root):
         for archive in placed or usable:
-            if complete(root):
+            if _complete(root, paths):
                 return
             try:
-                _install(root, archive, complete, counts or {}, page)
+                _install(root, archive, paths, counts or {}, page)
             except DownloadError as error:
                 failures.append(error)
-    if failures and not complete(root):
+    if failures and not _complete(root, paths):
         raise failures[-1]
 
 
 def _install(
     root: Path,
     archive: Archive,
-    complete: Callable[[Path], bool],
+    paths: Sequence[str],
     counts: Mapping[str, Counts],
     page: str,
 ) -> None:
@@ -109,7 +108,7 @@ def _install(
         with tqdm(desc=f"unpack {file.name}", unit="B", unit_scale=True) as bar:
             # ours: 20-fold is beyond any data set of images and short of a bomb
             unpack(file, scratch, max_bytes=20 * size + 10**9, progress=bar.update)
-        base = next((b for b in reversed(content_roots(scratch)) if complete(b)), None)
+        base = _complete(scratch, paths)
         if base is None:
             raise DownloadError(
                 f"{file} does not hold the data set.",
@@ -139,9 +138,10 @@ def _check_counts(base: Path, counts: Mapping[str, Counts]) -> None:
                 )
 
 
-def _all_there(folder: Path, paths: Sequence[str]) -> bool:
-    """Whether the paths are in the folder, or in one of its own that an archive brought."""
-    return any(all((base / path).exists() for path in paths) for base in content_roots(folder))
+def _complete(folder: Path, paths: Sequence[str]) -> Path | None:
+    """The folder at or below `folder` that holds all paths of a category."""
+    bases = holders(folder, paths[0], depth=DEEPEST)
+    return next((base for base in bases if all((base / path).exists() for path in paths)), None)
 
 
 def _by_hand(file: Path, checksum: str | None, page: str) -> str:

@@ -12,16 +12,10 @@ from src.data.findings import Found
 from src.data.layout import category_folder, index_layout
 
 
-def holds_category(folder: Path) -> bool:
-    """Whether the folder looks like one category."""
-    return (folder / "train" / "ok").is_dir()
-
-
 def index_btad(root: Path, category: str) -> Found:
     """Samples of one category: train/ok, test/ko, test/ok, each in natural order.
 
     Raises:
         DataError: unknown category or no training images.
     """
-    folder = category_folder(root.absolute(), category, holds_category, "BTAD")
-    return index_layout(folder, "ok")
+    return index_layout(category_folder(root.absolute(), category, "train/ok", "BTAD"), "ok")

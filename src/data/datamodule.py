@@ -20,7 +20,7 @@ from src.data.dataset import (
     cache_bytes,
 )
 from src.data.depth import settle_depth
-from src.data.findings import Finding, Found, summary
+from src.data.findings import Found, summary
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
 from src.data.options import Cache, DataOptions, Protocol, UseOptions
@@ -67,7 +67,6 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.name, self.root = options.name, Path(options.root).expanduser().absolute()
         self.category = options.category or self.root.name
         self.bit_depth = options.bit_depth  # a number or None once it is set up
-        self.findings: list[Finding] = []  # what the lister noticed
         self.found = Found([])  # as listed; the lists below are what is used of it
         self.record = DataRecord([])
         self._entries: dict[Path, Entry] = {}
@@ -103,7 +102,6 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.look()
         use = self.use
         self.found, self.bit_depth = settle_depth(self.found, self.bit_depth)
-        self.findings = self.found.findings
         train = [sample for sample in self.found if sample.split == "train"]
         test = [sample for sample in self.found if sample.split == "test"]
         self._check_training(train)
@@ -166,7 +164,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         ]  # fmt: skip
         used = {sample.image_path: sample.split for sample in self.samples}
         self.record = self.record.with_use([used.get(one.image_path, "") for one in self.found])
-        cached = self._fits_in_memory()
+        fits = cache_bytes(len(self.samples), self.transform) <= CACHE_LIMIT_BYTES
+        cached = self.options.cache is Cache.memory or (self.options.cache is Cache.auto and fits)
         start = 0
         for split in ("train", "calibration", "validation", "test"):
             end = start + len(getattr(self, f"{split}_samples"))
@@ -189,7 +188,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         """Say what the run consists of, and what was noticed about it."""
         log.info("%s", summary(self.samples))
         masks, _ = measure_masks(self.test_samples)
-        for finding in (*self.findings, *empty_masks(masks)):
+        for finding in (*self.found.findings, *empty_masks(masks)):
             log.warning("%s", finding)
 
     # --- loaders; `shared`: of each batch this process's share, else all of it --------------------
@@ -227,9 +226,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         """The test set in order."""
         return self._loader(self._set("test"), shared=shared)
 
-    def predict_dataloader(self) -> CheckedLoader:
-        """The test set, for `trainer.predict`."""
-        return self.test_dataloader()
+    predict_dataloader = test_dataloader
 
     # --- checkpoints: a resumed run sees the images that an uninterrupted one would see ---------
 
@@ -279,11 +276,6 @@ class AnomalyDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.use.seed),  # seeds the workers
         )
-
-    def _fits_in_memory(self) -> bool:
-        if self.options.cache is Cache.auto:
-            return cache_bytes(len(self.samples), self.transform) <= CACHE_LIMIT_BYTES
-        return self.options.cache is Cache.memory
 
     def _check_training(self, train: Sequence[Sample]) -> None:
         defective = [sample.image_path for sample in train if sample.label == DEFECTIVE]

@@ -1,7 +1,7 @@
-"""The products that the synthetic data set draws: two textures and an object.
+"""The products that the synthetic data set draws: a texture and an object.
 
 Each function draws one good specimen with its natural variation from `rng`. With `fault`, a
-second generator, the same specimen misses a piece of its own kind (a tooth, a thread, a hole).
+second generator, the same specimen misses a piece of its own kind (a hole, a tooth).
 """
 
 from __future__ import annotations
@@ -13,31 +13,6 @@ import numpy as np
 from src.data.drawing import Canvas, Rng, Scene, blend, box, canvas, circle, cover, noise
 
 Draw = Callable[[int, Rng, Rng | None], Scene]
-
-
-def fabric(size: int, rng: Rng, fault: Rng | None) -> Scene:
-    """Plain weave of two yarns. Fault: a weft thread is missing over a stretch."""
-    at = _pose(size, rng, 0.03, 0.2)
-    count = 14.0  # threads per unit
-    u = at.x * count + 0.22 * noise(rng, size, 0.4)
-    v = at.y * count + 0.22 * noise(rng, size, 0.4)
-    warp_on_top = (np.floor(u) + np.floor(v)) % 2 == 0
-    along_u, along_v = u % 1 - 0.5, v % 1 - 0.5
-    warp = np.sqrt(np.clip(0.25 - along_u**2, 0, None)) * (0.75 + 0.25 * np.cos(np.pi * along_v))
-    weft = np.sqrt(np.clip(0.25 - along_v**2, 0, None)) * (0.75 + 0.25 * np.cos(np.pi * along_u))
-    if fault is not None:
-        row = np.floor(fault.uniform(-0.6, 0.6) * count)
-        start, length = fault.uniform(-0.8, 0.2), fault.uniform(0.35, 0.8)
-        gone = (np.floor(v) == row) & (at.x > start) & (at.x < start + length)
-        weft = np.where(gone, -0.25, weft)
-        warp_on_top = warp_on_top | gone
-        warp = np.where(gone, warp * 0.7, warp)
-    tone = 1 + 0.05 * noise(rng, size, 0.5) + 0.07 * noise(rng, size, 0.025)
-    yarns = np.where(warp_on_top[..., None], (0.34, 0.42, 0.55), (0.66, 0.63, 0.55))
-    height = np.where(warp_on_top, warp, weft) * 0.9 / count
-    depth = 0.55 + 1.3 * np.where(warp_on_top, warp, np.clip(weft, 0, None))
-    albedo = yarns * (tone * depth)[..., None]
-    return Scene(albedo, height, np.ones_like(height), gloss=0.03)
 
 
 def plate(size: int, rng: Rng, fault: Rng | None) -> Scene:
@@ -102,4 +77,4 @@ def _pose(size: int, rng: Rng, angle: float, move: float) -> Canvas:
     return canvas(size, rng.normal(0, angle), tuple(rng.normal(0, move, 2)))
 
 
-PARTS: dict[str, Draw] = {"fabric": fabric, "gear": gear, "plate": plate}
+PARTS: dict[str, Draw] = {"gear": gear, "plate": plate}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import glob
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from src.data.findings import Found, about
@@ -11,38 +12,38 @@ from src.data.listing import EXTENSIONS, natural_key, walk
 from src.data.samples import NORMAL, Sample
 from src.errors import DataError, did_you_mean
 
-#: Whether a folder holds a category.
-Holds = Callable[[Path], bool]
+DEEPEST = 4  # ours: folders between data.root and a data set; archives bring one or two
 
 
-def subfolders(directory: Path) -> list[Path]:
-    """Visible folders in natural order."""
-    found = (p for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return sorted(found, key=natural_key)
+def holders(root: Path, inside: str, *, depth: int) -> Iterator[Path]:
+    """Visible folders that hold the path `inside`: `root`, then those up to `depth` below it.
+
+    Archives often bring their own top folder.
+    """
+    for level in range(depth + 1):
+        hits = sorted(root.glob("*/" * level + glob.escape(inside)), key=natural_key)
+        for folder in (path.parents[inside.count("/")] for path in hits):
+            if not any(part.startswith((".", "__")) for part in folder.relative_to(root).parts):
+                yield folder
 
 
-def category_folder(root: Path, category: str, holds: Holds, data_set: str) -> Path:
-    """`root/category`, also when the archive's own top folder lies in between.
+def category_folder(root: Path, category: str, inside: str, data_set: str) -> Path:
+    """The folder `category` at or one below `root`; `inside` is what every category holds.
 
     Raises:
         DataError: no such root or category, with the nearest names that exist.
     """
-    for base in content_roots(root):
-        if holds(base / category):
-            return base / category
-    found = [f.name for base in content_roots(root) for f in subfolders(base) if holds(f)]
+    wanted = next(holders(root, f"{category}/{inside}", depth=1), None)
+    if wanted is not None:
+        return wanted / category
+    found = {folder.name for folder in holders(root, inside, depth=2) if folder != root}
     if found:
         raise DataError(
             f"{data_set} has no category {category!r} in {root}.",
-            found=", ".join(sorted(set(found), key=natural_key)),
+            found=", ".join(sorted(found, key=natural_key)),
             do=f"{did_you_mean(category, found)} Set data.category to it.",
         )
     raise missing_root(root, data_set, f"{root / category}")
-
-
-def content_roots(root: Path) -> list[Path]:
-    """The root, then its direct subfolders (archives often bring their own top folder)."""
-    return [root, *subfolders(root)] if root.is_dir() else []
 
 
 def missing_root(root: Path, data_set: str, expected: str) -> DataError:
@@ -99,7 +100,7 @@ def index_layout(folder: Path, good: str) -> Found:
     if not test.is_dir():
         raise DataError(
             f"{folder} has no test set.",
-            found=", ".join(entry.name for entry in subfolders(folder)),
+            found=", ".join(sorted(entry.name for entry in folder.iterdir())),
             do=f"put test/{good} and test/<defect> there, or use data=folder for normals only",
         )
     tested = normals(found.good_test, "test") + found.defective

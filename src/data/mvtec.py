@@ -12,11 +12,6 @@ from src.data.findings import Found
 from src.data.layout import category_folder, index_layout
 
 
-def holds_category(folder: Path) -> bool:
-    """Whether the folder looks like one category."""
-    return (folder / "train" / "good").is_dir()
-
-
 def index_mvtec(root: Path, category: str) -> Found:
     """Samples of one category: train/good, then test by defect name, each in natural order.
 
@@ -27,5 +22,5 @@ def index_mvtec(root: Path, category: str) -> Found:
         DataError: unknown category, no training images, or no test folder.
     """
     return index_layout(
-        category_folder(root.absolute(), category, holds_category, "MVTec AD"), "good"
+        category_folder(root.absolute(), category, "train/good", "MVTec AD"), "good"
     )

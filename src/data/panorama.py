@@ -13,17 +13,10 @@ from pathlib import Path
 
 from src.data.findings import Found, about
 from src.data.layout import normals
-from src.data.road_images import TRAIN_SHARE, find_root, roots_below, sorted_images
+from src.data.road_images import TRAIN_SHARE, find_root, sorted_images
 from src.data.samples import DEFECTIVE, Sample
 
 BAD_PER_TRAINING_IMAGE = 2  # official code
-
-_INSIDE = "good_ones"
-
-
-def holds_panorama(folder: Path) -> bool:
-    """Whether the data set lies somewhere below a folder."""
-    return bool(roots_below(folder, _INSIDE))
 
 
 def index_panorama(root: Path, category: str) -> Found:
@@ -36,7 +29,7 @@ def index_panorama(root: Path, category: str) -> Found:
     Raises:
         DataError: no such layout, or an empty folder.
     """
-    base = find_root(root.absolute(), "Panorama", _INSIDE)
+    base = find_root(root.absolute(), "Panorama", "good_ones")
     good, bad = sorted_images(base / "good_ones"), sorted_images(base / "bad_ones")
     train = int(TRAIN_SHARE * len(good))
     tested = BAD_PER_TRAINING_IMAGE * train

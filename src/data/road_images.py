@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data.findings import Found
-from src.data.layout import missing_root
+from src.data.layout import DEEPEST, holders, missing_root
 from src.data.listing import list_images
 from src.data.samples import DEFECTIVE, NORMAL, Sample
 from src.errors import ConfigError, DataError, did_you_mean
@@ -26,7 +26,6 @@ PAIRINGS = ("name", "position")
 
 _HEIGHT, _INTENSITY = "height_files", "intensity_files"
 _INSIDE = f"good_ones/{_HEIGHT}"
-_DEEPEST = 4  # folders between data.root and good_ones; archives bring one or two of their own
 _MODALITIES = ("height", "heights", "intensity", "intensities")
 
 
@@ -62,19 +61,14 @@ def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
     )
 
 
-def holds_road_images(folder: Path) -> bool:
-    """Whether the data set lies somewhere below a folder."""
-    return bool(roots_below(folder, _INSIDE))
-
-
 def find_root(root: Path, data_set: str, inside: str) -> Path:
     """The one folder at or below `root` that holds the folder `inside`.
 
     Raises:
         DataError: there is none, or more than one.
     """
-    found = roots_below(root, inside)
-    if len(found) > 1:
+    found = list(holders(root, inside, depth=DEEPEST))
+    if len(found) > 1 and root not in found:
         raise DataError(
             f"{data_set} is there more than once below {root}.",
             found=", ".join(map(str, found)),
@@ -83,16 +77,6 @@ def find_root(root: Path, data_set: str, inside: str) -> Path:
     if not found:
         raise missing_root(root, data_set, f"{root}/.../{inside}")
     return found[0]
-
-
-def roots_below(root: Path, inside: str) -> list[Path]:
-    """Visible folders that hold the folder `inside`; `root` alone if it does."""
-    if (root / inside).is_dir():
-        return [root]
-    levels = ("/".join(["*"] * depth) for depth in range(1, _DEEPEST + 1))
-    hits = (path for level in levels for path in root.glob(f"{level}/{inside}") if path.is_dir())
-    places = {path.parents[inside.count("/")] for path in hits}
-    return sorted(place for place in places if not _hidden(place, root))
 
 
 def sorted_images(folder: Path) -> list[Path]:
@@ -152,8 +136,3 @@ def _unpaired(folder: Path, found: str) -> DataError:
         do="unpack the archive again; if only the names differ and the order is right, "
         "set data.pairing=position",
     )
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    """Below a folder such as .git or __MACOSX."""
-    return any(part.startswith((".", "__")) for part in path.relative_to(root).parts)

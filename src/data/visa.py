@@ -11,12 +11,12 @@ import csv
 from pathlib import Path
 
 from src.data.findings import Found
-from src.data.layout import content_roots, missing_root
+from src.data.layout import holders, missing_root
 from src.data.listing import natural_key
 from src.data.samples import DEFECTIVE, NORMAL, Sample
 from src.errors import DataError, did_you_mean
 
-_SPLIT = Path("split_csv", "1cls.csv")
+_SPLIT = "split_csv/1cls.csv"
 _COLUMNS = {"object", "split", "label", "image", "mask"}
 
 
@@ -28,7 +28,7 @@ def index_visa(root: Path, category: str) -> Found:
             that is listed but not there.
     """
     root = root.absolute()
-    base = next((b for b in content_roots(root) if (b / _SPLIT).is_file()), None)
+    base = next(holders(root, _SPLIT, depth=1), None)
     if base is None:
         raise missing_root(root, "VisA", str(root / _SPLIT))
     rows = _read_rows(base / _SPLIT)
