@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from src.reproduction.collecting import cells
+from src.reproduction.collecting import measurements
 from src.reproduction.judging import Row, judge_variant, verdict_line
-from src.reproduction.pages import paper_page, write_page
+from src.reproduction.pages import write_tables
 from src.reproduction.planning import Job, Plan, listed, make_plan
 from src.reproduction.progress import Board
 from src.reproduction.running import Engine, Task
@@ -35,11 +35,10 @@ def reproduce(cfg: DictConfig) -> int:
     if left and not cfg.tables_only:
         run_jobs(left, cfg, finished)
     rows: list[Row] = []
-    for cell in plan.cells:
-        rows += judge_variant(cell.paper.name, cell.variant, cells(cell.jobs))
-    for paper in {cell.paper.name: cell.paper for cell in plan.cells}.values():
-        page = paper_page(paper, plan, rows, listed(cfg.overrides))
-        for path in write_page(page, Path(cfg.tables_dir), paper.name):
+    for group in plan.variants:
+        rows += judge_variant(group.paper.name, group.variant, measurements(group.jobs))
+    for paper in {group.paper.name: group.paper for group in plan.variants}.values():
+        for path in write_tables(paper, plan, rows, Path(cfg.tables_dir), listed(cfg.overrides)):
             print(path)
     return conclude(plan, rows)
 

@@ -71,8 +71,8 @@ def resampled_intervals(images: pd.DataFrame) -> dict[str, Interval]:
     return found
 
 
-def cells(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
-    """Measurements of finished jobs by category."""
+def measurements(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
+    """What finished jobs measured, by category."""
     found: dict[str, list[Measured]] = {}
     for job in jobs:
         if (folder := job.folder) is not None:

@@ -97,16 +97,18 @@ class Row:
         return self.category == MEAN or self.category in GROUPS
 
 
-Cells = Mapping[str, Sequence[Measured]]  # runs by category
+def judge_variant(
+    table: str, variant: Variant, runs: Mapping[str, Sequence[Measured]]
+) -> list[Row]:
+    """Every row of a variant, category rows first, then group and total means.
 
-
-def judge_variant(table: str, variant: Variant, cells: Cells) -> list[Row]:
-    """Every row of a variant, category rows first, then group and total means."""
+    `runs` are those of each category.
+    """
     rows: list[Row] = []
     for metric in variant.metrics:
         columns: list[Published | None] = [p for p in variant.published if p.metric == metric]
-        base = {c: _measure(table, variant.name, c, metric, cells[c]) for c in variant.categories
-                if cells.get(c)}  # fmt: skip
+        base = {c: _measure(table, variant.name, c, metric, runs[c]) for c in variant.categories
+                if runs.get(c)}  # fmt: skip
         base = _with_errors(base)
         for column, published in enumerate(columns or [None]):
             found = [_beside(row, published) for row in base.values()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from src.evaluation.view import pixel_convention
@@ -14,8 +13,7 @@ from src.reporting import tables
 from src.reporting.tables import FAILS, PLAIN, TOTAL, Cell, Column, Line, Table
 from src.reproduction.judging import Row, verdict_line
 from src.reproduction.papers import Paper
-from src.reproduction.planning import Cell as VariantJobs
-from src.reproduction.planning import Plan
+from src.reproduction.planning import Plan, VariantJobs
 from src.reproduction.progress import duration
 from src.saved_run import SavedRun
 
@@ -33,75 +31,76 @@ COLUMNS = (
     Column("config", numeric=False, in_latex=False),
     Column("time to fit", in_latex=False),
 )
-LONG = (
-    *(Column(name, numeric=False) for name in ("variant", "metric", "source", "category")),
-    *(Column(name) for name in (
-        "paper", "ours", "difference", "low", "high", "std", "tolerated_low", "tolerated_high",
-        "seeds", "categories", "of_categories", "seconds",
-    )),
-    *(Column(name, numeric=False) for name in ("verdict", "protocol", "config", "note")),
-)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Page:
-    """Everything about one paper."""
+def write_tables(
+    paper: Paper, plan: Plan, rows: Sequence[Row], folder: Path, changes: Sequence[str]
+) -> list[Path]:
+    """Write `folder`/<paper>.{md,csv,tex,html} from the judged rows of a reproduction; their paths.
 
-    title: str
-    notes: tuple[str, ...]  # source and verdict
-    sections: tuple[Table, ...]  # one per variant, metric and source
-    long: Table  # all rows in one, for machines
-
-
-def paper_page(paper: Paper, plan: Plan, rows: Sequence[Row], changes: Sequence[str]) -> Page:
-    """The page of `paper` from the judged rows of a whole reproduction.
-
-    `changes` are overrides of the recipes, which the page must not hide.
+    `changes` are overrides of the recipes, which the tables must not hide.
     """
     own = [row for row in rows if row.table == paper.name]
-    cells = [cell for cell in plan.cells if cell.paper.name == paper.name]
-    unfinished = sum(job.folder is None for cell in cells for job in cell.jobs)
-    absent = sorted({category for cell in cells for category in cell.absent})
-    verdict = verdict_line(own, unfinished, absent)
+    groups = [group for group in plan.variants if group.paper.name == paper.name]
+    unfinished = sum(job.folder is None for group in groups for job in group.jobs)
+    absent = sorted({category for group in groups for category in group.absent})
     changed = [f"Not the paper's recipe: run with {' '.join(changes)}."] if changes else []
-    grouped: dict[tuple[str, str, int], list[Row]] = {}
-    for row in own:
-        grouped.setdefault((row.variant, row.metric, row.column), []).append(row)
-    titles = {variant.name: variant.title for variant in paper.variants}
-    pixels = {cell.variant.name: _convention(cell) for cell in cells}
-    return Page(
-        title=paper.title,
-        notes=(f"Source: {paper.source}.", *changed, verdict),
-        sections=tuple(
-            _section(
-                f"{titles[variant]}: {metric.removeprefix('test/')}",
-                members,
-                pixels.get(variant, "") if find_metric(metric).of_pixels else "",
-            )
-            for (variant, metric, _), members in grouped.items()
-        ),
-        long=Table(paper.title, LONG, tuple(_long_line(row) for row in own)),
-    )
-
-
-def write_page(page: Page, folder: Path, name: str) -> list[Path]:
-    """Write `folder`/`name`.{md,csv,tex,html}; their paths."""
-    head = [f"# {page.title}", "", *(f"{note}\n" for note in page.notes)]
-    comments = "".join(f"% {note}\n" for note in (page.title, *page.notes))
+    notes = [f"Source: {paper.source}.", *changed, verdict_line(own, unfinished, absent)]
+    sections = _sections(own, groups)
     texts = {
-        "md": "\n".join([*head, *map(tables.as_markdown, page.sections)]),
-        "csv": tables.as_csv(page.long),
-        "tex": comments + "\n".join(map(tables.as_latex, page.sections)),
-        "html": tables.as_html(page.title, page.sections, page.notes),
+        "md": "\n".join(
+            [f"# {paper.title}", "", *(f"{note}\n" for note in notes)]
+            + [tables.as_markdown(section) for section in sections]
+        ),
+        "csv": tables.as_csv(_long(paper.title, own)),
+        "tex": "".join(f"% {line}\n" for line in (paper.title, *notes))
+        + "\n".join(map(tables.as_latex, sections)),
+        "html": tables.as_html(paper.title, sections, notes),
     }
     for ending, text in texts.items():
-        write_text(folder / f"{name}.{ending}", text)
-    return [folder / f"{name}.{ending}" for ending in texts]
+        write_text(folder / f"{paper.name}.{ending}", text)
+    return [folder / f"{paper.name}.{ending}" for ending in texts]
 
 
-def _convention(cell: VariantJobs) -> str:
+def _sections(rows: Sequence[Row], groups: Sequence[VariantJobs]) -> list[Table]:
+    """One table per variant, metric and source."""
+    titles = {group.variant.name: group.variant.title for group in groups}
+    pixels = {group.variant.name: _convention(group) for group in groups}
+    members: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        members.setdefault((row.variant, row.metric, row.column), []).append(row)
+    return [
+        _section(
+            f"{titles[variant]}: {metric.removeprefix('test/')}",
+            lines,
+            pixels[variant] if find_metric(metric).of_pixels else "",
+        )
+        for (variant, metric, _), lines in members.items()
+    ]
+
+
+def _long(title: str, rows: Sequence[Row]) -> Table:
+    """All rows with all their facts in one table, for machines."""
+    cells = ([Cell("", value) for value in _facts(row).values()] for row in rows)
+    columns = map(Column, _facts(Row(title, "", "", "")))
+    return Table(title, tuple(columns), tuple(Line(tuple(line)) for line in cells))
+
+
+def _facts(row: Row) -> dict[str, str | float]:
+    return {
+        "variant": row.variant, "metric": row.metric, "source": row.source,
+        "category": row.category, "paper": math.nan if row.paper is None else row.paper,
+        "ours": row.ours, "difference": row.difference, "low": row.interval.low, "high": row.interval.high,
+        "std": row.std, "tolerated_low": row.tolerance.low, "tolerated_high": row.tolerance.high,
+        "seeds": row.seeds, "categories": row.of[0], "of_categories": row.of[1],
+        "seconds": row.seconds, "verdict": row.verdict, "protocol": row.protocol,
+        "config": " ".join(row.hashes), "note": row.note,
+    }  # fmt: skip
+
+
+def _convention(group: VariantJobs) -> str:
     """What the pixel metrics of a variant cover, from its first finished run."""
-    folder = next((job.folder for job in cell.jobs if job.folder is not None), None)
+    folder = next((job.folder for job in group.jobs if job.folder is not None), None)
     return "" if folder is None else f"Ours: {pixel_convention(SavedRun(folder).config())}."
 
 
@@ -126,16 +125,6 @@ def _line(row: Row) -> Line:
         Cell(" ".join(row.hashes) or "-"), _time(row.seconds),
     )  # fmt: skip
     return Line(cells, FAILS if row.fails else TOTAL if row.is_mean else PLAIN)
-
-
-def _long_line(row: Row) -> Line:
-    texts = (row.variant, row.metric, row.source, row.category)
-    numbers = (
-        row.paper, row.ours, row.difference, *row.interval, row.std, *row.tolerance,
-        row.seeds, *row.of, row.seconds,
-    )  # fmt: skip
-    last = (row.verdict, row.protocol, " ".join(row.hashes), row.note)
-    return Line((*map(Cell, texts), *map(tables.number, numbers), *map(Cell, last)))
 
 
 def _time(seconds: float) -> Cell:

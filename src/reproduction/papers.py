@@ -55,33 +55,32 @@ class Paper:
     variants: tuple[Variant, ...]
 
 
-_PAPER_KEYS = ("title", "source", "overrides", "categories", "seeds", "metrics", "variants")
-_VARIANT_KEYS = ("title", "overrides", "published", "categories", "metrics")
-_PUBLISHED_KEYS = ("metric", "source", "unit", "decimals", "values", "judged", "note")
 _UNITS = {"percent": 0.01, "fraction": 1.0}
 
 
 def load_papers(node: DictConfig) -> list[Paper]:
     """The papers of a composed config, `paper.<name>`; ConfigError says what is wrong and where."""
     plain = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
-    return [_load(f"paper {name}", name, spec) for name, spec in plain.items()]
+    return [_paper(name, spec) for name, spec in plain.items()]
 
 
-def _load(file: str, name: str, plain: dict[str, Any]) -> Paper:
-    only(file, plain, _PAPER_KEYS)
-    _need(file, "the file", plain, ("title", "source", "overrides", "categories", "variants"))
-    variants = tuple(
-        _variant(file, name, spec or {}, plain) for name, spec in plain["variants"].items()
+def _paper(name: str, spec: dict[str, Any]) -> Paper:
+    needed = ("title", "source", "overrides", "categories", "variants")
+    _check(f"paper {name}", spec, needed, ("seeds", "metrics"))
+    return Paper(
+        name=name,
+        title=spec["title"],
+        source=spec["source"],
+        seeds=tuple(int(seed) for seed in spec.get("seeds", [0])),
+        variants=tuple(_variant(name, own or {}, spec) for name, own in spec["variants"].items()),
     )
-    seeds = tuple(int(seed) for seed in plain.get("seeds", [0]))
-    return Paper(name, plain["title"], plain["source"], seeds, variants)
 
 
-def _variant(file: str, name: str, spec: dict[str, Any], paper: dict[str, Any]) -> Variant:
-    where = f"variant {name}"
-    only(f"{file}, {where}", spec, _VARIANT_KEYS)
+def _variant(name: str, spec: dict[str, Any], paper: dict[str, Any]) -> Variant:
+    where = f"{paper['title']}, variant {name}"
+    _check(where, spec, (), ("title", "overrides", "published", "categories", "metrics"))
     categories = tuple(str(c) for c in spec.get("categories", paper["categories"]))
-    published = tuple(_published(file, where, p, categories) for p in spec.get("published", []))
+    published = tuple(_published(where, p, categories) for p in spec.get("published", []))
     listed = [*spec.get("metrics", paper.get("metrics", [])), *(p.metric for p in published)]
     return Variant(
         name=name,
@@ -93,19 +92,16 @@ def _variant(file: str, name: str, spec: dict[str, Any], paper: dict[str, Any]) 
     )
 
 
-def _published(file: str, where: str, spec: dict[str, Any], categories: Sequence[str]) -> Published:
+def _published(where: str, spec: dict[str, Any], categories: Sequence[str]) -> Published:
     where = f"{where}, published {spec.get('metric')}"
-    only(f"{file}, {where}", spec, _PUBLISHED_KEYS)
-    _need(file, where, spec, ("metric", "source", "unit", "decimals", "values"))
-    only(f"{file}, {where}, unit", [spec["unit"]], _UNITS)
-    only(f"{file}, {where}, category", spec["values"], [*categories, *GROUPS, MEAN])
+    _check(where, spec, ("metric", "source", "unit", "decimals", "values"), ("judged", "note"))
+    only(f"{where}, unit", [spec["unit"]], _UNITS)
+    only(f"{where}, category", spec["values"], [*categories, *GROUPS, MEAN])
     scale = _UNITS[spec["unit"]]
     values = {row: float(value) * scale for row, value in spec["values"].items()}
-    outside = [row for row, value in values.items() if not 0 <= value <= 1]
-    if outside:
-        raise ConfigError(
-            f"{file}, {where}: values outside 0..1.", found=", ".join(outside), do="check the unit"
-        )
+    if outside := [row for row, value in values.items() if not 0 <= value <= 1]:
+        what = f"{where}: values outside 0..1."
+        raise ConfigError(what, found=", ".join(outside), do="check the unit")
     return Published(
         metric=spec["metric"],
         source=spec["source"],
@@ -116,9 +112,8 @@ def _published(file: str, where: str, spec: dict[str, Any], categories: Sequence
     )
 
 
-def _need(file: str, where: str, spec: Mapping[str, Any], needed: Sequence[str]) -> None:
-    missing = [key for key in needed if key not in spec]
-    if missing:
-        raise ConfigError(
-            f"{file}, {where} is incomplete.", found=f"no {', '.join(missing)}", do="add it"
-        )
+def _check(where: str, spec: Mapping[str, Any], needed: Sequence[str], more: Sequence[str]) -> None:
+    only(where, spec, (*needed, *more))
+    if missing := [key for key in needed if key not in spec]:
+        what = f"{where} is incomplete."
+        raise ConfigError(what, found=f"no {', '.join(missing)}", do="add it")

@@ -61,7 +61,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Cell:
+class VariantJobs:
     """A variant of a paper with its jobs."""
 
     paper: Paper
@@ -72,19 +72,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a reproduction."""
+    """A whole reproduction."""
 
-    cells: tuple[Cell, ...]
+    variants: tuple[VariantJobs, ...]
 
     @property
     def jobs(self) -> list[Job]:
         """Every run once, in order."""
-        return list({job.key: job for cell in self.cells for job in cell.jobs}.values())
+        return list({job.key: job for group in self.variants for job in group.jobs}.values())
 
     @property
     def absent(self) -> list[str]:
         """Categories without data, sorted."""
-        return sorted({category for cell in self.cells for category in cell.absent})
+        return sorted({category for group in self.variants for category in group.absent})
 
 
 def make_plan(cfg: DictConfig) -> Plan:
@@ -111,16 +111,17 @@ def plan_jobs(papers: Sequence[Paper], choice: Choice, configs: Configs) -> Plan
     every = [variant for paper in papers for variant in paper.variants]
     only("variants", choice.variants, {variant.name for variant in every})
     only("categories", choice.categories, {c for v in every for c in v.categories})
-    cells = [
-        _cell(paper, variant, choice, configs)
-        for paper in papers
-        for variant in paper.variants
-        if not choice.variants or variant.name in choice.variants
-    ]
-    return Plan(tuple(cells))
+    return Plan(
+        tuple(
+            _jobs_of(paper, variant, choice, configs)
+            for paper in papers
+            for variant in paper.variants
+            if not choice.variants or variant.name in choice.variants
+        )
+    )
 
 
-def _cell(paper: Paper, variant: Variant, choice: Choice, configs: Configs) -> Cell:
+def _jobs_of(paper: Paper, variant: Variant, choice: Choice, configs: Configs) -> VariantJobs:
     overrides = (*variant.overrides, *choice.overrides)
     wanted = [c for c in variant.categories if not choice.categories or c in choice.categories]
     there = [category for category in wanted if configs.has_data(overrides, category)]
@@ -129,7 +130,7 @@ def _cell(paper: Paper, variant: Variant, choice: Choice, configs: Configs) -> C
         for category in there
         for seed in choice.seeds or paper.seeds
     ]
-    return Cell(paper, variant, tuple(jobs), tuple(c for c in wanted if c not in there))
+    return VariantJobs(paper, variant, tuple(jobs), tuple(c for c in wanted if c not in there))
 
 
 def _job(

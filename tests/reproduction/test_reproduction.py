@@ -14,7 +14,7 @@ from src.commands.reproduce import reproduce
 from src.composing import CONF
 from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
-from src.reproduction.collecting import cells, resampled_intervals, stored_intervals
+from src.reproduction.collecting import measurements, resampled_intervals, stored_intervals
 from src.reproduction.judging import judge_variant
 from src.reproduction.pages import COLUMNS
 from src.reproduction.papers import Published, Variant
@@ -260,7 +260,7 @@ def test_miou_of_real_runs_is_judged_from_the_scores_they_wrote(
         Job((), f"k{seed}", "t", "v", "gear", seed, lambda folder=run.directory: folder)
         for seed, run in enumerate(runs)
     ]
-    found = cells(jobs)
+    found = measurements(jobs)
     images = runs[0].scores()
     stated = runs[0].metrics()["test/miou"]
     assert images.iou.mean() == pytest.approx(stated)

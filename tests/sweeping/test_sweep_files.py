@@ -71,27 +71,6 @@ def test_the_command_passes_overrides_the_way_hydra_reads_them(path):
         parser.parse_override(word)
 
 
-def test_the_bayes_sweep_has_the_eight_parameters_of_the_paper():
-    definition = load_sweep(ROOT / "sweeps" / "crn_bayes.yaml")
-    sizes = {name: len(spec["values"]) for name, spec in definition.plain["parameters"].items()}
-    assert len(sizes) == 8
-    product = 1
-    for size in sizes.values():
-        product *= size
-    assert product == 30_720
-    defaults = compose(["model=crn"])
-    for name, spec in definition.plain["parameters"].items():
-        if "/" not in name:
-            assert OmegaConf.select(defaults, name) in spec["values"]  # the authors' choice
-
-
-def test_the_grid_covers_the_fifteen_categories():
-    definition = load_sweep(ROOT / "sweeps" / "crn_mvtec.yaml")
-    categories = definition.plain["parameters"]["data.category"]["values"]
-    assert sorted(categories) == sorted(compose(["data=mvtec"]).data.categories)
-    assert len(definition.grid()) == 15
-
-
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_the_metric_is_one_that_the_runs_log(path, tmp_path, monkeypatch):
     from src.experiment import run_experiment
