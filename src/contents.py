@@ -42,7 +42,7 @@ def content_hashes(paths: Iterable[Path]) -> dict[str, str]:
     remembered, now = _read(memory), time.time_ns()
     try:
         stamps = {path: _stamp(path) for path in files}
-        fresh = [path for path in files if not _knows(remembered.get(path), stamps[path])]
+        fresh = [p for p in files if remembered.get(p, "")[:-_DIGITS] != f"{stamps[p]} "]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             hashes = dict(zip(fresh, pool.map(_hash, fresh), strict=True))
         settled = [path for path in fresh if _settled(path, stamps[path], now)]
@@ -79,11 +79,8 @@ def _read(memory: Path) -> dict[str, str]:
         known = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the first time, or damaged: everything is hashed anew
         return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _knows(entry: object, stamp: str) -> bool:
-    return isinstance(entry, str) and entry[:-_DIGITS] == f"{stamp} "
+    entries = known.items() if isinstance(known, dict) else ()
+    return {path: entry for path, entry in entries if isinstance(entry, str)}
 
 
 def _stamp(path: str) -> str:

@@ -12,20 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from src.data.duplicates import near_duplicates
-from src.data.findings import SEVERITIES, Finding, Found, about
+from src.data.findings import SEVERITIES, Finding, Found, some
 from src.data.images import is_deep, same_view
-from src.data.measured import (
-    Measured,
-    MeasuredMask,
-    empty_masks,
-    measure,
-    measure_masks,
-)
+from src.data.measured import Measured, MeasuredMask, empty_masks, measure, measure_masks
 from src.data.samples import DEFECTIVE, NORMAL, Sample
 from src.data.transforms import ImageTransform
 from src.errors import DataError
@@ -41,6 +34,54 @@ SUSPICIOUS = re.compile(
     r"|defekt\w*|fehler\w*|kratzer\w*|ausschuss)(?![a-z])",
     re.IGNORECASE,
 )
+
+#: What the doctor may say: how bad it is, and what to do.
+ADVICE: Mapping[str, tuple[str, str]] = {
+    "No training images.": ("error", "check the folders below data.root"),
+    "Few training images.": (
+        "warning", f"collect at least {FEW_IMAGES}; more show more of the allowed variation"),
+    "No defective test images.": (
+        "note",
+        "expect false-alarm rates but no AUROC; add some defective images when you can"),
+    "No normal test images.": (
+        "warning", "add normal test images: without them false alarms cannot be counted"),
+    "Not the published number of images in {}.": (
+        "warning", "unpack the archive again; results cannot be compared with published ones"),
+    "Images of different sizes.": (
+        "note", "check the camera settings; different fields of view look like defects"),
+    "Images of different shapes.": (
+        "warning", "check the camera settings; different fields of view look like defects"),
+    "Mixed pixel formats.": ("warning", "save all images of a product in one pixel format"),
+    "Deep grey images that use a small part of their range.": (
+        "warning",
+        "look for single hot pixels, or set data.bit_depth to the bits in use, such as 12"),
+    "No masks.": ("note", "expect no pixel metrics"),
+    "No masks are named.": (
+        "note", "expect no pixel metrics; set data.mask_dir if you have masks"),
+    "Defective images without a mask.": (
+        "warning", "add their masks; pixel metrics do not count these images"),
+    "Masks that do not fit their image.": ("error", "export them at the image's size"),
+    "Masks of another resolution.": ("note", "fine, but borders become coarse"),
+    "Masks that cover most of the image; inverted?": (
+        "warning", "white must be the defect, black the rest"),
+    "Masks with defects on normal images.": (
+        "error", "move the image to the defective ones, or remove the mask"),
+    "The same picture is called normal and defective.": (
+        "error", "decide which label is right and delete the other file"),
+    "The same picture is in training and test.": (
+        "error", "remove it from one of them: the test would be too easy"),
+    "Nearly the same picture is in training and test.": (
+        "warning", "check that they show different parts, not one photograph saved twice"),
+    "Pictures saved twice in one split.": ("note", "delete the copies"),
+    "Nearly the same pictures in one split.": ("note", "keep one of each, if they are copies"),
+    "Normal images with the name of a defect.": ("warning", "check their labels"),
+    "Blank images.": ("error", "remove them or photograph the part again"),
+    "Training images of unusual {}.": ("warning", "look at them; remove bad shots"),
+    "Normal test images differ from training in {}.": (
+        "warning", "take both under the same light, or expect false alarms"),
+    "Over- or underexposed.": (
+        "note", "shorten or lengthen the exposure, unless this is the background"),
+}  # fmt: skip
 
 
 @dataclass
@@ -80,177 +121,154 @@ def examine(
     """
     images, broken = measure(samples)
     masks, broken_masks = measure_masks(samples)
-    findings: list[Finding] = [
+    findings = [
         *(samples.findings if isinstance(samples, Found) else []),
         *_unreadable("image", {s.image_path: error for s, error in broken}),
         *_unreadable("mask", {s.mask_path or Path(): error for s, error in broken_masks}),
         *_counts(samples, published or {}), *_sizes(images), *_misfits(images, transform),
-        *_formats(images), *_missing_masks(samples, masks_named), *_masks(images, masks),
-        *_copies(images), *_names(samples), *_looks(images),
+        *_formats(images), *_missing_masks(samples, masks_named), *empty_masks(masks),
+        *_masks(images, masks), *_copies(images), *_names(samples), *_looks(images),
     ]  # fmt: skip
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     return Report(list(samples), images, findings)
 
 
+def _say(what: str, found: str = "", files: Sequence[Path] = (), of: str = "") -> Finding:
+    """A finding in the words of ADVICE; `of` fills its gap."""
+    severity, remedy = ADVICE[what]
+    return Finding(
+        severity=severity, what=what.format(of), found=found or some(files), remedy=remedy,
+        files=tuple(files),
+    )  # fmt: skip
+
+
 # --- what is there --------------------------------------------------------------------------
 
 
-def _unreadable(kind: str, broken: Mapping[Path, DataError]) -> list[Finding]:
+def _unreadable(kind: str, broken: Mapping[Path, DataError]) -> Iterator[Finding]:
     reasons = Counter(error.found for error in broken.values()).most_common(3)
-    return about(
-        list(broken), "error", what=f"{len(broken)} {kind}s cannot be read.",
-        found="; ".join(f"{count} x {reason}" for reason, count in reasons),
-        remedy=next((error.do for error in broken.values()), ""),
-    )  # fmt: skip
+    for error in [*broken.values()][:1]:
+        yield Finding(
+            severity="error", what=f"{len(broken)} {kind}s cannot be read.",
+            found="; ".join(f"{count} x {reason}" for reason, count in reasons),
+            remedy=error.do, files=tuple(broken),
+        )  # fmt: skip
 
 
 def _counts(samples: Sequence[Sample], published: Mapping[str, int]) -> Iterator[Finding]:
     count = Counter((s.split, s.label) for s in samples)
     train, good, bad = count["train", NORMAL], count["test", NORMAL], count["test", DEFECTIVE]
     if train < FEW_IMAGES:
-        yield Finding(
-            severity="warning" if train else "error", what="Few training images.", found=f"{train}",
-            remedy=f"collect at least {FEW_IMAGES}; more show more of the allowed variation",
-        )  # fmt: skip
+        yield _say("Few training images." if train else "No training images.", f"{train}")
     if not bad:
-        yield Finding(
-            severity="note", what="No defective test images.", found=f"{good} normal",
-            remedy="expect false-alarm rates but no AUROC; add some defective images when you can",
-        )  # fmt: skip
+        yield _say("No defective test images.", f"{good} normal")
     elif not good:
-        yield Finding(
-            severity="warning", what="No normal test images.", found=f"{bad} defective",
-            remedy="add normal test images: without them false alarms cannot be counted",
-        )  # fmt: skip
+        yield _say("No normal test images.", f"{bad} defective")
     for split, expected in published.items():
         found = sum(s.split == split for s in samples)
         if found != expected:
-            yield Finding(
-                severity="warning", what=f"Not the published number of images in {split}.",
-                found=f"{found}, published {expected}",
-                remedy="unpack the archive again; results cannot be compared with published ones",
-            )  # fmt: skip
+            told = f"{found}, published {expected}"
+            yield _say("Not the published number of images in {}.", told, of=split)
 
 
-def _sizes(images: Sequence[Measured]) -> list[Finding]:
+def _sizes(images: Sequence[Measured]) -> Iterator[Finding]:
     sizes = Counter(image.size for image in images).most_common()
-    shapes = {round(width / height, 2) for (height, width), _ in sizes}
-    return about(
-        _files(i for i in images if i.size != sizes[0][0]),
-        "warning" if len(shapes) > 1 else "note",
-        what="Images of different sizes.",
-        found=", ".join(f"{count} x {w} x {h}" for (h, w), count in sizes[:4]),
-        remedy="check the camera settings; different fields of view look like defects",
-    )  # fmt: skip
+    if len(sizes) > 1:
+        shapes = {round(width / height, 2) for (height, width), _ in sizes}
+        found = ", ".join(f"{count} x {w} x {h}" for (h, w), count in sizes[:4])
+        odd = _files(i for i in images if i.size != sizes[0][0])
+        yield _say(f"Images of different {'shapes' if len(shapes) > 1 else 'sizes'}.", found, odd)
 
 
-def _misfits(images: Sequence[Measured], transform: ImageTransform | None) -> list[Finding]:
-    findings = []
-    for size in dict.fromkeys(image.size for image in images if transform):
+def _misfits(images: Sequence[Measured], transform: ImageTransform | None) -> Iterator[Finding]:
+    for size in {image.size: None for image in images} if transform else ():
         try:
-            cast(ImageTransform, transform).check(size)
+            transform.check(size)
         except DataError as error:
-            files = _files(i for i in images if i.size == size)
-            findings += about(files, "error", what=error.what, found=error.found, remedy=error.do)
-    return findings
+            files = tuple(_files(i for i in images if i.size == size))
+            yield Finding(
+                severity="error", what=error.what, found=error.found, remedy=error.do, files=files
+            )
 
 
 def _formats(images: Sequence[Measured]) -> Iterator[Finding]:
     modes = Counter(image.mode for image in images).most_common()
-    yield from about(
-        _files(i for i in images if i.mode != modes[0][0]), "warning",
-        what="Mixed pixel formats.", found=", ".join(f"{count} x {mode}" for mode, count in modes),
-        remedy="save all images of a product in one pixel format",
-    )  # fmt: skip
+    if len(modes) > 1:
+        found = ", ".join(f"{count} x {mode}" for mode, count in modes)
+        odd = _files(i for i in images if i.mode != modes[0][0])
+        yield _say("Mixed pixel formats.", found, odd)
     deep = [i for i in images if is_deep(i.mode)]
     if deep and np.median([i.brightness + 4 * i.contrast for i in deep]) < 20:
-        yield Finding(
-            severity="warning", what="Deep grey images that use a small part of their range.",
-            found=f"median brightness {np.median([i.brightness for i in deep]):.1f} of 255",
-            remedy="look for single hot pixels, or set data.bit_depth to the bits in use, such as "
-            "12",
-        )  # fmt: skip
+        found = f"median brightness {np.median([i.brightness for i in deep]):.1f} of 255"
+        yield _say("Deep grey images that use a small part of their range.", found)
 
 
 # --- masks ----------------------------------------------------------------------------------
 
 
-def _masks(images: Sequence[Measured], masks: Sequence[MeasuredMask]) -> list[Finding]:
+def _masks(images: Sequence[Measured], masks: Sequence[MeasuredMask]) -> Iterator[Finding]:
     size_of = {image.sample.image_path: image.size for image in images}
     shapes = [(m, size_of[m.sample.image_path]) for m in masks if m.sample.image_path in size_of]
-    findings = empty_masks(masks)
-    for severity, what, remedy, wrong in (
-        ("error", "Masks that do not fit their image.", "export them at the image's size",
-         [m for m, size in shapes if not same_view(m.size, size)]),
-        ("note", "Masks of another resolution.", "fine, but borders become coarse",
-         [m for m, size in shapes if m.size != size and same_view(m.size, size)]),
-        ("warning", "Masks that cover most of the image; inverted?",
-         "white must be the defect, black the rest",
-         [m for m in masks if m.sample.label == DEFECTIVE and m.area > 0.6]),
-        ("error", "Masks with defects on normal images.",
-         "move the image to the defective ones, or remove the mask",
-         [m for m in masks if m.sample.label == NORMAL and m.area > 0]),
-    ):  # fmt: skip
-        findings += about([m.file for m in wrong], severity, what=what, remedy=remedy)
-    return findings
+    for what, wrong in {
+        "Masks that do not fit their image.":
+            [m for m, size in shapes if not same_view(m.size, size)],
+        "Masks of another resolution.":
+            [m for m, size in shapes if m.size != size and same_view(m.size, size)],
+        "Masks that cover most of the image; inverted?":
+            [m for m in masks if m.sample.label == DEFECTIVE and m.area > 0.6],
+        "Masks with defects on normal images.":
+            [m for m in masks if m.sample.label == NORMAL and m.area > 0],
+    }.items():  # fmt: skip
+        if wrong:
+            yield _say(what, files=[m.file for m in wrong])
 
 
-def _missing_masks(samples: Sequence[Sample], masks_named: bool) -> list[Finding]:
+def _missing_masks(samples: Sequence[Sample], masks_named: bool) -> Iterator[Finding]:
     bad = [s for s in samples if s.label == DEFECTIVE]
     without = [s.image_path for s in bad if s.mask_path is None]
-    if len(without) < len(bad):
-        what = "Defective images without a mask."
-        remedy = "add their masks; pixel metrics do not count these images"
-        return about(without, "warning", what=what, remedy=remedy)
-    found = f"{len(bad)} defective images"
-    advice = "" if masks_named else "; set data.mask_dir if you have masks"
-    remedy = f"expect no pixel metrics{advice}"
-    none = Finding(severity="note", what="No masks.", found=found, remedy=remedy)
-    return [none] if bad else []
+    if without and len(without) == len(bad):
+        what = "No masks." if masks_named else "No masks are named."
+        yield _say(what, f"{len(bad)} defective images")
+    elif without:
+        yield _say("Defective images without a mask.", files=without)
 
 
 # --- copies and labels ----------------------------------------------------------------------
 
 
-def _copies(images: Sequence[Measured]) -> list[Finding]:
+def _copies(images: Sequence[Measured]) -> Iterator[Finding]:
     """Identical pictures (same pixels) and near copies, within and across splits and labels."""
     if len(images) < 2:
-        return []
+        return
     first: dict[str, Measured] = {}
     same = [(first.setdefault(image.digest, image), image) for image in images]
     same = [(a, b) for a, b in same if a is not b]
+    alike = [(a, b) for a, b in same if a.sample.label == b.sample.label]
     bits, small = [image.bits for image in images], [image.small for image in images]
     near = [(images[i], images[j]) for i, j in near_duplicates(np.array(bits), np.array(small))]
     near = [(a, b) for a, b in near if a.digest != b.digest]
-    alike = [(a, b) for a, b in same if a.sample.label == b.sample.label]
-    findings: list[Finding] = []
-    for severity, what, remedy, pairs in (
-        ("error", "The same picture is called normal and defective.",
-         "decide which label is right and delete the other file",
-         [(a, b) for a, b in same if a.sample.label != b.sample.label]),
-        ("error", "The same picture is in training and test.",
-         "remove it from one of them: the test would be too easy",
-         [(a, b) for a, b in alike if a.sample.split != b.sample.split]),
-        ("warning", "Nearly the same picture is in training and test.",
-         "check that they show different parts, not one photograph saved twice",
-         [(a, b) for a, b in near if a.sample.split != b.sample.split]),
-        ("note", "Pictures saved twice in one split.", "delete the copies",
-         [(a, b) for a, b in alike if a.sample.split == b.sample.split]),
-        ("note", "Nearly the same pictures in one split.", "keep one of each, if they are copies",
-         [(a, b) for a, b in near if a.sample.split == b.sample.split]),
-    ):  # fmt: skip
-        files = _files(image for pair in pairs for image in pair)
-        named = " and ".join("/".join(path.parts[-3:]) for path in files[:2])
-        found = f"{len(pairs)} pairs, first {named}"
-        findings += about(files, severity, what=what, found=found, remedy=remedy)
-    return findings
+    for what, pairs in {
+        "The same picture is called normal and defective.":
+            [(a, b) for a, b in same if a.sample.label != b.sample.label],
+        "The same picture is in training and test.":
+            [(a, b) for a, b in alike if a.sample.split != b.sample.split],
+        "Nearly the same picture is in training and test.":
+            [(a, b) for a, b in near if a.sample.split != b.sample.split],
+        "Pictures saved twice in one split.":
+            [(a, b) for a, b in alike if a.sample.split == b.sample.split],
+        "Nearly the same pictures in one split.":
+            [(a, b) for a, b in near if a.sample.split == b.sample.split],
+    }.items():  # fmt: skip
+        if pairs:
+            files = _files(image for pair in pairs for image in pair)
+            named = " and ".join("/".join(path.parts[-3:]) for path in files[:2])
+            yield _say(what, f"{len(pairs)} pairs, first {named}", files)
 
 
-def _names(samples: Sequence[Sample]) -> list[Finding]:
+def _names(samples: Sequence[Sample]) -> Iterator[Finding]:
     normal = [s.image_path for s in samples if s.label == NORMAL]
-    odd = [path for path in normal if SUSPICIOUS.search(path.stem)]
-    what = "Normal images with the name of a defect."
-    return about(odd, "warning", what=what, remedy="check their labels")
+    if odd := [path for path in normal if SUSPICIOUS.search(path.stem)]:
+        yield _say("Normal images with the name of a defect.", files=odd)
 
 
 # --- looks ----------------------------------------------------------------------------------
@@ -258,9 +276,8 @@ def _names(samples: Sequence[Sample]) -> list[Finding]:
 
 def _looks(images: Sequence[Measured]) -> Iterator[Finding]:
     """Blank, overexposed and unusual training images, and light that differs in the test."""
-    blank = _files(i for i in images if i.contrast < 1)
-    remedy = "remove them or photograph the part again"
-    yield from about(blank, "error", what="Blank images.", remedy=remedy)
+    if blank := _files(i for i in images if i.contrast < 1):
+        yield _say("Blank images.", files=blank)
     normal = [i for i in images if i.sample.label == NORMAL and i.contrast >= 1]
     train = [i for i in normal if i.sample.split == "train"]
     test = [i for i in normal if i.sample.split == "test"]
@@ -270,11 +287,8 @@ def _looks(images: Sequence[Measured]) -> Iterator[Finding]:
         yield from _light(name, train, test)
     clipped = float(np.median([i.clipped for i in normal]))
     if clipped > 0.25:
-        yield Finding(
-            severity="note", what="Over- or underexposed.",
-            found=f"half of the images have more than {clipped:.0%} black or white pixels",
-            remedy="shorten or lengthen the exposure, unless this is the background",
-        )  # fmt: skip
+        found = f"half of the images have more than {clipped:.0%} black or white pixels"
+        yield _say("Over- or underexposed.", found)
 
 
 def _light(name: str, train: Sequence[Measured], test: Sequence[Measured]) -> Iterator[Finding]:
@@ -282,16 +296,12 @@ def _light(name: str, train: Sequence[Measured], test: Sequence[Measured]) -> It
     values = np.array([getattr(i, name) for i in train])
     centre, spread = float(np.median(values)), _spread(values)
     far = np.abs(values - centre) > STANDS_OUT * spread
-    odd = [image.sample.image_path for image, odd in zip(train, far, strict=True) if odd]
-    what, remedy = f"Training images of unusual {name}.", "look at them; remove bad shots"
-    yield from about(odd, "warning", what=what, remedy=remedy)
+    if odd := _files(image for image, odd in zip(train, far, strict=True) if odd):
+        yield _say("Training images of unusual {}.", files=odd, of=name)
     there = float(np.median([getattr(i, name) for i in test])) if len(test) >= 5 else centre
     if abs(there - centre) > 3 * spread:
-        yield Finding(
-            severity="warning", what=f"Normal test images differ from training in {name}.",
-            found=f"median {there:.1f}, in training {centre:.1f}",
-            remedy="take both under the same light, or expect false alarms",
-        )  # fmt: skip
+        found = f"median {there:.1f}, in training {centre:.1f}"
+        yield _say("Normal test images differ from training in {}.", found, of=name)
 
 
 def _spread(values: np.ndarray) -> float:

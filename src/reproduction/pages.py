@@ -90,7 +90,8 @@ def _facts(row: Row) -> dict[str, str | float]:
     return {
         "variant": row.variant, "metric": row.metric, "source": row.source,
         "category": row.category, "paper": math.nan if row.paper is None else row.paper,
-        "ours": row.ours, "difference": row.difference, "low": row.interval.low, "high": row.interval.high,
+        "ours": row.ours, "difference": row.difference,
+        "low": row.interval.low, "high": row.interval.high,
         "std": row.std, "tolerated_low": row.tolerance.low, "tolerated_high": row.tolerance.high,
         "seeds": row.seeds, "categories": row.of[0], "of_categories": row.of[1],
         "seconds": row.seconds, "verdict": row.verdict, "protocol": row.protocol,

@@ -87,7 +87,7 @@ def test_another_size_is_a_note_and_another_shape_a_warning(root):
     save(part(3, size=(256, 256)), root / "bolt/train/good/003.png")
     assert findings(root)["Images of different sizes."].severity == "note"
     save(part(3, size=(128, 160)), root / "bolt/train/good/003.png")
-    found = findings(root)["Images of different sizes."]
+    found = findings(root)["Images of different shapes."]
     assert found.severity == "warning"
     assert [p.name for p in found.files] == ["003.png"]
     assert "1 x 160 x 128" in found.found
