@@ -181,9 +181,10 @@ def _sizes(images: Sequence[Measured]) -> Iterator[Finding]:
 
 
 def _misfits(images: Sequence[Measured], transform: ImageTransform | None) -> Iterator[Finding]:
-    for size in {image.size: None for image in images} if transform else ():
+    for size in {image.size: None for image in images}:
         try:
-            transform.check(size)
+            if transform is not None:
+                transform.check(size)
         except DataError as error:
             files = tuple(_files(i for i in images if i.size == size))
             yield Finding(
