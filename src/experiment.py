@@ -22,7 +22,8 @@ from src.data.record import FILE_NAME as DATA
 from src.errors import WeightsError
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
-from src.evaluation.threshold import CalibrationScores, build_rule
+from src.evaluation.threshold import build_rule
+from src.evaluation.torch_metrics import CalibrationScores
 from src.fitted import say_what_changed
 from src.identity import run_folder, weights_fingerprint
 from src.logs import logging_to, silence
@@ -193,8 +194,9 @@ def normal_scores(
     normal = model.held_out_scores()
     if normal is None and data.calibration_samples:
         collected = CalibrationScores()
-        score_images(trainer, model, data.calibration_dataloader(shared=True), collected.update)
-        normal = collected.result()
+        loader = data.calibration_dataloader(shared=True)
+        score_images(trainer, model, loader, collected.update, own_share=True)
+        normal = NormalScores(*collected.compute().unbind(dim=1))
     return normal
 
 

@@ -128,12 +128,9 @@ class SavedRun:
 
     def config(self) -> DictConfig:
         """The resolved config of this run."""
-        path = self.directory / "config.yaml"
-        try:
+        with self._reading("config.yaml") as path:
             plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
             return cast(DictConfig, OmegaConf.create(literal(plain)))  # a name may hold ${
-        except (OSError, ValueError) as error:
-            raise self._unusable(f"{path.name}: {error}") from error
 
     def metrics(self) -> dict[str, float]:
         """The metrics of a finished run; NaN where a metric is undefined."""
@@ -142,27 +139,19 @@ class SavedRun:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder."""
-        try:
-            return cast(dict[str, Any], json.loads((self.directory / name).read_text()))
-        except (OSError, ValueError) as error:
-            raise self._unusable(f"{name}: {error}") from error
+        with self._reading(name) as path:
+            return cast(dict[str, Any], json.loads(path.read_text()))
 
     def record(self) -> DataRecord:
         """The images this run was made of."""
-        try:
-            path = self.directory / DATA
-            with path.open(newline="", encoding="utf-8") as stream:
-                return DataRecord.from_rows(csv.DictReader(stream))
-        except FileNotFoundError as error:
-            if not self.has("config.yaml"):
-                raise self._unusable(f"no {DATA}") from error
+        if self.has("config.yaml") and not self.has(DATA):
             raise SavedModelError(
                 f"{self.directory} does not say which images it was fitted on.",
                 found=f"no {DATA}; an earlier version of this program wrote the folder",
                 do="run the experiment again; its results then lie in a folder of their own",
-            ) from error
-        except (OSError, KeyError, ValueError) as error:
-            raise self._unusable(f"{DATA}: {error}") from error
+            )
+        with self._rows(DATA) as rows:
+            return DataRecord.from_rows(rows)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; NaN becomes null."""
@@ -192,23 +181,16 @@ class SavedRun:
 
         kinds = get_type_hints(ScoreRow)
         numbers = [name for name, kind in kinds.items() if kind is float]
-        try:
+        with self._reading(SCORES) as path:
             table = pd.read_csv(
-                self.directory / SCORES,
+                path,
                 usecols=list(kinds),
                 dtype=kinds | {"decision": int},
                 keep_default_na=False,  # a folder may be called NA
                 na_values={name: [""] for name in numbers},
                 float_precision="round_trip",
             )
-        except (OSError, ValueError) as error:
-            raise SavedModelError(
-                f"{self.directory} has no usable {SCORES}.",
-                found=f"{type(error).__name__}: {error}",
-                do="give the path of a finished run, as `python -m src.run` prints it; a run of an "
-                "older version must be repeated with force=true",
-            ) from error
-        return table.astype({"decision": bool})
+            return table.astype({"decision": bool})
 
     def write_calibration(self, normal: NormalScores | None) -> None:
         """Keep the scores a threshold is set with: for other rules and drift warnings later."""
@@ -221,15 +203,11 @@ class SavedRun:
         """What `write_calibration` kept; None: the run had no normal scores to keep."""
         import torch
 
-        path = self.directory / "calibration.csv"
-        if not path.is_file():
+        if not self.has("calibration.csv"):
             return None
-        try:
-            with path.open(newline="", encoding="utf-8") as stream:
-                rows = [(float(r["score"]), float(r["map_max"])) for r in csv.DictReader(stream)]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise self._unusable(f"{path.name}: {type(error).__name__}: {error}") from error
-        values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 2)
+        with self._rows("calibration.csv") as rows:
+            table = [(float(row["score"]), float(row["map_max"])) for row in rows]
+        values = torch.tensor(table, dtype=torch.float32).reshape(-1, 2)
         return NormalScores(values[:, 0], values[:, 1])
 
     def finish(self, metrics: Mapping[str, float]) -> None:
@@ -239,12 +217,24 @@ class SavedRun:
     def _write_config(self, plain: dict[str, Any]) -> None:
         write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
 
-    def _unusable(self, found: str) -> SavedModelError:
-        return SavedModelError(
-            f"{self.directory} is not the folder of a usable run.",
-            found=found,
-            do="give the path that `python -m src.run` prints at its end",
-        )
+    @contextlib.contextmanager
+    def _rows(self, name: str) -> Iterator[csv.DictReader[str]]:
+        """The rows of a CSV file."""
+        with self._reading(name) as path, path.open(newline="", encoding="utf-8") as stream:
+            yield csv.DictReader(stream)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        """A file of the folder; SavedModelError where what is done with it fails."""
+        try:
+            yield self.directory / name
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise SavedModelError(
+                f"{self.directory} is not the folder of a usable run.",
+                found=f"{name}: {type(error).__name__}: {error}",
+                do="give the path that `python -m src.run` prints at its end, or run the "
+                "experiment again with force=true",
+            ) from error
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

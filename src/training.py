@@ -160,13 +160,17 @@ def score_images(
     model: AnomalyModule,
     loader: Iterable[dict[str, Tensor]],
     consume: Consumer,
+    *,
+    own_share: bool = False,
 ) -> None:
     """Predict every batch of `loader` on the trainer's device and hand it to `consume`, on CPU.
 
     Nothing is kept, so memory does not grow with the number of images. Of several processes, each
-    predicts its share and the first one consumes whole batches, without images.
+    predicts its share. With `own_share` each consumes it too, for metrics that gather small states
+    themselves; otherwise the first one consumes whole batches, since maps of a whole test set may
+    not fit in the memory of every process, and rankings of them belong to one.
     """
-    hand_over = _HandOver(consume)
+    hand_over = _HandOver(consume, own_share)
     trainer.callbacks.append(hand_over)  # type: ignore[attr-defined]
     try:
         with interruptible(trainer):
@@ -195,8 +199,8 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
 class _HandOver(pl.Callback):
     """Passes predictions on as they come."""
 
-    def __init__(self, consume: Consumer) -> None:
-        self.consume = consume
+    def __init__(self, consume: Consumer, own_share: bool) -> None:
+        self.consume, self.own_share = consume, own_share
 
     def on_predict_batch_end(
         self,
@@ -207,10 +211,12 @@ class _HandOver(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        facts = {key: whole(batch[key], batch).cpu() for key in ("index", "label", "mask")}
-        prediction = outputs.each(lambda rows: whole(rows, batch))
-        if leads():
-            self.consume(facts, prediction.cpu())
+        facts = {key: batch[key] for key in ("index", "label", "mask")}
+        if not self.own_share:
+            facts = {key: whole(rows, batch) for key, rows in facts.items()}
+            outputs = outputs.each(lambda rows: whole(rows, batch))
+        if self.own_share or leads():
+            self.consume({key: rows.cpu() for key, rows in facts.items()}, outputs.cpu())
 
 
 class _StopOnNaN(pl.Callback):

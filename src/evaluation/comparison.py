@@ -13,18 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
 
 from src.data.samples import DEFECTIVE, UNKNOWN
 from src.errors import DataError
 from src.evaluation import uncertainty
-from src.evaluation.pixel_statistics import PixelStatistics
-from src.evaluation.ranking import Floats
+from src.evaluation.pixels import PixelHistograms
 from src.evaluation.uncertainty import Difference
-
-Weights = NDArray[np.int32]
 
 
 class MetricPair(NamedTuple):
@@ -91,18 +86,18 @@ def compare_images(matched: Matched, resamples: int, seed: int) -> list[MetricPa
     """Image metrics of both runs on their common labelled images, with paired differences."""
     known = matched.images[matched.images.label_a != UNKNOWN]
     defect = (known.label_a == DEFECTIVE).to_numpy()
-    weights = _weights(defect, resamples, seed)
+    weights = uncertainty.drawn_images(defect, resamples, seed)
     first, second = (
         uncertainty.image_metrics(known[f"score_{run}"], defect, weights)
-        | decision_rates(known[f"decision_{run}"], defect, weights)
+        | uncertainty.decision_rates(known[f"decision_{run}"], defect, weights)
         for run in "ab"
     )
     return _pairs(first, second)
 
 
 def compare_pixels(
-    first: PixelStatistics,
-    second: PixelStatistics,
+    first: PixelHistograms,
+    second: PixelHistograms,
     paths: Sequence[tuple[str, str]],
     limits: Mapping[str, float],
     resamples: int,
@@ -112,34 +107,13 @@ def compare_pixels(
 
     `paths` of an image in the first and in the second run; without statistics it is left out.
     """
-    there = set(first.paths), set(second.paths)
+    there = set(first.image.tolist()), set(second.image.tolist())
     known = [(a, b) for a, b in paths if a in there[0] and b in there[1]]
     if not known:
         return []
     parts = [first.of([a for a, _ in known]), second.of([b for _, b in known])]
-    weights = _weights(parts[0].defect.sum(axis=1) > 0, resamples, seed)
+    weights = uncertainty.drawn_images(parts[0].defect.sum(axis=1) > 0, resamples, seed)
     return _pairs(*(uncertainty.pixel_metrics(part, weights, limits) for part in parts))
-
-
-def decision_rates(
-    decisions: ArrayLike, is_defect: NDArray[np.bool_], weights: Weights
-) -> dict[str, Floats]:
-    """Recall, false alarm rate and F1 of every resample, values (resamples,)."""
-    alarm = np.asarray(decisions, dtype=bool)
-    hits, false_alarms = weights @ (alarm & is_defect), weights @ (alarm & ~is_defect)
-    defects, normals = weights @ is_defect, weights @ ~is_defect
-    with np.errstate(invalid="ignore", divide="ignore"):  # an empty class gives NaN
-        return {
-            "test/recall": hits / defects,
-            "test/false_alarm_rate": false_alarms / normals,
-            "test/f1": np.where(defects == 0, np.nan, 2 * hits / (hits + false_alarms + defects)),
-        }
-
-
-def _weights(is_defect: NDArray[np.bool_], resamples: int, seed: int) -> Weights:
-    generator = np.random.default_rng(seed)
-    drawn = uncertainty.stratified_weights(is_defect, resamples, generator)
-    return uncertainty.with_observed(drawn)
 
 
 def _pairs(first: dict[str, Any], second: dict[str, Any]) -> list[MetricPair]:

@@ -1,6 +1,6 @@
 """Test predictions in, metrics out: the only place that reads test labels and masks.
 
-`update` takes batches as they are predicted and keeps little: three numbers an image and the
+`update` takes batches as they are predicted and keeps little: a few numbers an image and the
 scores of its pixels on one stated grid (`evaluation.size`). `compute` then gives every number from
 the tables of `ranking` and `pixels`. What cannot be computed is left out or NaN, and `notes` says
 why: no masks, no defective images, labels that are unknown.
@@ -23,15 +23,7 @@ from src.data.samples import DEFECTIVE, UNKNOWN, Sample
 from src.data.transforms import ImageTransform
 from src.errors import DataError
 from src.evaluation import overlap, ranking, uncertainty
-from src.evaluation.image_rows import (
-    ImageRow,
-    decide,
-    has_mask,
-    mask_state,
-    notes_of,
-    overlap_counts,
-    unseen_metric,
-)
+from src.evaluation.image_rows import ImageRow, mask_state, notes_of, overlap_counts, unseen_metric
 from src.evaluation.localisation import (
     HISTOGRAM_BINS,
     aupro_key,
@@ -42,36 +34,28 @@ from src.evaluation.pixels import PixelHistograms, PixelRanking, PixelStore
 from src.evaluation.ranking import Counts
 from src.evaluation.threshold import F1Oracle
 from src.evaluation.uncertainty import Interval, rate_interval
-from src.evaluation.view import Grid, View, build_view
+from src.evaluation.view import View
+from src.metrics import HIGH, LOW
 from src.result import Curve, DefectRecall, Prediction, Threshold, no_own_mask
 
 CURVE_POINTS = 400
 
 
 class Evaluator:
-    """Collects predictions of test images and computes the metrics of DESIGN.
+    """Collects predictions of test images and computes the metrics of `src.metrics`.
 
     Args:
-        size: grid of the pixel metrics, side or (height, width) in pixels.
+        view: the grid of the pixel metrics and which part of an image it covers.
         memory_gb: pixel scores kept in memory, in GiB; the rest goes to a temporary file.
         resamples: bootstrap resamples of pixel metrics; 0 leaves their intervals out.
         limits: false positive rates up to which PRO is integrated, in 0..1.
         seed: of the resampling.
-        view: which part of an image the grid covers; None: what the network sees.
     """
 
     def __init__(
-        self,
-        size: int | tuple[int, int],
-        *,
-        memory_gb: float,
-        resamples: int,
-        limits: Sequence[float],
-        seed: int,
-        view: View | None = None,
+        self, view: View, *, memory_gb: float, resamples: int, limits: Sequence[float], seed: int
     ) -> None:
-        self.size = (size, size) if isinstance(size, int) else size
-        self.view = view or Grid(self.size)
+        self.view = view
         self.resamples, self.seed = resamples, seed
         self.limits = {aupro_key(limit): limit for limit in limits}
         self._rows: dict[int, ImageRow] = {}
@@ -94,32 +78,25 @@ class Evaluator:
         maps = self.view.maps(index, prediction.anomaly_map.float()).cpu().numpy()
         masks = self.view.masks(index, batch["mask"]).cpu().numpy()
         marked = batch["mask"].flatten(1).any(dim=1).tolist()
-        alarms, detected = self._own(index, prediction)
-        for b in range(len(index)):
-            if index[b] in self._rows:
+        own = prediction.mask
+        detected = None if own is None else self.view.maps(index, own.float(), 0.0).cpu().numpy()
+        for b, image in enumerate(index):
+            if image in self._rows:
                 continue
-            pixels = self.view.defect_pixels(index[b])
+            pixels = self.view.defect_pixels(image)
             state = mask_state(label[b], marked[b], bool(masks[b].any()), pixels)
-            counts = None if detected is None else overlap_counts(detected[b], masks[b])
-            alarm = None if alarms is None else alarms[b]
-            row = ImageRow(label[b], scores[b], highest[b], state, alarm, counts, pixels)
-            self._rows[index[b]] = row
+            row = ImageRow(label[b], scores[b], highest[b], state, pixels)
+            if own is not None and detected is not None:
+                counts = overlap_counts(detected[b] > 0.5, masks[b])
+                row = row._replace(own_alarm=bool(own[b].any()), own_counts=counts)
+            self._rows[image] = row
             if state == "known":
-                self._pixels.add(index[b], maps[b], masks[b])
-
-    def _own(
-        self, index: list[int], prediction: Prediction
-    ) -> tuple[list[bool] | None, NDArray[np.bool_] | None]:
-        """Alarms and masks on the grid by the method's own decision, if it made one."""
-        if prediction.mask is None:
-            return None, None
-        alarms = prediction.mask.flatten(1).any(dim=1).tolist()
-        return alarms, (self.view.maps(index, prediction.mask.float(), 0.0) > 0.5).cpu().numpy()
+                self._pixels.add(image, maps[b], masks[b])
 
     # --- numbers ------------------------------------------------------------------------------
 
     def compute(self, threshold: Threshold, samples: Sequence[Sample] | None) -> dict[str, float]:
-        """Every metric, keys as in DESIGN plus `_ci_low`/`_ci_high`; see `metrics.metric_card`.
+        """Every metric by its key in `src.metrics`, with the ends of its interval where it has one.
 
         `samples` names the defect types for `test/recall/<defect>`; None leaves these out.
 
@@ -127,27 +104,44 @@ class Evaluator:
             DataError: no image has a known label.
         """
         self._threshold = threshold
-        scores, defect = self._labelled()
-        table = ranking.rank(scores, defect)
-        metrics = {
-            "test/images_normal": float((~defect).sum()),
-            "test/images_defective": float(defect.sum()),
-            "test/image_auroc": ranking.area_under_roc(table),
-            "test/image_ap": ranking.area_under_precision(table),
-            "test/image_f1_max": ranking.best_f1(table).f1,
-        }
-        metrics |= self._decision_metrics(threshold)
+        metrics, intervals = self._of_images(threshold)
         if samples is not None:
             recalls = self.defect_recalls(samples)
             metrics |= {f"test/recall/{row.defect}": row.found / row.total for row in recalls}
         metrics |= unseen_metric(self._rows.values())
         if self.has_masks:
-            tp, fp = self._counts(threshold)
+            counts = self._counts(threshold)
             ranked = self.pixel_ranking()
-            metrics |= localisation_metrics(self._pixels, ranked, tp, fp, self.limits)
-        for key, interval in self._intervals(threshold).items():
-            metrics |= {f"{key}_ci_low": interval.low, f"{key}_ci_high": interval.high}
+            metrics |= localisation_metrics(self._pixels, ranked, *counts, self.limits)
+            if self.resamples:
+                intervals |= localisation_intervals(
+                    self._pixels, self.limits, self.resamples, self.seed
+                )
+        for key, interval in intervals.items():
+            if interval.low == interval.low:  # an undefined one is left out
+                metrics |= {f"{key}{LOW}": interval.low, f"{key}{HIGH}": interval.high}
         return metrics
+
+    def _of_images(self, threshold: Threshold) -> tuple[dict[str, float], dict[str, Interval]]:
+        """Metrics of scores and decisions, and their intervals."""
+        scores, defect = self._labelled()
+        alarms = np.array([row.decision(threshold) for row in self._known_rows().values()])
+        defects, normals = int(defect.sum()), int((~defect).sum())
+        table = ranking.rank(scores, defect)
+        rates = uncertainty.decision_rates(alarms, defect)
+        metrics = {
+            "test/images_normal": float(normals),
+            "test/images_defective": float(defects),
+            "test/image_auroc": ranking.area_under_roc(table),
+            "test/image_ap": ranking.area_under_precision(table),
+            "test/image_f1_max": ranking.best_f1(table).f1,
+        } | {key: value.item() for key, value in rates.items()}
+        auroc = uncertainty.auroc_interval(metrics["test/image_auroc"], defects, normals)
+        return metrics, {
+            "test/image_auroc": auroc,
+            "test/recall": rate_interval(int(alarms[defect].sum()), defects),
+            "test/false_alarm_rate": rate_interval(int(alarms[~defect].sum()), normals),
+        }
 
     def oracle_threshold(self) -> Threshold:
         """The threshold with the best F1 on these test images; needs both classes."""
@@ -156,26 +150,10 @@ class Evaluator:
         pixels = self.pixel_ranking().pixels if self.has_masks else None
         return F1Oracle().fit_oracle(scores, defect, map_max, pixels)
 
-    def _intervals(self, threshold: Threshold) -> dict[str, Interval]:
-        """95 % intervals by metric key; undefined ones are left out."""
-        scores, defect = self._labelled()
-        counted = self._confusion(threshold)
-        defects, normals = int(defect.sum()), int((~defect).sum())
-        found = {
-            "test/image_auroc": uncertainty.auroc_interval(
-                ranking.auroc(scores, defect), defects, normals
-            ),
-            "test/recall": rate_interval(counted.hits, defects),
-            "test/false_alarm_rate": rate_interval(counted.false_alarms, normals),
-        }
-        if self.has_masks and self.resamples:
-            found |= localisation_intervals(self._pixels, self.limits, self.resamples, self.seed)
-        return {key: interval for key, interval in found.items() if interval.low == interval.low}
-
     @property
     def has_masks(self) -> bool:
         """Whether some defective image has a usable mask, so that pixel metrics exist."""
-        return any(has_mask(row) for row in self._rows.values())
+        return any(row.has_mask for row in self._rows.values())
 
     def pixel_ranking(self) -> PixelRanking:
         """The tables of all pixel metrics, computed once."""
@@ -210,7 +188,7 @@ class Evaluator:
                 "index": index,
                 "label": row.label,
                 "score": row.score,
-                "decision": decide(row, threshold),
+                "decision": row.decision(threshold),
                 "map_max": row.map_max,
                 "iou": ious.get(index),
             }
@@ -222,7 +200,7 @@ class Evaluator:
         alarms: dict[str, list[bool]] = {}
         for index, row in self._known_rows().items():
             if row.label == DEFECTIVE:
-                alarms.setdefault(samples[index].defect, []).append(decide(row, self._chosen()))
+                alarms.setdefault(samples[index].defect, []).append(row.decision(self._chosen()))
         return [
             DefectRecall(name, sum(alarm), len(alarm), *rate_interval(sum(alarm), len(alarm)))
             for name, alarm in sorted(alarms.items())
@@ -230,7 +208,7 @@ class Evaluator:
 
     def notes(self) -> list[str]:
         """What was left out of the metrics and why, one sentence each."""
-        return notes_of(dict(sorted(self._rows.items())), self.size, self.view.name)
+        return notes_of(dict(sorted(self._rows.items())), self.view.size, self.view.name)
 
     # --- parts of compute ---------------------------------------------------------------------
 
@@ -255,16 +233,6 @@ class Evaluator:
         defect = np.array([row.label == DEFECTIVE for row in rows.values()])
         return scores, defect
 
-    def _confusion(self, threshold: Threshold) -> ranking.Confusion:
-        rows = self._known_rows().values()
-        alarms = [decide(row, threshold) for row in rows]
-        return ranking.confusion(alarms, [row.label == DEFECTIVE for row in rows])
-
-    def _decision_metrics(self, threshold: Threshold) -> dict[str, float]:
-        counted = self._confusion(threshold)
-        names = ("precision", "recall", "f1", "false_alarm_rate")
-        return {f"test/{name}": getattr(counted, name) for name in names}
-
     def _counts(self, threshold: Threshold) -> tuple[Counts, Counts]:
         """True and false positive pixels per image (n,) of the mask at the threshold."""
         if not threshold.own_mask:
@@ -286,12 +254,12 @@ def build_evaluator(
 ) -> Evaluator:
     """The evaluator of the config group `evaluation` for images of this geometry."""
     options = cfg.evaluation
-    view = build_view(options, transform, samples)
     return Evaluator(
-        view.size,
+        View(
+            options.size, transform, samples, whole_image=options.whole_image, masks=options.masks
+        ),
         memory_gb=options.memory_gb,
         resamples=options.bootstrap,
         limits=options.aupro_limits,
         seed=cfg.seed,
-        view=view,
     )

@@ -22,18 +22,22 @@ class ImageRow(NamedTuple):
     score: float
     map_max: float  # of the map as the model made it
     mask: str  # "known" | "missing" | "vanished" | "outside" | "on a normal image"
-    own_alarm: bool | None  # the method's own mask marks a pixel; None: it made none
-    own_counts: tuple[int, int] | None  # true and false positive pixels of that mask
     pixels: DefectPixels | None = None  # of a mask that the network may not see all of
+    own_alarm: bool | None = None  # the method's own mask marks a pixel; None: it made none
+    own_counts: tuple[int, int] | None = None  # true and false positive pixels of that mask
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether the image is defective with a mask that counts."""
+        return self.label == DEFECTIVE and self.mask == "known"
 
-def decide(row: ImageRow, threshold: Threshold) -> bool:
-    """Whether the image raises an alarm."""
-    if not threshold.own_mask:
-        return row.score > threshold.image
-    if row.own_alarm is None:
-        raise no_own_mask()
-    return row.own_alarm
+    def decision(self, threshold: Threshold) -> bool:
+        """Whether the image raises an alarm."""
+        if not threshold.own_mask:
+            return self.score > threshold.image
+        if self.own_alarm is None:
+            raise no_own_mask()
+        return self.own_alarm
 
 
 def mask_state(
@@ -59,16 +63,11 @@ def overlap_counts(detected: NDArray[np.bool_], mask: NDArray[np.bool_]) -> tupl
     return hits, int(detected.sum()) - hits
 
 
-def has_mask(row: ImageRow) -> bool:
-    """Whether the image is defective with a mask that counts."""
-    return row.label == DEFECTIVE and row.mask == "known"
-
-
 def unseen_metric(rows: Iterable[ImageRow]) -> dict[str, float]:
     """Share of all defect pixels of masks that the network cannot see, under its key."""
     rows = list(rows)
     known = [row.pixels for row in rows if row.pixels]
-    if not known and not any(has_mask(row) for row in rows):
+    if not known and not any(row.has_mask for row in rows):
         return {}
     unseen = sum(p.unseen for p in known) / max(1, sum(p.marked for p in known))
     return {"test/unseen_defect_pixels": unseen}
@@ -82,7 +81,7 @@ def notes_of(
     outside = [name(index) for index, row in by_index.items() if row.mask == "outside"]
     labels = [row.label for row in rows]
     masks = [row.mask for row in rows if row.label != UNKNOWN]
-    masked = any(has_mask(row) for row in rows)
+    masked = any(row.has_mask for row in rows)
     unknown, vanished = labels.count(UNKNOWN), masks.count("vanished")
     missing, misplaced = masks.count("missing"), masks.count("on a normal image")
     notes = []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from src.errors import ConfigError
 from src.evaluation import overlap, ranking, uncertainty
 from src.evaluation.pixels import PixelRanking, PixelStore
@@ -62,11 +60,8 @@ def localisation_intervals(
     store: PixelStore, limits: Mapping[str, float], resamples: int, seed: int
 ) -> dict[str, Interval]:
     """95 % intervals of pixel AUROC, AP and AUPRO by key; images are resampled, not pixels."""
-    generator = np.random.default_rng(seed)
     defect = store.defects > 0
-    weights = uncertainty.with_observed(
-        uncertainty.stratified_weights(defect, resamples, generator)
-    )
+    weights = uncertainty.drawn_images(defect, resamples, seed)
     resampled = uncertainty.pixel_metrics(store.histograms(HISTOGRAM_BINS), weights, limits)
     images = int(min(defect.sum(), (~defect).sum()))
     return {key: uncertainty.logit_interval(values, images) for key, values in resampled.items()}

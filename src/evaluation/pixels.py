@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -51,10 +51,16 @@ class PixelHistograms(NamedTuple):
     bin: below 1 / bins, unless more than that share of the pixels has one and the same score.
     """
 
-    image: Counts  # (n,) image indices
+    image: NDArray[Any]  # (n,) what the images are known by: an index, or a path in scores.csv
     defect: Counts  # (n, b)
     region: Floats  # (n, b) weights that sum to the number of regions of the image
     normal: Counts  # (n, b)
+
+    def of(self, images: Sequence[Any]) -> PixelHistograms:
+        """The rows of `images`, in that order; KeyError when one is missing."""
+        row = {name: i for i, name in enumerate(self.image.tolist())}
+        rows = [row[name] for name in images]
+        return PixelHistograms(*(part[rows] for part in self))  # type: ignore[arg-type]
 
 
 class PixelStore:

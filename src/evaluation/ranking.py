@@ -69,37 +69,6 @@ class Best(NamedTuple):
     threshold: float
 
 
-class Confusion(NamedTuple):
-    """Decisions against truth, in items."""
-
-    hits: int  # defective, called defective
-    false_alarms: int  # normal, called defective
-    misses: int  # defective, called normal
-    passes: int  # normal, called normal
-
-    @property
-    def precision(self) -> float:
-        """Share of defects among the alarms; NaN without an alarm."""
-        return ratio(self.hits, self.hits + self.false_alarms)
-
-    @property
-    def recall(self) -> float:
-        """Share of the defects that raise an alarm; NaN without defects."""
-        return ratio(self.hits, self.hits + self.misses)
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall, 2TP / (2TP + FP + FN); NaN without defects."""
-        if self.hits + self.misses == 0:
-            return float("nan")
-        return ratio(2 * self.hits, 2 * self.hits + self.false_alarms + self.misses)
-
-    @property
-    def false_alarm_rate(self) -> float:
-        """Share of the normal items that raise an alarm; NaN without normal items."""
-        return ratio(self.false_alarms, self.false_alarms + self.passes)
-
-
 def ratio(part: float, whole: float) -> float:
     """Quotient of two counts; NaN when the whole is 0."""
     return part / whole if whole else float("nan")
@@ -273,26 +242,6 @@ def precision_recall_curve(table: Ranking) -> Curve:
     return Curve("pr", recall, precision, area_under_precision(table))
 
 
-# --- straight from scores ----------------------------------------------------------------------
-
-
 def auroc(scores: ArrayLike, is_defect: ArrayLike) -> float:
     """Area under the ROC curve of scores (n,), ties half; NaN when a class is empty."""
     return area_under_roc(rank(scores, is_defect))
-
-
-def average_precision(scores: ArrayLike, is_defect: ArrayLike) -> float:
-    """Average precision of scores (n,), steps, ties grouped; NaN when a class is empty."""
-    return area_under_precision(rank(scores, is_defect))
-
-
-def f1_max(scores: ArrayLike, is_defect: ArrayLike) -> Best:
-    """Best F1 of scores (n,) and its threshold (score > threshold); NaN when a class is empty."""
-    return best_f1(rank(scores, is_defect))
-
-
-def confusion(is_alarm: ArrayLike, is_defect: ArrayLike) -> Confusion:
-    """Count decisions (n,) against truth (n,), both bool or 0/1."""
-    alarm, defect = as_array(is_alarm).astype(bool), as_array(is_defect).astype(bool)
-    hits, alarms, defects = int((alarm & defect).sum()), int(alarm.sum()), int(defect.sum())
-    return Confusion(hits, alarms - hits, defects - hits, alarm.size - alarms - defects + hits)

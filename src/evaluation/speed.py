@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from src.models.base import AnomalyModule
+from torch import Tensor, nn
 
 
 @torch.inference_mode()
 def measure_latency(
-    model: AnomalyModule, batches: Iterable[dict[str, Tensor]], images: int
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], images: int
 ) -> dict[str, float]:
     """Milliseconds from a normalised image on the device to score and map on the CPU, batch 1.
 

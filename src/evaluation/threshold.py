@@ -16,33 +16,59 @@ import inspect
 import logging
 import math
 from fractions import Fraction
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, cast
 
 import hydra
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig
-from torch import Tensor
 
 from src.errors import ConfigError
 from src.evaluation.ranking import Ranking, best_f1, finite, rank
-from src.result import NormalScores, Prediction, Threshold
+from src.result import NormalScores, Threshold
 
 log = logging.getLogger(__name__)
 
 
-class Rule(Protocol):
-    """How a threshold is found."""
+class Rule:
+    """How a threshold is found from normal images."""
 
-    needs_labels: bool  # True: call `fit_oracle` with test labels instead of `fit`
-    needs_own_mask: bool  # True: models must fill Prediction.mask
+    name: ClassVar[str]
+    needs_labels: ClassVar[bool] = False  # True: call `fit_oracle` with test labels instead
+    needs_own_mask: ClassVar[bool] = False  # True: models must fill Prediction.mask
 
     def fit(self, normal: NormalScores | None) -> Threshold:
-        """The threshold from normal images the model has not seen."""
-        ...
+        """The threshold from scores (n,) of normal images the model has not seen, n >= 2.
+
+        Raises:
+            ConfigError: there are too few of them, or the rule needs more than normal images.
+        """
+        raise NotImplementedError
 
 
-class Conformal:
+class _OrderStatistic(Rule):
+    """A rule that takes the k-th smallest of n scores, and of n map maxima."""
+
+    def fit(self, normal: NormalScores | None) -> Threshold:
+        """The threshold of n >= 2 scores; ConfigError with fewer."""
+        image, map_max = calibration_scores(normal)
+        n = image.size
+        k, alpha = self._order(n)
+        return Threshold(
+            image=float(np.sort(image)[k - 1]),
+            pixel=float(np.sort(map_max)[k - 1]),
+            rule=self.name,
+            alpha=alpha,
+            attained=(n + 1 - k) / (n + 1),
+            n=n,
+        )
+
+    def _order(self, n: int) -> tuple[int, float]:
+        """Which of n scores, 1..n, and the wanted probability of a false alarm."""
+        raise NotImplementedError
+
+
+class Conformal(_OrderStatistic):
     """Split-conformal threshold: on average, a share `alpha` of good parts or less alarms.
 
     The k-th smallest of n calibration scores, k = ceil((n + 1)(1 - alpha)). If calibration and
@@ -59,8 +85,6 @@ class Conformal:
     """
 
     name = "conformal"
-    needs_labels = False
-    needs_own_mask = False
 
     def __init__(self, alpha: float) -> None:
         if not 0 < alpha < 1:
@@ -71,26 +95,20 @@ class Conformal:
             )
         self.alpha = alpha
 
-    def fit(self, normal: NormalScores | None) -> Threshold:
-        """The threshold of scores (n,); ConfigError with fewer than two."""
-        image, map_max = calibration_scores(normal)
-        n = image.size
+    def _order(self, n: int) -> tuple[int, float]:
         # Fractions: 100 * (1 - 0.01) is 99.00000000000001 in floating point, one rank too many.
-        order = math.ceil((n + 1) * (1 - Fraction(str(self.alpha))))
+        alpha = Fraction(str(self.alpha))
+        order = math.ceil((n + 1) * (1 - alpha))
         if order > n:
-            self._warn(n)
-        return _order_statistic(self.name, image, map_max, min(order, n), self.alpha)
-
-    def _warn(self, n: int) -> None:
-        log.warning(
-            "%d normal calibration images cannot promise a false alarm rate of %g; the highest "
-            "score is the threshold: %.3g (1/%d) on average. For %g use at least %d images.",
-            n, self.alpha, 1 / (n + 1), n + 1, self.alpha,
-            math.ceil(1 / Fraction(str(self.alpha))) - 1,
-        )  # fmt: skip
+            log.warning(
+                "%d normal calibration images cannot promise a false alarm rate of %g; the highest "
+                "score is the threshold: %.3g (1/%d) on average. For %g use at least %d images.",
+                n, self.alpha, 1 / (n + 1), n + 1, self.alpha, math.ceil(1 / alpha) - 1,
+            )  # fmt: skip
+        return min(order, n), self.alpha
 
 
-class Quantile:
+class Quantile(_OrderStatistic):
     """The plain empirical quantile: the smallest score that a share `q` of the normals reaches.
 
     No correction for n: with few images the false alarm rate exceeds 1 - q on average; `attained`
@@ -98,8 +116,6 @@ class Quantile:
     """
 
     name = "quantile"
-    needs_labels = False
-    needs_own_mask = False
 
     def __init__(self, q: float) -> None:
         if not 0 < q <= 1:
@@ -110,15 +126,12 @@ class Quantile:
             )
         self.q = q
 
-    def fit(self, normal: NormalScores | None) -> Threshold:
-        """The threshold of scores (n,); ConfigError with fewer than two."""
-        image, map_max = calibration_scores(normal)
+    def _order(self, n: int) -> tuple[int, float]:
         share = Fraction(str(self.q))
-        order = math.ceil(share * image.size)
-        return _order_statistic(self.name, image, map_max, order, float(1 - share))
+        return math.ceil(share * n), float(1 - share)
 
 
-class Nfa:
+class Nfa(Rule):
     """A-contrario decision of U-Flow: a pixel is defective when log10 NFA < 0.
 
     NFA < 1 means that less than one such region is expected in an image of pure noise. There is no
@@ -128,7 +141,6 @@ class Nfa:
     """
 
     name = "nfa"
-    needs_labels = False
     needs_own_mask = True
 
     def fit(self, normal: NormalScores | None) -> Threshold:
@@ -136,7 +148,7 @@ class Nfa:
         return Threshold(0.0, 0.0, self.name)
 
 
-class F1Oracle:
+class F1Oracle(Rule):
     """The threshold with the best F1 on the test set itself: an upper bound, not a deployable rule.
 
     An exact sweep over the sorted scores; replaces the 2001-step scan ('dynamic thresholding') of
@@ -146,7 +158,6 @@ class F1Oracle:
 
     name = "f1_oracle"
     needs_labels = True
-    needs_own_mask = False
 
     def fit(self, normal: NormalScores | None) -> Threshold:
         """Not possible from normal images; raises ConfigError."""
@@ -179,29 +190,6 @@ class F1Oracle:
             pixels = rank(np.asarray(finite(map_max), dtype=np.float32), is_defect)
         found = best_f1(images).threshold, best_f1(pixels).threshold
         return Threshold(*found, self.name, oracle=True)
-
-
-class CalibrationScores:
-    """Collects what a rule is fitted on while calibration images are predicted.
-
-    The maximum is taken over the map as the model made it: resizing averages, so no grid can show
-    a higher value and the guarantee holds on all of them.
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[int, tuple[float, float]] = {}
-
-    def update(self, batch: dict[str, Tensor], prediction: Prediction) -> None:
-        """Take the scores of a batch; an image that comes twice counts once."""
-        highest = prediction.anomaly_map.flatten(1).amax(dim=1)
-        rows = zip(batch["index"], prediction.score, highest, strict=True)
-        self._rows |= {int(i): (float(score), float(high)) for i, score, high in rows}
-
-    def result(self) -> NormalScores:
-        """All scores in the order of the image index."""
-        rows = [self._rows[index] for index in sorted(self._rows)]
-        table = np.array(rows, dtype=np.float32).reshape(-1, 2)
-        return NormalScores(_tensor(table[:, 0]), _tensor(table[:, 1]))
 
 
 def build_rule(cfg: DictConfig) -> Rule:
@@ -238,22 +226,3 @@ def calibration_scores(normal: NormalScores | None) -> tuple[NDArray[Any], NDArr
         )
     image = finite(normal.image.float(), what="calibration scores")
     return image, finite(normal.map_max.float(), what="calibration map maxima")
-
-
-def _order_statistic(
-    rule: str, image: NDArray[Any], map_max: NDArray[Any], order: int, alpha: float
-) -> Threshold:
-    """The `order`-th smallest image score and map maximum, order 1..n."""
-    n = image.size
-    return Threshold(
-        image=float(np.sort(image)[order - 1]),
-        pixel=float(np.sort(map_max)[order - 1]),
-        rule=rule,
-        alpha=alpha,
-        attained=(n + 1 - order) / (n + 1),
-        n=n,
-    )
-
-
-def _tensor(values: NDArray[np.float32]) -> Tensor:
-    return Tensor(values.copy())

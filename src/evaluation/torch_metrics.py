@@ -15,6 +15,7 @@ memory, there is `evaluator.Evaluator`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from torchmetrics.utilities import dim_zero_cat
 from src.evaluation import overlap, ranking
 from src.evaluation.pixels import PixelStore
 from src.evaluation.ranking import Ranking
+from src.result import Prediction
 
 
 class _Exact(Metric):
@@ -66,34 +68,30 @@ class _OfImages(_Exact):
 
     def compute(self) -> Tensor:
         """The metric of all scores so far, a float64 scalar; NaN when a class is empty."""
-        return self._result(self.value(ranking.rank(*self._gathered())))
+        return self._result(self._value(ranking.rank(*self._gathered())))
 
-    def value(self, table: Ranking) -> float:
-        """The metric out of the table."""
+    def _value(self, table: Ranking) -> float:
         raise NotImplementedError
 
 
 class ImageAUROC(_OfImages):
     """`test/image_auroc`."""
 
-    def value(self, table: Ranking) -> float:
-        """P(defective > normal) + P(equal) / 2."""
+    def _value(self, table: Ranking) -> float:
         return ranking.area_under_roc(table)
 
 
 class ImageAP(_OfImages):
     """`test/image_ap`."""
 
-    def value(self, table: Ranking) -> float:
-        """Precision times gain in recall, without interpolation."""
+    def _value(self, table: Ranking) -> float:
         return ranking.area_under_precision(table)
 
 
 class ImageF1Max(_OfImages):
     """`test/image_f1_max`."""
 
-    def value(self, table: Ranking) -> float:
-        """The best F1 over all thresholds."""
+    def _value(self, table: Ranking) -> float:
         return ranking.best_f1(table).f1
 
 
@@ -116,34 +114,30 @@ class _OfPixels(_Exact):
         parts = zip(np.split(scores, ends), np.split(marks > 0, ends), shapes, strict=True)
         for index, (part, mark, shape) in enumerate(parts if len(shapes) else ()):
             store.add(index, part.reshape(shape), mark.reshape(shape))
-        return self._result(self.value(store))
+        return self._result(self._value(store))
 
-    def value(self, store: PixelStore) -> float:
-        """The metric out of the pixels."""
+    def _value(self, store: PixelStore) -> float:
         raise NotImplementedError
 
 
 class PixelAUROC(_OfPixels):
     """`test/pixel_auroc`."""
 
-    def value(self, store: PixelStore) -> float:
-        """AUROC of single pixels."""
+    def _value(self, store: PixelStore) -> float:
         return ranking.area_under_roc(store.rank().pixels)
 
 
 class PixelAP(_OfPixels):
     """`test/pixel_ap`."""
 
-    def value(self, store: PixelStore) -> float:
-        """Average precision of single pixels."""
+    def _value(self, store: PixelStore) -> float:
         return ranking.area_under_precision(store.rank().pixels)
 
 
 class PixelF1Max(_OfPixels):
     """`test/pixel_f1_max`."""
 
-    def value(self, store: PixelStore) -> float:
-        """The best F1 of single pixels."""
+    def _value(self, store: PixelStore) -> float:
         return ranking.best_f1(store.rank().pixels).f1
 
 
@@ -154,22 +148,42 @@ class AUPRO(_OfPixels):
         super().__init__(**kwargs)
         self.limit = limit
 
-    def value(self, store: PixelStore) -> float:
-        """The area under the curve of region overlap."""
+    def _value(self, store: PixelStore) -> float:
         return overlap.area_under_overlap(store.rank().regions, self.limit)
 
 
 class MeanIoU(_OfPixels):
-    """`test/miou` of maps above `threshold`; None: of the best threshold, `test/miou_oracle`."""
+    """`test/miou` of maps above `threshold`; None: at the best threshold, `test/miou_oracle`."""
 
     def __init__(self, threshold: float | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.threshold = threshold
 
-    def value(self, store: PixelStore) -> float:
-        """The mean over images of the intersection over union."""
+    def _value(self, store: PixelStore) -> float:
         if not len(store):
             return math.nan
         if self.threshold is None:
             return store.best_mean_iou(store.rank().pixels.value).mean_iou
-        return float(overlap.image_ious(*store.counts_above(self.threshold), store.defects).mean())
+        counts = store.counts_above(self.threshold)
+        return float(overlap.image_ious(*counts, store.defects).mean())
+
+
+class CalibrationScores(_Exact):
+    """Collects what a threshold is set with, while each process predicts its normal images.
+
+    The maximum is taken over the map as the model made it: resizing averages, so no grid can show
+    a higher value and the guarantee holds on all of them.
+    """
+
+    _names = ("index", "scores", "highest")
+
+    def update(self, batch: Mapping[str, Tensor], prediction: Prediction) -> None:
+        """Take the scores of a batch; indices of images are whole numbers below 2^24."""
+        highest = prediction.anomaly_map.flatten(1).amax(dim=1)
+        self._keep(batch["index"], prediction.score, highest)
+
+    def compute(self) -> Tensor:
+        """Score and highest value of the map (n, 2), by index; an image that came twice is one."""
+        index, *table = self._gathered()
+        rows = {image: row for row, image in enumerate(index.tolist())}
+        return torch.from_numpy(np.stack(table, axis=1)[[rows[image] for image in sorted(rows)]])

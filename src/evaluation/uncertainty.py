@@ -120,9 +120,10 @@ def stratified_weights(
     return weights
 
 
-def with_observed(weights: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Every image once in row 0, which is what was observed; then the resamples (resamples, n)."""
-    return np.concatenate([np.ones((1, weights.shape[1]), dtype=np.int32), weights])
+def drawn_images(is_defect: ArrayLike, resamples: int, seed: int) -> NDArray[np.int32]:
+    """Weights (1 + resamples, n): every image once in row 0, as was observed; then resamples."""
+    drawn = stratified_weights(is_defect, resamples, np.random.default_rng(seed))
+    return np.concatenate([np.ones((1, drawn.shape[1]), dtype=np.int32), drawn])
 
 
 def image_metrics(
@@ -147,6 +148,26 @@ def image_metrics(
         "test/image_ap": precision_area(drawn_defects, upto),
         "test/image_f1_max": f1_scores(drawn_defects, upto).max(axis=1),
     }
+
+
+def decision_rates(
+    decisions: ArrayLike, is_defect: ArrayLike, weights: NDArray[np.int32] | None = None
+) -> dict[str, Floats]:
+    """Precision, recall, F1 and false alarm rate of every resample, values (resamples,).
+
+    decisions and is_defect (n,) bool, weights (resamples, n); None: once, of what was observed.
+    NaN without an alarm (precision), without defective or without normal images.
+    """
+    alarm, defect = np.asarray(decisions, dtype=bool), np.asarray(is_defect, dtype=bool)
+    drawn = np.ones((1, defect.size), dtype=np.int32) if weights is None else weights
+    hits, alarms, defects = drawn @ (alarm & defect), drawn @ alarm, drawn @ defect
+    with np.errstate(invalid="ignore", divide="ignore"):  # an empty class gives NaN
+        return {
+            "test/precision": hits / alarms,
+            "test/recall": hits / defects,
+            "test/f1": np.where(defects == 0, np.nan, 2 * hits / (alarms + defects)),
+            "test/false_alarm_rate": (alarms - hits) / (drawn @ ~defect),
+        }
 
 
 def pixel_metrics(

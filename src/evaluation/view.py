@@ -10,6 +10,7 @@ found.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from src.data.images import image_size, read_mask
 from src.data.samples import DEFECTIVE, Sample
 from src.data.transforms import MASK_RULES, ImageTransform
-from src.errors import ConfigError, did_you_mean
+from src.errors import only
 
 #: Score of a pixel that was never looked at; finite, as every score that is ranked.
 NEVER_FOUND = float(np.finfo(np.float32).min)
@@ -32,42 +33,16 @@ class DefectPixels(NamedTuple):
     unseen: int
 
 
-class Grid:
-    """Maps and masks where the network looks, resized to the grid of the pixel metrics.
+class View:
+    """Maps and masks of test images on the grid of the pixel metrics.
 
-    Maps are resized bilinearly, masks by nearest neighbour, both with half-pixel centres.
-
-    Args:
-        size: (height, width) of the grid in pixels.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
-
-    def maps(self, index: Sequence[int], maps: Tensor, unseen: float = NEVER_FOUND) -> Tensor:
-        """Maps (B, h, w) of any grid -> (B, H, W); pixels that are never seen get `unseen`."""
-        return resize_maps(maps, self.size)
-
-    def masks(self, index: Sequence[int], masks: Tensor) -> Tensor:
-        """Masks (B, h, w) bool of a batch -> (B, H, W) bool."""
-        return resize_masks(masks, self.size)
-
-    def defect_pixels(self, index: int) -> DefectPixels | None:
-        """Marked and unseen pixels of a defective image; None: nothing marked or cut off."""
-        return None
-
-    def name(self, index: int) -> str:
-        """What to call an image in a sentence."""
-        return f"image {index}"
-
-
-class View(Grid):
-    """The same by choice over the whole image and with eroded masks, read from their files.
+    Maps are resized bilinearly, masks by nearest neighbour, both with half-pixel centres. By choice
+    over the whole image and with eroded masks, which are then read from their files.
 
     Args:
-        transform: geometry of the network input.
+        size: of the grid in pixels, its side or (height, width).
+        transform: geometry of the network input; None: it sees whole images.
         samples: what `batch["index"]` points into.
-        size: (height, width) of the grid in pixels.
         whole_image: measure over the whole image instead of the network's view.
         masks: how masks are resized, one of `MASK_RULES`.
 
@@ -77,30 +52,26 @@ class View(Grid):
 
     def __init__(
         self,
-        transform: ImageTransform,
-        samples: Sequence[Sample],
-        size: tuple[int, int],
+        size: int | Sequence[int],
+        transform: ImageTransform | None = None,
+        samples: Sequence[Sample] = (),
         *,
-        whole_image: bool,
-        masks: str,
+        whole_image: bool = False,
+        masks: str = "nearest",
     ) -> None:
-        super().__init__(size)
-        if masks not in MASK_RULES:
-            raise ConfigError(
-                f"evaluation.masks={masks} is not known.",
-                found=masks,
-                do=did_you_mean(masks, MASK_RULES),
-            )
-        self.transform, self.samples = transform, samples
-        self.whole_image, self.rule = whole_image and transform.crops, masks
+        only("evaluation.masks", [masks], MASK_RULES)
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.cropped = transform if transform is not None and transform.crops else None
+        self.transform, self.samples, self.rule = transform, samples, masks
+        self.whole_image = whole_image and self.cropped is not None
 
     def maps(self, index: Sequence[int], maps: Tensor, unseen: float = NEVER_FOUND) -> Tensor:
         """Maps (B, h, w) of any grid -> (B, H, W); pixels that are never seen get `unseen`."""
-        if not self.whole_image:
-            return super().maps(index, maps)
+        if self.cropped is None or not self.whole_image:
+            return resize_maps(maps, self.size)
         sizes = [image_size(self.samples[i].image_path) for i in index]
         placed = [
-            self.transform.to_original(one, size, unseen, grid=self.size)
+            self.cropped.to_original(one, size, unseen, grid=self.size)
             for one, size in zip(maps, sizes, strict=True)
         ]
         return torch.stack(placed)
@@ -110,46 +81,33 @@ class View(Grid):
 
         The batch has them by nearest neighbour and cropped; otherwise files are read again.
         """
-        if not self.whole_image and self.rule == "nearest":
-            return super().masks(index, masks)
-        return torch.cat([self._mask(i) for i in index])
+        if self.transform is None or (not self.whole_image and self.rule == "nearest"):
+            return resize_masks(masks, self.size)
+        return torch.cat([self._mask(self.transform, self.samples[i].mask_path) for i in index])
 
     def defect_pixels(self, index: int) -> DefectPixels | None:
         """Marked and unseen pixels of a defective image; None: nothing marked or cut off."""
+        if self.cropped is None:
+            return None
         sample = self.samples[index]
-        if not self.transform.crops or sample.label != DEFECTIVE or sample.mask_path is None:
+        if sample.label != DEFECTIVE or sample.mask_path is None:
             return None
         mask = read_mask(sample.mask_path)
         if not mask.any():
             return None
-        unseen = mask & ~self.transform.seen((mask.shape[0], mask.shape[1]))
+        unseen = mask & ~self.cropped.seen((mask.shape[0], mask.shape[1]))
         return DefectPixels(int(mask.sum()), int(unseen.sum()))
 
     def name(self, index: int) -> str:
         """Folder and file of an image."""
         return "/".join(self.samples[index].image_path.parts[-2:])
 
-    def _mask(self, index: int) -> Tensor:
+    def _mask(self, transform: ImageTransform, path: Path | None) -> Tensor:
         """Mask of one image, (1, H, W) bool; nothing is marked without a file."""
-        path = self.samples[index].mask_path
         if path is None:
             return torch.zeros(1, *self.size, dtype=torch.bool)
-        mask = self.transform.mask(path, rule=self.rule, crop=not self.whole_image)
+        mask = transform.mask(path, rule=self.rule, crop=not self.whole_image)
         return resize_masks(torch.from_numpy(mask)[None], self.size)
-
-
-def build_view(
-    options: Mapping[str, Any], transform: ImageTransform, samples: Sequence[Sample]
-) -> View:
-    """The view of the config group `evaluation`."""
-    size = options["size"]
-    return View(
-        transform,
-        samples,
-        (size, size) if isinstance(size, int) else (size[0], size[1]),
-        whole_image=options["whole_image"],
-        masks=options["masks"],
-    )
 
 
 def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:

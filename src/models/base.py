@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from src.errors import SavedModelError
 from src.files import atomic, write_text
-from src.result import NormalScores as NormalScores  # for importers of before
-from src.result import Prediction as Prediction
+from src.result import NormalScores, Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

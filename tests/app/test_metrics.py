@@ -10,11 +10,12 @@ from src.errors import ConfigError
 from src.evaluation import overlap
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.pixels import PixelStore
+from src.evaluation.view import View
 from src.result import Prediction, Threshold
 
 
 def test_every_number_the_evaluator_returns_is_explained(tmp_path):
-    evaluator = Evaluator(8, memory_gb=1, resamples=10, limits=[0.3, 0.05, 0.01], seed=0)
+    evaluator = Evaluator(View(8), memory_gb=1, resamples=10, limits=[0.3, 0.05, 0.01], seed=0)
     mask = torch.zeros(2, 8, 8, dtype=torch.bool)
     mask[1, :3, :3] = True
     batch = {"index": torch.arange(2), "label": torch.tensor([0, 1]), "mask": mask}

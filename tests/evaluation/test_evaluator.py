@@ -12,11 +12,12 @@ from sklearn import metrics as referee
 from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError
-from src.evaluation import overlap, ranking
+from src.evaluation import overlap
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.pixels import PixelStore
 from src.evaluation.threshold import Conformal, Nfa
-from src.evaluation.view import resize_maps, resize_masks
+from src.evaluation.uncertainty import decision_rates
+from src.evaluation.view import View, resize_maps, resize_masks
 from src.result import NormalScores, Prediction, Threshold
 from tests import reference
 
@@ -26,7 +27,7 @@ LIMITS = (0.3, 0.05)
 
 def new(size=GRID, **changes):
     options = {"memory_gb": 1.0, "resamples": 50, "limits": LIMITS, "seed": 0} | changes
-    return Evaluator(size, **options)
+    return Evaluator(View(size), **options)
 
 
 def at(image=0.5, pixel=0.5, rule="conformal"):
@@ -289,8 +290,8 @@ def test_the_oracle_threshold_reaches_the_best_image_f1_and_pixel_f1():
     got = evaluator.compute(threshold, scene.samples)
     assert threshold.oracle
     assert got["test/f1"] == pytest.approx(got["test/image_f1_max"])
-    pixels = ranking.confusion(scene.map > threshold.pixel, scene.mask)
-    assert pixels.f1 == pytest.approx(got["test/pixel_f1_max"])
+    pixels = decision_rates((scene.map > threshold.pixel).flatten(), scene.mask.flatten())
+    assert pixels["test/f1"].item() == pytest.approx(got["test/pixel_f1_max"])
 
 
 @pytest.mark.parametrize(("alpha", "share"), [(0.3, 0.0), (0.5, 0.25)])
@@ -357,7 +358,7 @@ def test_the_config_builds_the_evaluator():
     )  # fmt: skip
     scene = Scene()
     evaluator = build_evaluator(cfg, geometry(12, None), scene.samples)
-    assert evaluator.size == (16, 20)
+    assert evaluator.view.size == (16, 20)
     assert evaluator.limits == {"test/aupro": 0.3, "test/aupro_10": 0.1}
     got = scene.fill(evaluator).compute(at(), None)
     assert "test/pixel_auroc_ci_low" not in got

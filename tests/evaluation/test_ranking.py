@@ -11,14 +11,24 @@ from sklearn import metrics as referee
 
 from src.errors import DataError
 from src.evaluation import ranking
+from src.evaluation.uncertainty import decision_rates
 from tests import reference
 
 FEW = st.integers(-3, 3).map(float)  # many ties
 ANY = st.floats(-1e30, 1e30, allow_nan=False)
 
 
-def confusion_at(scores, labels, threshold):
-    return ranking.confusion(np.asarray(scores, dtype=np.float64) > threshold, labels)
+def average_precision(scores, labels):
+    return ranking.area_under_precision(ranking.rank(scores, labels))
+
+
+def f1_max(scores, labels):
+    return ranking.best_f1(ranking.rank(scores, labels))
+
+
+def rates(alarms, labels):
+    found = decision_rates(alarms, np.asarray(labels) == 1)
+    return {key.removeprefix("test/"): value.item() for key, value in found.items()}
 
 
 def labelled(values):
@@ -38,20 +48,18 @@ def test_auroc_ap_and_f1_equal_pair_counting_and_threshold_sweeps(rows):
     assert ranking.auroc(scores, labels) == pytest.approx(
         reference.auroc(scores, labels), abs=1e-12
     )
-    assert ranking.average_precision(scores, labels) == pytest.approx(
+    assert average_precision(scores, labels) == pytest.approx(
         reference.average_precision(scores, labels), abs=1e-12
     )
-    assert ranking.f1_max(scores, labels).f1 == pytest.approx(
-        reference.f1_max(scores, labels), abs=1e-12
-    )
+    assert f1_max(scores, labels).f1 == pytest.approx(reference.f1_max(scores, labels), abs=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
 @given(rows=st.one_of(labelled(FEW), labelled(ANY)))
 def test_the_f1_threshold_reaches_the_f1_it_promises(rows):
     scores, labels = split(rows)
-    best = ranking.f1_max(scores, labels)
-    assert confusion_at(scores, labels, best.threshold).f1 == pytest.approx(best.f1)
+    best = f1_max(scores, labels)
+    assert rates(np.asarray(scores) > best.threshold, labels)["f1"] == pytest.approx(best.f1)
 
 
 @settings(max_examples=100, deadline=None)
@@ -59,9 +67,9 @@ def test_the_f1_threshold_reaches_the_f1_it_promises(rows):
 def test_the_f1_threshold_also_holds_for_float32_tensors_compared_in_torch(rows):
     scores, labels = split(rows)
     tensor = torch.tensor(scores, dtype=torch.float32)
-    best = ranking.f1_max(tensor, labels)
+    best = f1_max(tensor, labels)
     alarm = tensor > best.threshold  # torch rounds the Python number to float32 here
-    assert ranking.confusion(alarm, labels).f1 == pytest.approx(best.f1)
+    assert rates(alarm, labels)["f1"] == pytest.approx(best.f1)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,7 +79,7 @@ def test_scikit_learn_agrees(seed, levels):
     labels = rng.random(500) < 0.3
     scores = (rng.normal(size=500) + labels) * levels // 3
     assert ranking.auroc(scores, labels) == pytest.approx(referee.roc_auc_score(labels, scores))
-    assert ranking.average_precision(scores, labels) == pytest.approx(
+    assert average_precision(scores, labels) == pytest.approx(
         referee.average_precision_score(labels, scores)
     )
     fpr, tpr, _ = referee.roc_curve(labels, scores, drop_intermediate=False)
@@ -106,8 +114,8 @@ def test_area_under_the_drawn_roc_curve_is_the_auroc():
 def test_without_both_classes_every_metric_is_nan(labels):
     scores = np.arange(len(labels), dtype=float)
     assert math.isnan(ranking.auroc(scores, labels))
-    assert math.isnan(ranking.average_precision(scores, labels))
-    assert all(math.isnan(v) for v in ranking.f1_max(scores, labels))
+    assert math.isnan(average_precision(scores, labels))
+    assert all(math.isnan(v) for v in f1_max(scores, labels))
     assert np.isnan(ranking.roc_curve(ranking.rank(scores, labels)).y).all()
     assert np.isnan(ranking.precision_recall_curve(ranking.rank(scores, labels)).y).all()
 
@@ -121,7 +129,7 @@ def test_one_image_of_each_class_is_enough():
 def test_a_constant_score_says_nothing():
     labels = [1, 0, 0, 1, 0]
     assert ranking.auroc([3.0] * 5, labels) == 0.5
-    assert ranking.average_precision([3.0] * 5, labels) == pytest.approx(0.4)
+    assert average_precision([3.0] * 5, labels) == pytest.approx(0.4)
 
 
 def test_scores_far_outside_zero_to_one_keep_their_order():
@@ -137,7 +145,7 @@ def test_scores_far_outside_zero_to_one_keep_their_order():
 def test_order_of_arrival_does_not_matter(rows, seed):
     mixed = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     assert ranking.auroc(*split(mixed)) == ranking.auroc(*split(rows))
-    assert ranking.average_precision(*split(mixed)) == ranking.average_precision(*split(rows))
+    assert average_precision(*split(mixed)) == average_precision(*split(rows))
 
 
 @settings(max_examples=50, deadline=None)
@@ -146,7 +154,7 @@ def test_a_monotone_change_of_scale_changes_nothing(rows):
     scores, labels = split(rows)
     bent = np.exp(np.array(scores) / 10)
     assert ranking.auroc(bent, labels) == ranking.auroc(scores, labels)
-    assert ranking.f1_max(bent, labels).f1 == ranking.f1_max(scores, labels).f1
+    assert f1_max(bent, labels).f1 == f1_max(scores, labels).f1
 
 
 def test_scores_that_are_not_finite_are_refused_with_their_number():
@@ -167,21 +175,20 @@ def test_tensors_of_every_float_type_are_accepted(dtype):
     assert ranking.auroc(scores, torch.tensor([0, 1, 0, 1])) == 1
 
 
-def test_confusion_counts_what_it_says():
-    counted = confusion_at([1, 2, 3, 4, 5], [0, 1, 0, 1, 1], threshold=2)
-    assert counted == ranking.Confusion(hits=2, false_alarms=1, misses=1, passes=1)
-    assert counted.precision == counted.recall == counted.f1 == pytest.approx(2 / 3)
-    assert counted.false_alarm_rate == 0.5
+def test_the_rates_of_decisions_are_those_of_the_counts():
+    found = rates(np.array([1, 2, 3, 4, 5]) > 2, [0, 1, 0, 1, 1])  # 2 hits, 1 miss, 1 false alarm
+    assert found["precision"] == found["recall"] == found["f1"] == pytest.approx(2 / 3)
+    assert found["false_alarm_rate"] == 0.5
 
 
 def test_ratios_without_a_denominator_are_nan():
-    silent = confusion_at([1.0, 2.0], [0, 1], threshold=9)
-    assert math.isnan(silent.precision)
-    assert silent.recall == silent.f1 == silent.false_alarm_rate == 0
-    only_normal = confusion_at([1.0, 2.0], [0, 0], threshold=1)
-    assert math.isnan(only_normal.recall)
-    assert math.isnan(only_normal.f1)
-    assert only_normal.false_alarm_rate == 0.5
+    silent = rates([False, False], [0, 1])
+    assert math.isnan(silent["precision"])
+    assert silent["recall"] == silent["f1"] == silent["false_alarm_rate"] == 0
+    only_normal = rates([False, True], [0, 0])
+    assert math.isnan(only_normal["recall"])
+    assert math.isnan(only_normal["f1"])
+    assert only_normal["false_alarm_rate"] == 0.5
 
 
 def test_a_thinned_curve_keeps_its_ends_and_its_area():
@@ -198,6 +205,6 @@ def test_neighbouring_floats_can_still_be_separated():
     for kind in (np.float32, np.float64):
         low = kind(0.1)
         high = np.nextafter(low, kind(1))
-        best = ranking.f1_max(np.array([low, high]), [0, 1])
+        best = f1_max(np.array([low, high]), [0, 1])
         assert best.f1 == 1
         assert float(low) <= best.threshold < float(high)

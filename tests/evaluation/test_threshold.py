@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 from src.errors import ConfigError, DataError, SavedModelError
 from src.evaluation import ranking
 from src.evaluation.threshold import (
-    CalibrationScores,
     Conformal,
     F1Oracle,
     Nfa,
     Quantile,
     build_rule,
 )
+from src.evaluation.torch_metrics import CalibrationScores
 from src.result import NormalScores, Prediction, Threshold
 from tests import reference
 
@@ -242,7 +242,9 @@ def test_calibration_takes_each_image_once_and_its_highest_map_value():
         batch = {"index": torch.tensor(index)}
         score = torch.tensor(index, dtype=torch.float32)
         collected.update(batch, Prediction(score, maps))
-    normal = collected.result()
-    assert normal.image.tolist() == [1, 4, 7]
-    assert normal.map_max.tolist() == [3, 7, 11]
-    assert len(CalibrationScores().result().image) == 0
+    assert collected.compute().tolist() == [[1, 3], [4, 7], [7, 11]]
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_without_calibration_images_there_are_no_scores():
+    assert CalibrationScores().compute().shape == (0, 2)

@@ -45,8 +45,8 @@ def samples(tmp_path):
 def evaluated(samples, size, *, whole, rule=CONFORMAL):
     """An evaluator that has seen the three images."""
     transform = geometry(4, 2)
-    view = View(transform, samples, (size, size), whole_image=whole, masks="nearest")
-    evaluator = Evaluator(size, memory_gb=1, resamples=0, limits=[0.3], seed=0, view=view)
+    view = View(size, transform, samples, whole_image=whole)
+    evaluator = Evaluator(view, memory_gb=1, resamples=0, limits=[0.3], seed=0)
     masks = [
         torch.from_numpy(transform.mask(s.mask_path)) if s.mask_path else torch.zeros(2, 2).bool()
         for s in samples
@@ -83,7 +83,7 @@ def test_regions_of_an_a_contrario_mask_do_not_reach_outside_the_view(samples):
 
 
 def test_without_a_crop_there_is_nothing_to_choose(samples):
-    view = View(geometry(4, None), samples, (4, 4), whole_image=True, masks="nearest")
+    view = View(4, geometry(4, None), samples, whole_image=True)
     assert torch.equal(view.maps([0, 1, 2], MAPS), resize_maps(MAPS, (4, 4)))
     assert view.defect_pixels(0) is None  # no file is read for it
 
@@ -102,7 +102,7 @@ def test_eroded_masks_keep_what_bilinear_resizing_leaves_whole():
 
 def test_an_unknown_rule_for_masks_names_the_nearest(samples):
     with pytest.raises(ConfigError, match="Did you mean 'eroded'"):
-        View(geometry(4, 2), samples, (4, 4), whole_image=False, masks="erode")
+        View(4, geometry(4, 2), samples, masks="erode")
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def again(finished, app_config, tmp_path, *overrides):
 def marked(folder):
     statistics = read_pixel_statistics(folder)
     assert statistics is not None
-    pixels = statistics.histograms.defect.sum(axis=1).tolist()
-    names = [path.rsplit("/")[-1].removesuffix(".png") for path in statistics.paths]
+    pixels = statistics.defect.sum(axis=1).tolist()
+    names = [path.rsplit("/")[-1].removesuffix(".png") for path in statistics.image.tolist()]
     return {name: count for name, count in zip(names, pixels, strict=True) if count}
 
 

@@ -278,5 +278,5 @@ def test_a_table_that_lacks_a_column_is_refused(finished_run, tmp_path):
     (tmp_path / "scores.csv").write_text(whole.replace(",iou", ",other", 1))
     with pytest.raises(SavedModelError, match=r"\['iou'\]"):
         SavedRun(tmp_path).scores()
-    with pytest.raises(SavedModelError, match="no usable scores"):
+    with pytest.raises(SavedModelError, match=r"scores\.csv: FileNotFound"):
         SavedRun(tmp_path / "nowhere").scores()

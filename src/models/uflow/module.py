@@ -339,8 +339,9 @@ def _near(side: int, multiple: int) -> int:
 
 def _test_evaluator(size: int) -> Any:
     from src.evaluation.evaluator import Evaluator
+    from src.evaluation.view import View
 
-    return Evaluator(size, memory_gb=2.0, resamples=0, limits=[0.3], seed=0)
+    return Evaluator(View(size), memory_gb=2.0, resamples=0, limits=[0.3], seed=0)
 
 
 def _metrics_on_test(evaluator: Any) -> dict[str, float]:
