@@ -21,6 +21,7 @@ from src.evaluation.threshold import (
     build_rule,
 )
 from src.evaluation.torch_metrics import CalibrationScores
+from src.evaluation.uncertainty import decision_rates
 from src.result import NormalScores, Prediction, Threshold
 from tests import reference
 
@@ -175,7 +176,7 @@ def test_the_oracle_threshold_reaches_the_best_f1_of_images_and_of_pixels():
     fitted = F1Oracle().fit_oracle(scores, labels, scores * 3, pixels)
     assert fitted.oracle
     alarm = torch.tensor(scores) > fitted.image
-    assert ranking.confusion(alarm, labels).f1 == pytest.approx(
+    assert decision_rates(alarm, labels)["test/f1"].item() == pytest.approx(
         reference.f1_max(scores.tolist(), labels.tolist())
     )
     assert fitted.pixel == ranking.best_f1(pixels).threshold
