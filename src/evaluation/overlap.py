@@ -39,14 +39,14 @@ class BestIoU(NamedTuple):
     position: int
 
 
-def region_sizes(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+def region_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Size in pixels of the 8-connected region each marked pixel belongs to.
 
-    mask (H, W) bool -> sizes (m,) int32 in the order of `mask.nonzero()`, number of regions.
+    mask (H, W) bool -> sizes (m,) int32 in the order of `mask.nonzero()`.
     """
     labels, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
     sizes = np.bincount(labels.ravel(), minlength=count + 1).astype(np.int32)
-    return sizes[labels[mask]], int(count)
+    return sizes[labels[mask]]
 
 
 def area_under_overlap(regions: Ranking, limit: float) -> float:

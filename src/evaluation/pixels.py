@@ -29,7 +29,6 @@ class ImagePixels(NamedTuple):
 
     defect: Scores  # (m,)
     region_size: NDArray[np.int32]  # (m,) pixels of the region of each defective pixel
-    regions: int
     normal: Scores | int  # (k,) or the offset in the spool
     normals: int  # k
 
@@ -96,21 +95,11 @@ class PixelStore:
         """
         flat = finite(anomaly_map, what=f"map values of image {index}").astype(np.float32)
         marked = mask.ravel()
-        defect, (sizes, regions) = flat[marked], region_sizes(mask)
+        defect, sizes, normal = flat[marked], region_sizes(mask), np.sort(flat[~marked])
         order = np.argsort(defect)
-        self._keep(index, defect[order], sizes[order], regions, np.sort(flat[~marked]))
-
-    def _keep(
-        self,
-        index: int,
-        defect: Scores,
-        sizes: NDArray[np.int32],
-        regions: int,
-        normal: Scores,
-    ) -> None:
         self._free -= normal.nbytes
         kept = normal if self._free >= 0 else self._write(normal)
-        self._images[index] = ImagePixels(defect, sizes, regions, kept, normal.size)
+        self._images[index] = ImagePixels(defect[order], sizes[order], kept, normal.size)
 
     def _write(self, normal: Scores) -> int:
         if self._spool is None:

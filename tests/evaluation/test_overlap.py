@@ -88,10 +88,8 @@ def test_every_region_weighs_the_same_whatever_its_size():
 
 def test_regions_touching_at_a_corner_are_one():
     mask = np.eye(5, dtype=bool)
-    sizes, count = overlap.region_sizes(mask)
-    assert count == 1
-    assert sizes.tolist() == [5] * 5
-    assert count == len(reference.flood_regions(mask))
+    assert overlap.region_sizes(mask).tolist() == [5] * 5
+    assert len(reference.flood_regions(mask)) == 1
 
 
 @settings(max_examples=40, deadline=None)
