@@ -13,8 +13,7 @@ from src.reproduction.collecting import measurements
 from src.reproduction.judging import Row, judge_variant, verdict_line
 from src.reproduction.pages import write_tables
 from src.reproduction.planning import Job, Plan, listed, make_plan
-from src.reproduction.progress import Board
-from src.reproduction.running import Engine, Task
+from src.reproduction.running import Board, Engine, Task
 
 FAILED = 1
 

@@ -20,9 +20,8 @@ from rich.table import Table
 from src import experiment
 from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule, Index
-from src.data.findings import Found
 from src.data.images import read_sample
-from src.data.samples import DEFECTIVE, NORMAL, Sample
+from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.data.splits import limit_test
 from src.deployment.changes import find_change
 from src.detector import Detector

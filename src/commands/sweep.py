@@ -20,8 +20,7 @@ from optuna.trial import Trial, TrialState
 
 from src.errors import ConfigError, did_you_mean
 from src.identity import require_current
-from src.reproduction.progress import Board
-from src.reproduction.running import Engine, Task, last_lines
+from src.reproduction.running import Board, Engine, Task, last_lines
 from src.saved_run import SavedRun
 from src.sweeping.definition import Sweep, load_sweep
 from src.sweeping.pages import write_pages

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.data.findings import Found
 from src.data.layout import category_folder, index_layout
+from src.data.samples import Found
 
 
 def index_btad(root: Path, category: str) -> Found:

@@ -14,19 +14,18 @@ from src import processes
 from src.data.dataset import (
     CACHE_LIMIT_BYTES,
     CheckedLoader,
+    EpochShuffle,
     ImageDataset,
     Share,
     as_is,
     cache_bytes,
 )
 from src.data.depth import settle_depth
-from src.data.findings import Found, summary
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
 from src.data.options import Cache, DataOptions, Protocol, UseOptions
 from src.data.record import DataRecord, Entry
-from src.data.samples import DEFECTIVE, Sample
-from src.data.shuffling import EpochShuffle
+from src.data.samples import DEFECTIVE, Found, Sample, summary
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from src.data.findings import Found
 from src.data.images import deep_peak, image_header, is_deep
+from src.data.samples import Found
 from src.errors import DataError
 
 _PROBED = 16  # ours: a set of 8-bit images is known by so many headers, spread over the training

@@ -15,11 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.duplicates import near_duplicates
-from src.data.findings import SEVERITIES, Finding, Found, some
 from src.data.images import is_deep, same_view
-from src.data.measured import Measured, MeasuredMask, empty_masks, measure, measure_masks
-from src.data.samples import DEFECTIVE, NORMAL, Sample
+from src.data.measured import (
+    Measured,
+    MeasuredMask,
+    empty_masks,
+    measure,
+    measure_masks,
+    near_duplicates,
+)
+from src.data.samples import DEFECTIVE, NORMAL, SEVERITIES, Finding, Found, Sample, some
 from src.data.transforms import ImageTransform
 from src.errors import DataError
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from src.data.doctor import Report
-from src.data.findings import Finding, summary
 from src.data.images import open_rgb
 from src.data.measured import Measured
+from src.data.samples import Finding, summary
 from src.errors import DataError
 from src.files import atomic, shown, write_text
 

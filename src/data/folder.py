@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from src.data.findings import Found
 from src.data.gathering import Folders, gather
 from src.data.layout import missing_root, no_images, normals
+from src.data.samples import Found
 from src.data.splits import draw, share
 
 

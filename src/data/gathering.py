@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from src.data.findings import Finding, about, some
 from src.data.listing import Listing, walk
 from src.data.masks import look_like_masks, pair_masks, pairing_findings
-from src.data.samples import DEFECTIVE, Sample
+from src.data.samples import DEFECTIVE, Finding, Sample, about, some
 from src.errors import ConfigError, DataError
 
 _GOOD = ("good", "ok", "normal")  # folders of good parts among those of defects

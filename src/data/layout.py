@@ -6,10 +6,9 @@ import glob
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from src.data.findings import Found, about
 from src.data.gathering import Folders, gather
 from src.data.listing import EXTENSIONS, natural_key, walk
-from src.data.samples import NORMAL, Sample
+from src.data.samples import NORMAL, Found, Sample, about
 from src.errors import DataError, did_you_mean
 
 DEEPEST = 4  # ours: folders between data.root and a data set; archives bring one or two

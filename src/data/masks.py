@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
-from src.data.findings import Finding, about
-from src.data.samples import Sample
+from src.data.samples import Finding, Sample, about
 
 # What tools add to the name of an image to call its mask: x_mask, x_gt, x-label2, x_mask1.
 _SUFFIX = re.compile(

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.data.findings import Found, about
 from src.data.layout import normals
 from src.data.road_images import TRAIN_SHARE, find_root, sorted_images
-from src.data.samples import DEFECTIVE, Sample
+from src.data.samples import DEFECTIVE, Found, Sample, about
 
 BAD_PER_TRAINING_IMAGE = 2  # official code
 

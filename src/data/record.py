@@ -17,8 +17,7 @@ from omegaconf import DictConfig
 
 from src.composing import partial_of
 from src.contents import content_hashes
-from src.data.findings import Found
-from src.data.samples import Sample
+from src.data.samples import Found, Sample
 from src.files import ESCAPE
 
 FILE_NAME = "data.csv"

@@ -15,10 +15,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.data.findings import Found
 from src.data.layout import DEEPEST, holders, missing_root
 from src.data.listing import list_images
-from src.data.samples import DEFECTIVE, NORMAL, Sample
+from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.errors import ConfigError, DataError, did_you_mean
 
 TRAIN_SHARE = 0.7  # official code

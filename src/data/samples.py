@@ -1,13 +1,17 @@
-"""One image on disk and what is known of it."""
+"""One image on disk and what is known of it; what a lister notices about a whole data set."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.files import shown
 
 NORMAL, DEFECTIVE, UNKNOWN = 0, 1, -1
+SEVERITIES = ("note", "warning", "error")  # their positions are the doctor's exit codes
+_TYPES_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +28,63 @@ class Sample:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defect", shown(self.defect))  # it is printed, not opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was noticed, in the three parts of our errors."""
+
+    severity: str  # one of SEVERITIES
+    what: str
+    found: str
+    remedy: str
+    files: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.what} Found: {self.found}. Do: {self.remedy}."
+
+
+def about(
+    files: Sequence[Path], severity: str, *, what: str, remedy: str, found: str = ""
+) -> list[Finding]:
+    """The finding that these files have something in common; nothing when there are none."""
+    facts = Finding(
+        severity=severity, what=what, found=found or some(files), remedy=remedy, files=tuple(files)
+    )
+    return [facts] if files else []
+
+
+class Found(list[Sample]):
+    """The samples of a data set, and what the lister noticed beside them."""
+
+    def __init__(self, samples: Iterable[Sample], findings: Sequence[Finding] = ()) -> None:
+        super().__init__(samples)
+        self.findings = list(findings)
+
+
+def some(files: Sequence[Path]) -> str:
+    """`3 files: a/b.png, ...` with the folder that names class or split."""
+    names = ", ".join(f"{path.parent.name}/{path.name}" for path in files[:3])
+    return f"{len(files)} files: {names}{', ...' if len(files) > 3 else ''}"
+
+
+def summary(samples: Sequence[Sample]) -> str:
+    """The line "train n, test good n, defective n (types), masks n".
+
+    Normals held out for the calibration count as training images.
+    """
+    bad = Counter(s.defect for s in samples if s.label == DEFECTIVE)
+    train = sum(s.split != "test" for s in samples)
+    types = [f"{name} {count}" for name, count in bad.items()]
+    if len(types) > _TYPES_SHOWN:
+        types[_TYPES_SHOWN:] = [f"{len(types) - _TYPES_SHOWN} more types"]
+    masks = sum(s.mask_path is not None for s in samples if s.label == DEFECTIVE)
+    parts = [
+        f"train {train}",
+        f"test good {len(samples) - train - bad.total()}",
+        f"defective {bad.total()}" + (f" ({', '.join(types)})" if types else ""),
+        f"masks {masks}",
+    ]
+    if samples and (bits := samples[0].bit_depth):
+        parts.append(f"deep grey of {bits} bits (white is {2**bits - 1}; data.bit_depth)")
+    return ", ".join(parts)

@@ -22,8 +22,8 @@ from PIL import Image
 from src.data.drawing import photograph
 from src.data.drawn_defects import DEFECTS, draw_defective
 from src.data.drawn_parts import PARTS
-from src.data.findings import Found
 from src.data.mvtec import index_mvtec
+from src.data.samples import Found
 from src.errors import ConfigError, did_you_mean
 
 #: Raise it whenever a drawing changes: old folders are then left alone and new ones are made.

@@ -10,10 +10,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from src.data.findings import Found
 from src.data.layout import holders, missing_root
 from src.data.listing import natural_key
-from src.data.samples import DEFECTIVE, NORMAL, Sample
+from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.errors import DataError, did_you_mean
 
 _SPLIT = "split_csv/1cls.csv"

@@ -14,7 +14,7 @@ from src.reporting.tables import FAILS, PLAIN, TOTAL, Cell, Column, Line, Table
 from src.reproduction.judging import Row, verdict_line
 from src.reproduction.papers import Paper
 from src.reproduction.planning import Plan, VariantJobs
-from src.reproduction.progress import duration
+from src.reproduction.running import duration
 from src.saved_run import SavedRun
 
 COLUMNS = (

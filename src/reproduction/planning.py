@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,16 +51,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the command line narrows a reproduction to; empty: everything."""
-
-    variants: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    overrides: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class VariantJobs:
     """A variant of a paper with its jobs."""
 
@@ -89,14 +79,14 @@ class Plan:
 
 def make_plan(cfg: DictConfig) -> Plan:
     """The jobs that the config of `src.reproduce` selects; DataError when there are none."""
-    runs = (f"runs_dir={quoted(str(cfg.runs_dir))}",)
-    choice = Choice(
+    plan = plan_jobs(
+        load_papers(cfg.paper),
+        Configs(download=cfg.download),
         variants=listed(cfg.variants),
         categories=listed(cfg.categories),
-        seeds=tuple(int(seed) for seed in listed(cfg.seeds)),
-        overrides=(*listed(cfg.overrides), *runs),
+        seeds=[int(seed) for seed in listed(cfg.seeds)],
+        overrides=(*listed(cfg.overrides), f"runs_dir={quoted(str(cfg.runs_dir))}"),
     )
-    plan = plan_jobs(load_papers(cfg.paper), choice, Configs(download=cfg.download))
     if not plan.jobs:
         raise DataError(
             "There is nothing to run.",
@@ -106,31 +96,38 @@ def make_plan(cfg: DictConfig) -> Plan:
     return plan
 
 
-def plan_jobs(papers: Sequence[Paper], choice: Choice, configs: Configs) -> Plan:
-    """The jobs of `papers` within `choice`; ConfigError when a name fits none of them."""
-    every = [variant for paper in papers for variant in paper.variants]
-    only("variants", choice.variants, {variant.name for variant in every})
-    only("categories", choice.categories, {c for v in every for c in v.categories})
-    return Plan(
-        tuple(
-            _jobs_of(paper, variant, choice, configs)
-            for paper in papers
-            for variant in paper.variants
-            if not choice.variants or variant.name in choice.variants
-        )
-    )
+def plan_jobs(
+    papers: Sequence[Paper],
+    configs: Configs,
+    *,
+    variants: Collection[str] = (),
+    categories: Collection[str] = (),
+    seeds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """The jobs of `papers` that are chosen by name, without names all of them.
 
-
-def _jobs_of(paper: Paper, variant: Variant, choice: Choice, configs: Configs) -> VariantJobs:
-    overrides = (*variant.overrides, *choice.overrides)
-    wanted = [c for c in variant.categories if not choice.categories or c in choice.categories]
-    there = [category for category in wanted if configs.has_data(overrides, category)]
-    jobs = [
-        _job(paper.name, variant.name, overrides, category, seed, configs)
-        for category in there
-        for seed in choice.seeds or paper.seeds
-    ]
-    return VariantJobs(paper, variant, tuple(jobs), tuple(c for c in wanted if c not in there))
+    Raises:
+        ConfigError: a name fits none of them.
+    """
+    every = [(paper, variant) for paper in papers for variant in paper.variants]
+    only("variants", variants, {variant.name for _, variant in every})
+    only("categories", categories, {c for _, variant in every for c in variant.categories})
+    groups = []
+    for paper, variant in every:
+        if variants and variant.name not in variants:
+            continue
+        words = (*variant.overrides, *overrides)
+        wanted = [c for c in variant.categories if not categories or c in categories]
+        there = [category for category in wanted if configs.has_data(words, category)]
+        jobs = [
+            _job(paper.name, variant.name, words, category, seed, configs)
+            for category in there
+            for seed in seeds or paper.seeds
+        ]
+        absent = tuple(c for c in wanted if c not in there)
+        groups.append(VariantJobs(paper, variant, tuple(jobs), absent))
+    return Plan(tuple(groups))
 
 
 def _job(

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from src.composing import CONF, compose_checked
 from src.data.build import build_datamodule, worker_count
-from src.data.findings import Found
 from src.data.images import read_image, read_mask
+from src.data.samples import Found
 from src.errors import ConfigError, DataError
 
 BASE = OmegaConf.to_container(OmegaConf.load(CONF / "base" / "data.yaml"))

@@ -10,9 +10,8 @@ from PIL import Image
 
 from src.composing import compose_checked
 from src.data.depth import settle_depth
-from src.data.findings import Found, summary
 from src.data.images import read_image, read_sample
-from src.data.samples import Sample
+from src.data.samples import Found, Sample, summary
 from src.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from src.data.doctor import FEW_IMAGES, examine
 from src.data.doctor_sheet import contact_sheet, draw_report, print_report, unusual, write_json
-from src.data.duplicates import dhash, near_duplicates, thumbnail
+from src.data.measured import dhash, near_duplicates, thumbnail
 from src.data.mvtec import index_mvtec
 from src.data.samples import NORMAL
 from src.data.transforms import ImageTransform

@@ -10,7 +10,7 @@ from src.errors import ConfigError
 from src.grammar import quoted
 from src.identity import config_hash
 from src.reproduction.papers import GROUPS, MEAN, Paper, load_papers
-from src.reproduction.planning import Choice, Configs, plan_jobs
+from src.reproduction.planning import Configs, plan_jobs
 
 
 def papers_of(*names: str) -> list[Paper]:
@@ -57,8 +57,8 @@ def test_a_planned_job_has_the_identity_of_the_run_its_overrides_start():
     import hydra
 
     [paper] = papers_of("patchcore")
-    choice = Choice(variants=("wrn50_1",), categories=("screw",), seeds=(2, 3))
-    job, other = plan_jobs([paper], choice, With()).jobs
+    chosen = {"variants": ["wrn50_1"], "categories": ["screw"], "seeds": [2, 3]}
+    job, other = plan_jobs([paper], With(), **chosen).jobs
     assert job.locate() != other.locate()  # one composed config serves both
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = hydra.compose("run", overrides=list(job.overrides))
@@ -79,10 +79,10 @@ class With(Configs):
 
 def test_the_grid_is_the_cross_product_of_variants_categories_and_seeds():
     papers = papers_of("uflow", "crn")
-    plan = plan_jobs(papers, Choice(), With())
+    plan = plan_jobs(papers, With())
     assert len(plan.jobs) == 2 * 15 * 3 + 2 * 15 * 3
-    some = Choice(variants=("honest",), categories=("wood", "tile"), seeds=(7,))
-    chosen = plan_jobs(papers, some, With())
+    some = {"variants": ["honest"], "categories": ["wood", "tile"], "seeds": [7]}
+    chosen = plan_jobs(papers, With(), **some)
     assert sorted((job.table, job.category, job.seed) for job in chosen.jobs) == [
         ("crn", "tile", 7), ("crn", "wood", 7), ("uflow", "tile", 7), ("uflow", "wood", 7)
     ]  # fmt: skip
@@ -90,7 +90,7 @@ def test_the_grid_is_the_cross_product_of_variants_categories_and_seeds():
 
 def test_categories_without_data_are_listed_not_run():
     papers = papers_of("crn")
-    plan = plan_jobs(papers, Choice(), With("pill"))
+    plan = plan_jobs(papers, With("pill"))
     assert {job.category for job in plan.jobs} == {"pill"}
     assert len(plan.absent) == 14
 
@@ -98,14 +98,14 @@ def test_categories_without_data_are_listed_not_run():
 @pytest.mark.parametrize(
     ("choice", "hint"),
     [
-        (Choice(variants=("honnest",)), "Did you mean 'honest'"),
-        (Choice(categories=("carpte",)), "Did you mean 'carpet'"),
+        ({"variants": ["honnest"]}, "Did you mean 'honest'"),
+        ({"categories": ["carpte"]}, "Did you mean 'carpet'"),
     ],
 )
 def test_misspelt_selections_are_answered_with_the_nearest_name(choice, hint):
     papers = papers_of("crn")
     with pytest.raises(ConfigError, match=hint):
-        plan_jobs(papers, choice, With())
+        plan_jobs(papers, With(), **choice)
 
 
 def small(**changes) -> dict:

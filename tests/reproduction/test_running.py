@@ -15,8 +15,7 @@ from omegaconf import OmegaConf
 
 from src.cluster import Cluster
 from src.errors import ConfigError
-from src.reproduction.progress import Board, duration
-from src.reproduction.running import Engine, Task
+from src.reproduction.running import Board, Engine, Task, duration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("many_jobs.py")
