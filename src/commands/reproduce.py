@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from src.reproduction.collecting import measurements
 from src.reproduction.judging import Row, judge_variant, verdict_line
-from src.reproduction.pages import write_tables
+from src.reproduction.paper_tables import write_tables
 from src.reproduction.planning import Job, Plan, listed, make_plan
 from src.reproduction.running import Board, Engine, Task
 

@@ -23,7 +23,7 @@ from src.identity import require_current
 from src.reproduction.running import Board, Engine, Task, last_lines
 from src.saved_run import SavedRun
 from src.sweeping.definition import Sweep, load_sweep
-from src.sweeping.pages import write_pages
+from src.sweeping.trial_table import write_trials
 
 MAX_FAILURES = 3  # ours: from the start; then the command is wrong, not the parameters
 
@@ -39,7 +39,7 @@ def run_sweep(cfg: DictConfig) -> int:
     if told < search.count and not search.reached():
         with Engine(cfg.engine, cfg.retries, Board(search.count, told)) as engine:
             search.run(engine)
-    print("\n".join(map(str, write_pages(search.study, sweep, search.count, folder))))
+    print("\n".join(map(str, write_trials(search.study, sweep, search.count, folder))))
     return 0 if search.trials(TrialState.COMPLETE) else 1
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from src.data.images import is_deep, same_view
 from src.data.measured import (
-    Measured,
-    MeasuredMask,
+    ImageFacts,
+    MaskFacts,
     empty_masks,
     measure,
     measure_masks,
@@ -94,7 +94,7 @@ class Report:
     """All findings, and what they were found in."""
 
     samples: list[Sample]
-    images: list[Measured]
+    images: list[ImageFacts]
     findings: list[Finding]
 
     @property
@@ -176,7 +176,7 @@ def _counts(samples: Sequence[Sample], published: Mapping[str, int]) -> Iterator
             yield _say("Not the published number of images in {}.", told, of=split)
 
 
-def _sizes(images: Sequence[Measured]) -> Iterator[Finding]:
+def _sizes(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     sizes = Counter(image.size for image in images).most_common()
     if len(sizes) > 1:
         shapes = {round(width / height, 2) for (height, width), _ in sizes}
@@ -185,7 +185,7 @@ def _sizes(images: Sequence[Measured]) -> Iterator[Finding]:
         yield _say(f"Images of different {'shapes' if len(shapes) > 1 else 'sizes'}.", found, odd)
 
 
-def _misfits(images: Sequence[Measured], transform: ImageTransform | None) -> Iterator[Finding]:
+def _misfits(images: Sequence[ImageFacts], transform: ImageTransform | None) -> Iterator[Finding]:
     for size in {image.size: None for image in images}:
         try:
             if transform is not None:
@@ -197,7 +197,7 @@ def _misfits(images: Sequence[Measured], transform: ImageTransform | None) -> It
             )
 
 
-def _formats(images: Sequence[Measured]) -> Iterator[Finding]:
+def _formats(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     modes = Counter(image.mode for image in images).most_common()
     if len(modes) > 1:
         found = ", ".join(f"{count} x {mode}" for mode, count in modes)
@@ -212,7 +212,7 @@ def _formats(images: Sequence[Measured]) -> Iterator[Finding]:
 # --- masks ----------------------------------------------------------------------------------
 
 
-def _masks(images: Sequence[Measured], masks: Sequence[MeasuredMask]) -> Iterator[Finding]:
+def _masks(images: Sequence[ImageFacts], masks: Sequence[MaskFacts]) -> Iterator[Finding]:
     size_of = {image.sample.image_path: image.size for image in images}
     shapes = [(m, size_of[m.sample.image_path]) for m in masks if m.sample.image_path in size_of]
     for what, wrong in {
@@ -242,11 +242,11 @@ def _missing_masks(samples: Sequence[Sample], masks_named: bool) -> Iterator[Fin
 # --- copies and labels ----------------------------------------------------------------------
 
 
-def _copies(images: Sequence[Measured]) -> Iterator[Finding]:
+def _copies(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Identical pictures (same pixels) and near copies, within and across splits and labels."""
     if len(images) < 2:
         return
-    first: dict[str, Measured] = {}
+    first: dict[str, ImageFacts] = {}
     same = [(first.setdefault(image.digest, image), image) for image in images]
     same = [(a, b) for a, b in same if a is not b]
     alike = [(a, b) for a, b in same if a.sample.label == b.sample.label]
@@ -280,7 +280,7 @@ def _names(samples: Sequence[Sample]) -> Iterator[Finding]:
 # --- looks ----------------------------------------------------------------------------------
 
 
-def _looks(images: Sequence[Measured]) -> Iterator[Finding]:
+def _looks(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Blank, overexposed and unusual training images, and light that differs in the test."""
     if blank := _files(i for i in images if i.contrast < 1):
         yield _say("Blank images.", files=blank)
@@ -297,7 +297,7 @@ def _looks(images: Sequence[Measured]) -> Iterator[Finding]:
         yield _say("Over- or underexposed.", found)
 
 
-def _light(name: str, train: Sequence[Measured], test: Sequence[Measured]) -> Iterator[Finding]:
+def _light(name: str, train: Sequence[ImageFacts], test: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Training images that stand out by one statistic, and a test that differs in it."""
     values = np.array([getattr(i, name) for i in train])
     centre, spread = float(np.median(values)), _spread(values)
@@ -316,5 +316,5 @@ def _spread(values: np.ndarray) -> float:
     return max(1.4826 * float(np.median(np.abs(values - centre))), 0.01 * abs(float(centre)), 1e-6)
 
 
-def _files(images: Iterable[Measured]) -> list[Path]:
+def _files(images: Iterable[ImageFacts]) -> list[Path]:
     return [image.sample.image_path for image in images]

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from src.data.doctor import Report
 from src.data.images import open_rgb
-from src.data.measured import Measured
+from src.data.measured import ImageFacts
 from src.data.samples import Finding, summary
 from src.errors import DataError
 from src.files import atomic, shown, write_text
@@ -100,7 +100,7 @@ def contact_sheet(report: Report) -> list[tuple[Path, str]]:
     return list(chosen.items())[:_SHOWN]
 
 
-def unusual(images: Sequence[Measured]) -> list[Measured]:
+def unusual(images: Sequence[ImageFacts]) -> list[ImageFacts]:
     """Images by falling distance of brightness, contrast and sharpness from the median."""
     if not images:
         return []
@@ -129,7 +129,7 @@ def _pictures(chosen: Sequence[tuple[Path, str]]) -> list[tuple[Image.Image, str
     return drawn
 
 
-def _histogram(axes: Axes, images: Sequence[Measured], name: str) -> None:
+def _histogram(axes: Axes, images: Sequence[ImageFacts], name: str) -> None:
     """One statistic, normals of each split and defective images."""
     values = [getattr(image, name) for image in images]
     bins = np.linspace(min(values, default=0), max(values, default=1) + 1e-6, 25).tolist()
@@ -142,7 +142,7 @@ def _histogram(axes: Axes, images: Sequence[Measured], name: str) -> None:
     axes.tick_params(labelsize=7)
 
 
-def _shapes(axes: Axes, images: Sequence[Measured]) -> None:
+def _shapes(axes: Axes, images: Sequence[ImageFacts]) -> None:
     """Width against height of every image."""
     for split in ("train", "test"):
         sizes = [image.size for image in images if image.sample.split == split]

@@ -31,7 +31,7 @@ _CHUNK = 512
 
 
 @dataclass(frozen=True)
-class Measured:
+class ImageFacts:
     """An image that could be read; brightness and contrast in grey levels 0 to 255."""
 
     sample: Sample
@@ -47,7 +47,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class MeasuredMask:
+class MaskFacts:
     """A mask that could be read."""
 
     sample: Sample
@@ -64,17 +64,17 @@ Unreadable = list[tuple[Sample, DataError]]
 T = TypeVar("T")
 
 
-def measure(samples: Sequence[Sample]) -> tuple[list[Measured], Unreadable]:
+def measure(samples: Sequence[Sample]) -> tuple[list[ImageFacts], Unreadable]:
     """Every image in order, and those that cannot be read with the reason."""
     return _each(samples, _measure_image)
 
 
-def measure_masks(samples: Sequence[Sample]) -> tuple[list[MeasuredMask], Unreadable]:
+def measure_masks(samples: Sequence[Sample]) -> tuple[list[MaskFacts], Unreadable]:
     """Every mask in order, and those that cannot be read with the reason."""
     return _each([s for s in samples if s.mask_path is not None], _measure_mask)
 
 
-def empty_masks(masks: Sequence[MeasuredMask]) -> list[Finding]:
+def empty_masks(masks: Sequence[MaskFacts]) -> list[Finding]:
     """Masks of defective images that mark nothing."""
     return about(
         [m.file for m in masks if m.sample.label == DEFECTIVE and m.area == 0], "warning",
@@ -98,7 +98,7 @@ def _each(samples: Sequence[Sample], one: Callable[[Sample], T]) -> tuple[list[T
     return good, broken
 
 
-def _measure_image(sample: Sample) -> Measured:
+def _measure_image(sample: Sample) -> ImageFacts:
     mode = image_header(sample.image_path).mode
     picture = read_sample(sample)
     pixels = np.asarray(picture)
@@ -107,7 +107,7 @@ def _measure_image(sample: Sample) -> Measured:
     second = levels[:, 2:] - 2 * levels[:, 1:-1] + levels[:, :-2]
     clipped = (pixels.max(axis=2) == 0) | (pixels.min(axis=2) == 255)
     digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-    return Measured(
+    return ImageFacts(
         sample,
         (picture.height, picture.width),
         mode,
@@ -121,9 +121,9 @@ def _measure_image(sample: Sample) -> Measured:
     )
 
 
-def _measure_mask(sample: Sample) -> MeasuredMask:
+def _measure_mask(sample: Sample) -> MaskFacts:
     mask = read_mask(cast(Path, sample.mask_path))  # measure_masks chose those that have one
-    return MeasuredMask(sample, (mask.shape[0], mask.shape[1]), float(mask.mean()))
+    return MaskFacts(sample, (mask.shape[0], mask.shape[1]), float(mask.mean()))
 
 
 # --- the same picture saved twice, also after resizing, recompression or brightening ------------

@@ -16,7 +16,7 @@ from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
 from src.reproduction.collecting import measurements, resampled_intervals, stored_intervals
 from src.reproduction.judging import judge_variant
-from src.reproduction.pages import COLUMNS
+from src.reproduction.paper_tables import COLUMNS
 from src.reproduction.papers import Published, Variant
 from src.reproduction.planning import Job, make_plan
 from src.saved_run import SavedRun, ScoreRow

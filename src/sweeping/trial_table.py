@@ -16,7 +16,7 @@ RANKED = 4  # finished trials; ours: with fewer, any ranking of parameters is no
 SHOWN = 10  # trials on the screen; trials.csv holds all
 
 
-def write_pages(study: Study, sweep: Sweep, count: int, folder: Path) -> list[Path]:
+def write_trials(study: Study, sweep: Sweep, count: int, folder: Path) -> list[Path]:
     """Print the best trials; write trials.csv, parallel.png, importances.png where they can be."""
     frame = study.trials_dataframe(("number", "state", "value", "params", "duration"))[:count]
     table = folder / "trials.csv"
