@@ -103,30 +103,29 @@ DEFECTS = (*sorted([*DAMAGES, "missing"]),)
 
 
 def draw_defective(draw: Draw, defect: str, size: int, seed: int) -> tuple[Scene, Array]:
-    """A specimen with one defect and its mask bool (S, S); never an empty mask."""
-    if defect == "missing":
-        return _missing(draw, size, seed)
+    """A specimen with one defect and its mask bool (S, S); never an empty mask.
+
+    A missing piece is where the specimen differs from its like that has it.
+    """
     for attempt in range(20):
         rng = np.random.default_rng((seed, attempt))
         scene = draw(size, np.random.default_rng(seed), None)
-        mask = DAMAGES[defect](scene, rng) > 0.35
-        if mask.sum() >= 12:
+        if defect == "missing":
+            good, scene = scene, draw(size, np.random.default_rng(seed), rng)
+            mask, least = _difference(good, scene), size * size / 1000
+        else:
+            mask, least = DAMAGES[defect](scene, rng) > 0.35, 12.0
+        if mask.sum() >= least:
             break
     return scene, mask
 
 
-def _missing(draw: Draw, size: int, seed: int) -> tuple[Scene, Array]:
-    """Twice the same specimen, once with a piece missing: the mask is where they differ."""
-    good = draw(size, np.random.default_rng(seed), None)
-    for attempt in range(20):
-        bad = draw(size, np.random.default_rng(seed), np.random.default_rng((seed, attempt)))
-        change = np.abs(bad.albedo - good.albedo).max(axis=2) + 3 * np.abs(bad.height - good.height)
-        reach = max(1, round(size / 100))
-        mask = binary_fill_holes(binary_closing(np.pad(change > 0.1, 8), iterations=reach))
-        mask = mask[8:-8, 8:-8]
-        if mask.sum() >= size * size / 1000:
-            break
-    return bad, mask
+def _difference(good: Scene, bad: Scene) -> Array:
+    """Where two scenes differ, without holes and ragged edges: bool (S, S)."""
+    change = np.abs(bad.albedo - good.albedo).max(axis=2) + 3 * np.abs(bad.height - good.height)
+    reach = max(1, round(len(change) / 100))
+    mask = binary_fill_holes(binary_closing(np.pad(change > 0.1, 8), iterations=reach))
+    return np.asarray(mask[8:-8, 8:-8])
 
 
 def _place(scene: Scene, rng: Rng) -> Array:
