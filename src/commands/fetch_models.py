@@ -7,18 +7,17 @@ says how to place the file by hand.
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import requests
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from src.data.download import Mirror, fetch
 from src.errors import ConfigError, DownloadError, SavedModelError, did_you_mean
+from src.files import atomic
 from src.models.uflow.published import read_published
 
 METRICS = ("auc", "pro", "miou")
@@ -68,9 +67,8 @@ def _one(options: dict[str, Any], metric: str, category: str) -> Path:
         if not by_hand:
             original.unlink()
         raise
-    partial = target.with_name(target.name + ".partial")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, partial)
-    partial.replace(target)
+    with atomic(target) as partial:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial)
     if not options["keep_original"] and not by_hand:
         original.unlink()
     print(f"{target} ({target.stat().st_size / 1e6:.0f} MB)")
@@ -95,15 +93,13 @@ def _download(options: dict[str, Any], metric: str, category: str, target: Path)
 
 def _release_asset(published: dict[str, Any], metric: str, category: str) -> str:
     """Address of the release's file whose name has both words."""
-    request = urllib.request.Request(
-        published["release"], headers={"Accept": "application/vnd.github+json"}
-    )
     by_hand = f"get it from {published['release_page']} in a browser, or use source=drive"
+    wanted = {"Accept": "application/vnd.github+json"}
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            assets = json.load(answer)["assets"]
-        named = {str(a["name"]): str(a["browser_download_url"]) for a in assets}
-    except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError) as error:
+        answer = requests.get(published["release"], headers=wanted, timeout=TIMEOUT_S)
+        answer.raise_for_status()
+        named = {str(a["name"]): str(a["browser_download_url"]) for a in answer.json()["assets"]}
+    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
         raise DownloadError(
             "The list of released models could not be read.",
             found=f"{type(error).__name__}: {error}",

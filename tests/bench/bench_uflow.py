@@ -28,10 +28,11 @@ from src.backbones.features import FeatureExtractor
 from src.backbones.mcait import _cait_map, _shrink, _truncated_cait
 from src.models.uflow.features import FeatureNorm
 from src.models.uflow.flow import CouplingStep, UShapedFlow, negative_log_likelihood
-from src.models.uflow.nfa import NfaSettings, log_nfa, tree_log_probability
+from src.models.uflow.nfa import log_nfa, tree_log_probability
+from src.models.uflow.options import NfaOptions
 from tests.reference_uflow import freia_block
 
-PAPER = NfaSettings("tree", "bound", "clamp", "asymptotic", "total", False)
+PAPER = NfaOptions("tree", "bound", "clamp", "asymptotic", "total", False)
 MCAIT = [(768, 28, 28), (384, 14, 14)]
 
 

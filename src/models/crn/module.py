@@ -134,6 +134,16 @@ class CRN(AnomalyModule):
         anomaly_map = (one - other).abs().mean(dim=1).float()
         return Prediction(score=anomaly_map.mean(dim=(1, 2)), anomaly_map=anomaly_map)
 
+    def extras(self, image: Tensor) -> dict[str, Tensor]:
+        """What the units make of images, and the other differences that could be the map."""
+        made, judged = self.reconstruct(image)
+        return {
+            "generated": made,
+            "discriminated": judged,
+            "rec": (image - made).abs().mean(dim=1),
+            "cycle": (image - judged).abs().mean(dim=1),
+        }
+
     def reconstruct(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(G(x), D(G(x))), each (B, 3, H, W) in (-1, 1), by the best pair in evaluation mode."""
         image = image.contiguous(memory_format=self.memory_format)

@@ -12,34 +12,19 @@ from src.errors import ConfigError, did_you_mean
 HORIZONS = ("run", "doubled")
 
 
-class Norm(StrEnum):
-    """What follows a convolution; instance has running statistics and is not affine."""
+#: What follows a convolution; instance: with running statistics, not affine.
+Norm = StrEnum("Norm", ["batch", "instance", "none"])
 
-    batch = "batch"
-    instance = "instance"
-    none = "none"
+#: How a unit doubles the resolution: nearest x2, then 3x3 ("improved" in the official code), or
+#: 4x4 stride 2, half the work on paper, slower on CPUs.
+Decoder = StrEnum("Decoder", ["upsample", "transposed"])
 
+#: Who meets in a step: one ordered pair, with replacement over steps (official), or all units in
+#: disjoint pairs, of an odd number one rests.
+Pairing = StrEnum("Pairing", ["random", "matching"])
 
-class Decoder(StrEnum):
-    """How a unit doubles the resolution."""
-
-    upsample = "upsample"  # nearest x2, then 3x3; "improved" in the official code
-    transposed = "transposed"  # 4x4 stride 2; half the work on paper, slower on CPUs
-
-
-class Pairing(StrEnum):
-    """Who meets in a step."""
-
-    random = "random"  # one ordered pair, with replacement over steps (official)
-    matching = "matching"  # all units in disjoint pairs; one of an odd number rests
-
-
-class Score(StrEnum):
-    """Which difference of images is the anomaly map; x image, G generator, D discriminator."""
-
-    disc = "disc"  # |G - D(G)|
-    cycle = "cycle"  # |x - D(G)|
-    rec = "rec"  # |x - G|
+#: Which images x, G, D differ in the anomaly map: |G - D(G)|, |x - D(G)| or |x - G|.
+Score = StrEnum("Score", ["disc", "cycle", "rec"])
 
 
 @dataclass

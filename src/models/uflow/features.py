@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.errors import ConfigError, did_you_mean
 from src.models.uflow.flow import Shape
-
-NORMS = ("layer", "layer_affine", "none")
 
 
 class FeatureNorm(nn.Module):
@@ -25,7 +22,7 @@ class FeatureNorm(nn.Module):
 
     Args:
         shapes: (C, H, W) of each scale, finest first.
-        kind: `layer`, `layer_affine` (legacy) or `none`.
+        kind: one of `FeatureNormKind`.
         standardise: bring each channel to mean 0 and variance 1 over the training images, an
             affine bijection whose log-determinant is counted. ours: the channels of
             convolutional networks differ in variance by factors of hundreds, and the flow's
@@ -34,10 +31,6 @@ class FeatureNorm(nn.Module):
 
     def __init__(self, shapes: Sequence[Shape], kind: str, standardise: bool) -> None:
         super().__init__()
-        if kind not in NORMS:
-            raise ConfigError(
-                "Unknown model.feature_norm.", found=f"{kind!r}", do=did_you_mean(kind, NORMS)
-            )
         self.kind, self.standardise = kind, standardise
         affine = shapes if kind == "layer_affine" else ()
         self.layers = nn.ModuleList(nn.LayerNorm(list(shape)) for shape in affine)
@@ -69,24 +62,22 @@ class FeatureNorm(nn.Module):
     @torch.no_grad()
     def measure(self, batches: Iterable[Sequence[Tensor]]) -> None:
         """Take channel means and deviations from batches of maps (float64 sums)."""
-        sums: list[Tensor] = []
-        squares: list[Tensor] = []
-        counts: list[int] = []
+        totals: list[Tensor] = []  # per scale: sum, sum of squares, count, each (C,)
         for maps in batches:
-            for scale, x in enumerate(maps):
-                y = self._layer_norm(x, scale).double()
-                if len(sums) <= scale:
-                    sums.append(torch.zeros_like(y[0, :, :1, :1]))
-                    squares.append(torch.zeros_like(sums[-1]))
-                    counts.append(0)
-                sums[scale] += y.sum(dim=(0, 2, 3))[:, None, None]
-                squares[scale] += y.square().sum(dim=(0, 2, 3))[:, None, None]
-                counts[scale] += y.numel() // y.shape[1]
-        for scale, (total, square, count) in enumerate(zip(sums, squares, counts, strict=True)):
+            found = [_moments(self._layer_norm(x, scale)) for scale, x in enumerate(maps)]
+            totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
+        for scale, (total, square, count) in enumerate(totals):
             mean = total / count
             variance = (square / count - mean.square()).clamp_min(0.0)
             # A channel that never varies must not divide by zero, nor explode in the test.
             floor = 1e-3 * variance.mean().sqrt().clamp_min(1e-12)
-            self.get_buffer(f"mean_{scale}").copy_(mean)
-            self.get_buffer(f"std_{scale}").copy_(variance.sqrt().maximum(floor))
+            self.get_buffer(f"mean_{scale}").copy_(mean[:, None, None])
+            self.get_buffer(f"std_{scale}").copy_(variance.sqrt().maximum(floor)[:, None, None])
         self.get_buffer("measured").fill_(True)
+
+
+def _moments(x: Tensor) -> Tensor:
+    """Sum, sum of squares and count of each channel of maps (B, C, h, w): (3, C) float64."""
+    y = x.double()
+    total, square = y.sum(dim=(0, 2, 3)), y.square().sum(dim=(0, 2, 3))
+    return torch.stack([total, square, torch.full_like(total, y.numel() / y.shape[1])])

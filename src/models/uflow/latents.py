@@ -8,12 +8,15 @@ place to place, detects more often than promised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from src.models.base import LineChart
 
 BINS, REACH = 80, 4.0  # histogram of z on [-4, 4], values beyond in the outer bins
 LOW_DEVIATION = 0.96  # ours: the official lower tail floods masks from here on (spec of the bug)
@@ -22,7 +25,7 @@ HIGH_SPREAD = 2.0  # ours: energy deviates more than twice as much as chi2 allow
 
 @dataclass(frozen=True, slots=True)
 class ScaleStatistics:
-    """Latents of one scale over many images; under N(0, 1): 0, 1, 1, 0.0027."""
+    """Latents of one scale over many images; of N(0, 1) the first four are 0, 1, 1 and 0.0027."""
 
     mean: float
     deviation: float  # square root of the mean of z^2
@@ -30,59 +33,50 @@ class ScaleStatistics:
     beyond_3: float  # share of |z| > 3
     histogram: tuple[int, ...]  # of z, `BINS` bins on [-REACH, REACH]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 class LatentStatistics:
     """Collects latents batch by batch; nothing but sums is kept."""
 
     def __init__(self) -> None:
-        self._sums: list[Tensor] = []  # per scale: n, z, z^2, beyond, places, e, e^2
-        self._histograms: list[Tensor] = []
-        self._channels: list[int] = []
+        #: Per scale: z, z^2, |z| > 3, energy, energy^2, values, places, then the histogram of z.
+        self._sums: list[Tensor] = []
 
     @torch.no_grad()
     def update(self, latents: Sequence[Tensor]) -> None:
         """Latents (B, C, h, w) per scale."""
-        for scale, z in enumerate(latents):
-            if len(self._sums) <= scale:
-                self._sums.append(torch.zeros(7, dtype=torch.float64))
-                self._histograms.append(torch.zeros(BINS, dtype=torch.float64))
-                self._channels.append(z.shape[1])
-            square = z.float().square()
-            energy = square.mean(dim=1).double()  # (B, h, w)
-            self._sums[scale] += torch.stack(
-                [
-                    torch.tensor(float(z.numel()), dtype=torch.float64),
-                    z.double().sum().cpu(),
-                    square.double().sum().cpu(),
-                    (square > 9.0).sum().double().cpu(),
-                    torch.tensor(float(energy.numel()), dtype=torch.float64),
-                    energy.sum().cpu(),
-                    energy.square().sum().cpu(),
-                ]
-            )
-            inside = z.detach().float().clamp(-REACH, REACH).cpu()
-            self._histograms[scale] += torch.histc(inside, BINS, -REACH, REACH).double()
+        found = [_sums(z) for z in latents]
+        old = self._sums or [torch.zeros(1)] * len(found)
+        self._sums = [a + b for a, b in zip(old, found, strict=True)]
 
     def result(self) -> list[ScaleStatistics]:
         """Statistics per scale, finest first; empty when nothing was collected."""
-        found = []
-        for sums, bins, channels in zip(self._sums, self._histograms, self._channels, strict=True):
-            n, total, square, beyond, places, energy, energy_square = sums.tolist()
-            variance = max(0.0, energy_square / places - (energy / places) ** 2)
-            found.append(
-                ScaleStatistics(
-                    mean=total / n,
-                    deviation=(square / n) ** 0.5,
-                    energy_spread=(variance * channels / 2.0) ** 0.5,
-                    beyond_3=beyond / n,
-                    histogram=tuple(int(count) for count in bins.tolist()),
-                )
-            )
-        return found
+        return [_statistics(*sums.tolist()) for sums in self._sums]
+
+
+def _sums(z: Tensor) -> Tensor:
+    square = z.float().square()
+    energy = square.mean(dim=1).double()  # (B, h, w)
+    collected = [
+        z.double().sum(), square.double().sum(), (square > 9.0).sum(), energy.sum(),
+        energy.square().sum(), torch.tensor(z.numel()), torch.tensor(energy.numel()),
+    ]  # fmt: skip
+    inside = z.detach().float().clamp(-REACH, REACH).cpu()
+    bins = torch.histc(inside, BINS, -REACH, REACH).double()
+    return torch.cat([torch.stack([value.double().cpu() for value in collected]), bins])
+
+
+def _statistics(
+    total: float, square: float, beyond: float, energy: float, energy_square: float,
+    n: float, places: float, *bins: float,
+) -> ScaleStatistics:  # fmt: skip
+    variance = max(0.0, energy_square / places - (energy / places) ** 2)
+    return ScaleStatistics(
+        mean=total / n,
+        deviation=(square / n) ** 0.5,
+        energy_spread=(variance * (n / places) / 2.0) ** 0.5,
+        beyond_3=beyond / n,
+        histogram=tuple(int(count) for count in bins),
+    )
 
 
 def warnings_of(statistics: Sequence[ScaleStatistics], calibrated: bool) -> list[str]:
@@ -102,3 +96,16 @@ def warnings_of(statistics: Sequence[ScaleStatistics], calibrated: bool) -> list
                 "images; model.nfa.calibrate=true with calibration.fraction=0.1 makes that rarer."
             )
     return said
+
+
+def latent_chart(facts: Sequence[Mapping[str, Any]]) -> LineChart:
+    """Densities of the latents of each scale (`asdict` of its statistics) beside N(0, 1)."""
+    step = 2 * REACH / BINS
+    centres = [-REACH + step * (bin_ + 0.5) for bin_ in range(BINS)]
+    normal = [math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) for z in centres]
+    lines = {"N(0, 1)": (centres, normal)}
+    for scale, found in enumerate(facts, start=1):
+        deviation, spread, bins = found["deviation"], found["energy_spread"], found["histogram"]
+        name = f"scale {scale}: deviation {deviation:.3f}, energy spread {spread:.1f}"
+        lines[name] = (centres, [count / sum(bins) / step for count in bins])
+    return LineChart("latent z of normal images", "density", lines)

@@ -15,28 +15,32 @@ normals that neither train nor calibrate (the last epoch where there are too few
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
+from hydra.utils import instantiate
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.backbones.cache import FeatureCache
-from src.errors import ConfigError, SavedModelError, did_you_mean
+from src.errors import ConfigError, SavedModelError
 from src.files import atomic
-from src.models.base import AnomalyModule
-from src.models.uflow import latents as latent_statistics
+from src.models.base import AnomalyModule, LineChart
+from src.models.optimizers import make_optimizer, make_scheduler
+from src.models.uflow.best_epochs import BEST_ON_TEST, NLL, KeepBest
 from src.models.uflow.features import FeatureNorm
 from src.models.uflow.flow import Shape, UShapedFlow, negative_log_likelihood
-from src.models.uflow.nfa import NfaSettings, log_nfa, offset_from_normals
-from src.models.uflow.selection import BEST_ON_TEST, NLL, KeepBest
+from src.models.uflow.latents import LatentStatistics, latent_chart, warnings_of
+from src.models.uflow.nfa import log_nfa, offset_from_normals
+from src.models.uflow.options import UFlowOptions
 from src.processes import weight
-from src.result import Prediction
+from src.result import Prediction, Threshold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +49,10 @@ log = logging.getLogger(__name__)
 
 LOG_NFA = "-log10 NFA"  # name of the map that goes with the mask; high is rare
 
-SCHEDULES = ("constant", "linear")
+OWN_MASK = Threshold(0.0, 0.0, "nfa")  # at which the official code selects epochs by mIoU
+
+#: What else a fitted module knows; saved with it.
+_FACTS = ("latent_facts", "log_nfa_offset", "selected", "validation_images")
 
 
 class UFlow(AnomalyModule):
@@ -54,77 +61,46 @@ class UFlow(AnomalyModule):
     Args:
         backbone: feature extractor; strides of its maps must double.
         image_size: (H, W) of the images in pixels, a multiple of the coarsest stride.
-        flow_steps: coupling steps per scale (official: 4).
-        kernel_sizes: of the coupling networks, in turn (official: 3, 1).
-        feature_norm: `layer`, `layer_affine` (legacy) or `none`; ignored for backbones that
-            normalise their maps themselves.
-        standardise: bring channels to mean 0 and variance 1 over the training images first.
-        map_size: shorter side of the anomaly map in pixels (official: 256).
-        optimizer: {lr, weight_decay, schedule, end_factor}: Adam; schedule `constant` or `linear`
-            (per step, down to end_factor * lr at the last step).
-        patience: validations without improvement before training stops; None: never.
-        nfa: fields of `NfaSettings`.
-        cache: {place, folder, limit_gb, dtype} of the feature cache used in training.
-        weights: safetensors of a flow to start from (src.fetch_models writes them); None: new.
-        protocol: `honest` or `paper`, see selection.py.
-        seed: of the flow's weights and permutations.
+        options: of conf/model/uflow.yaml.
     """
 
+    Options: ClassVar[type] = UFlowOptions
+
     def __init__(
-        self,
-        backbone: nn.Module,
-        image_size: tuple[int, int],
-        flow_steps: int,
-        kernel_sizes: Sequence[int],
-        feature_norm: str,
-        standardise: bool,
-        map_size: int,
-        optimizer: Mapping[str, Any],
-        patience: int | None,
-        nfa: Mapping[str, Any],
-        cache: Mapping[str, Any],
-        weights: str | None,
-        protocol: str,
-        seed: int,
+        self, backbone: nn.Module, image_size: tuple[int, int], options: UFlowOptions
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.image_size, self.map_size = image_size, map_size
+        self.backbone, self.options = backbone, options
         shapes = feature_shapes(backbone, image_size)
-        kind = "none" if getattr(backbone, "normalised", False) else feature_norm
-        self.norm = FeatureNorm(shapes, kind, standardise)
-        self.flow = UShapedFlow(shapes, flow_steps, kernel_sizes, seed)
+        kind = "none" if getattr(backbone, "normalised", False) else options.feature_norm
+        self.norm = FeatureNorm(shapes, kind, options.standardise)
+        self.flow = UShapedFlow(shapes, options.flow_steps, options.kernel_sizes, options.seed)
         self.dimensions = sum(c * h * w for c, h, w in shapes)
-        self.optimizer, self.patience, self.protocol = dict(optimizer), patience, protocol
-        if self.optimizer["schedule"] not in SCHEDULES:
-            raise ConfigError(
-                "Unknown model.optimizer.schedule.",
-                found=f"{self.optimizer['schedule']!r}",
-                do=did_you_mean(str(self.optimizer["schedule"]), SCHEDULES),
-            )
-        self.nfa = NfaSettings(**nfa)
-        self.cache = FeatureCache(**cache, identity=str(backbone.identity))
-        self.keep_best = KeepBest(
-            {NLL: "min"} if protocol == "honest" else dict.fromkeys(BEST_ON_TEST, "max"), patience
-        )
+        self.cache = FeatureCache(**asdict(options.cache), identity=str(backbone.identity))
+        self.selects_on_test = options.protocol == "paper"
+        monitors = dict.fromkeys(BEST_ON_TEST, "max") if self.selects_on_test else {NLL: "min"}
+        self.keep_best = KeepBest(monitors, options.patience)
         self.latent_facts: list[dict[str, Any]] = []
         self.log_nfa_offset = 0.0
-        self.selected: dict[str, dict[str, Any]] = {}
+        self.selected: dict[str, dict[str, float]] = {}
         self.validation_images = 0
-        if weights is not None:
-            self.start_from(Path(weights))
+        if options.weights is not None:
+            self.start_from(Path(options.weights))
 
     # --- inference ----------------------------------------------------------------------------
 
     def forward(self, image: Tensor) -> Prediction:
         """Score images (B, 3, H, W): likelihood map in [0, 1), its maximum, own mask."""
+        return self._predict(image, self.own_mask)
+
+    def _predict(self, image: Tensor, own_mask: bool) -> Prediction:
         latents, _ = self.latents(self.backbone(image))
         size = self.map_shape(image.shape[-2], image.shape[-1])
         anomaly_map = anomaly_likelihood(latents, size)
         score = anomaly_map.flatten(1).amax(dim=1)
-        if not self.own_mask:
+        if not own_mask:
             return Prediction(score, anomaly_map)
-        found = log_nfa(latents, size, self.nfa).to(image.device) + self.log_nfa_offset
+        found = log_nfa(latents, size, self.options.nfa).to(image.device) + self.log_nfa_offset
         return Prediction(score, anomaly_map, found < 0, {LOG_NFA: -found})
 
     def latents(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -135,7 +111,7 @@ class UFlow(AnomalyModule):
 
     def map_shape(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the anomaly map: `map_size` on the shorter side, the image's aspect."""
-        scale = self.map_size / min(height, width)
+        scale = self.options.map_size / min(height, width)
         return round(height * scale), round(width * scale)
 
     # --- training -----------------------------------------------------------------------------
@@ -149,8 +125,8 @@ class UFlow(AnomalyModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Validation normals: likelihood and latent statistics. Paper protocol: test metrics."""
-        if self.protocol == "paper":
-            self._evaluator.update(batch, self._with_own_mask(batch["image"]))
+        if self.selects_on_test:
+            self._judge.update(batch, self._predict(batch["image"], own_mask=True))
             return
         maps = self.cache.fetch(batch["image"], batch.get("index"), self.backbone)
         latents, log_det = self.latents(maps)
@@ -160,15 +136,17 @@ class UFlow(AnomalyModule):
 
     def on_validation_epoch_start(self) -> None:
         """Fresh collections."""
-        self._statistics = latent_statistics.LatentStatistics()
-        if self.protocol == "paper":
-            self._evaluator = _test_evaluator(self.map_size)
+        self._statistics = LatentStatistics()
+        if self.selects_on_test:
+            self._judge = instantiate(self.options.judge)()
 
     def on_validation_epoch_end(self) -> None:
         """Log what the validation images say."""
-        if self.protocol == "paper":
-            for monitor, value in _metrics_on_test(self._evaluator).items():
-                self.log(monitor, value, sync_dist=True)
+        if self.selects_on_test:
+            metrics = self._judge.compute(OWN_MASK, None)
+            for monitor, key in BEST_ON_TEST.items():
+                if key in metrics:
+                    self.log(monitor, float(metrics[key]), sync_dist=True)
             return
         for scale, found in enumerate(self._statistics.result(), start=1):
             self.log(f"latents/deviation_{scale}", found.deviation, sync_dist=True)
@@ -185,18 +163,19 @@ class UFlow(AnomalyModule):
         self.norm.measure(self._cached_maps(batch) for batch in batches)
 
     def configure_optimizers(self) -> Any:
-        """Adam over flow (and legacy norm); constant rate, or linear decay per step."""
-        wanted = self.optimizer
+        """As configured, for the flow (and the legacy norm); the schedule steps per minibatch."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        adam = torch.optim.Adam(parameters, lr=wanted["lr"], weight_decay=wanted["weight_decay"])
-        if wanted["schedule"] == "constant":
-            return adam
-        steps = int(self.trainer.estimated_stepping_batches)
-        decay = torch.optim.lr_scheduler.LinearLR(adam, 1.0, wanted["end_factor"], steps)
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+        optimizer = make_optimizer(self.options.optimizer, parameters)
+        wanted = self.options.scheduler
+        if not wanted:
+            return optimizer
+        run = {"total_iters": int(self.trainer.estimated_stepping_batches)}
+        known = run if wanted.get("total_iters") == "run" else {}
+        schedule = make_scheduler(wanted, optimizer, **known)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def callbacks(self) -> list[pl.Callback]:
-        """The best epoch is kept, see selection.py."""
+        """The best epoch is kept, see best_epochs.py."""
         return [self.keep_best]
 
     @torch.no_grad()
@@ -206,22 +185,24 @@ class UFlow(AnomalyModule):
         None of them chose the epoch. Without any, the statistics are of the training images.
         """
         self.keep_best.restore(self)
-        best = self.keep_best.best.items()
-        self.selected = {name: {"value": kept.value, "epoch": kept.epoch} for name, kept in best}
+        self.selected = {
+            monitor: {"value": best["value"], "epoch": best["epoch"]}
+            for monitor, best in self.keep_best.best.items()
+        }
         data: Any = getattr(self._trainer, "datamodule", None)
         self.validation_images = 0 if data is None else len(data.validation_samples)
         held_out = data is not None and len(data.calibration_samples) > 0
-        statistics, lowest = latent_statistics.LatentStatistics(), []
+        statistics, lowest = LatentStatistics(), []
         for batch in data.calibration_dataloader() if held_out else loader:
             latents = self.latents(self._cached_maps(batch))[0]
             statistics.update(latents)
-            if held_out and self.nfa.calibrate:
+            if held_out and self.options.nfa.calibrate:
                 size = self.map_shape(*batch["image"].shape[-2:])
-                lowest += log_nfa(latents, size, self.nfa).flatten(1).amin(dim=1).tolist()
+                lowest += log_nfa(latents, size, self.options.nfa).flatten(1).amin(dim=1).tolist()
         self.log_nfa_offset = offset_from_normals(lowest)
         found = statistics.result()
-        self.latent_facts = [scale.to_json() for scale in found]
-        for warning in latent_statistics.warnings_of(found, self.nfa.calibrate and bool(lowest)):
+        self.latent_facts = [asdict(scale) for scale in found]
+        for warning in warnings_of(found, self.options.nfa.calibrate and bool(lowest)):
             log.warning("%s", warning)
 
     def _nll(self, batch: dict[str, Tensor]) -> Tensor:
@@ -232,13 +213,6 @@ class UFlow(AnomalyModule):
         image = batch["image"].to(self.device)
         return self.cache.fetch(image, batch.get("index"), self.backbone)
 
-    def _with_own_mask(self, image: Tensor) -> Prediction:
-        wanted, self.own_mask = self.own_mask, True
-        try:
-            return self(image)
-        finally:
-            self.own_mask = wanted
-
     def learning_metrics(self) -> dict[str, float]:
         """The kept epoch, its likelihood and on how many images; paper: each metric's best on test.
 
@@ -246,11 +220,11 @@ class UFlow(AnomalyModule):
         in place of the metrics of the one epoch that the saved model has.
         """
         found: dict[str, float] = {}
-        if self.protocol == "honest":
+        if not self.selects_on_test:
             found["val/images"] = float(self.validation_images)
         for monitor, best in self.selected.items():
             found[f"{monitor}_epoch"] = float(best["epoch"])
-            if self.protocol == "honest":
+            if not self.selects_on_test:
                 found[monitor] = float(best["value"])
             elif monitor != "val/miou" or self.own_mask:
                 found[BEST_ON_TEST[monitor]] = float(best["value"])
@@ -259,31 +233,22 @@ class UFlow(AnomalyModule):
             found[f"latents/energy_spread_{scale}"] = float(statistics["energy_spread"])
         return found
 
-    def diagnostics(self) -> dict[str, Figure]:
-        """Histograms of the latents of normal images."""
-        from src.models.uflow.figures import latent_figure  # draws with matplotlib
-
-        return {"latents": latent_figure(self.latent_facts)} if self.latent_facts else {}
+    def diagnostics(self) -> dict[str, LineChart | Figure]:
+        """The latents of normal images beside the density that the threshold takes them for."""
+        return {"latents": latent_chart(self.latent_facts)} if self.latent_facts else {}
 
     # --- saving -------------------------------------------------------------------------------
 
     def trained_facts(self) -> dict[str, Any]:
         """Latent statistics, and which epoch was kept by which monitor."""
-        return {
-            "latents": self.latent_facts,
-            "log_nfa_offset": self.log_nfa_offset,
-            "selected": self.selected,
-            "validation_images": self.validation_images,
-            "protocol": self.protocol,
-        }
+        protocol = {"protocol": str(self.options.protocol)}
+        return {name: getattr(self, name) for name in _FACTS} | protocol
 
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Weights and facts of a saved model."""
         super().restore_tensors(tensors, facts)
-        self.latent_facts = list(facts.get("latents", []))
-        self.log_nfa_offset = float(facts.get("log_nfa_offset", 0.0))
-        self.selected = dict(facts.get("selected", {}))
-        self.validation_images = int(facts.get("validation_images", 0))
+        for name in facts.keys() & set(_FACTS):
+            setattr(self, name, facts[name])
 
     def start_from(self, path: Path) -> None:
         """Take flow and norm from a safetensors file, such as converted published weights."""
@@ -302,7 +267,7 @@ class UFlow(AnomalyModule):
         for monitor, best in list(self.keep_best.best.items())[1:]:
             path = directory / f"best_{monitor.split('/')[-1]}.safetensors"
             with atomic(path) as partial:
-                save_file({k: v.contiguous() for k, v in best.weights.items()}, partial)
+                save_file({k: v.contiguous() for k, v in best["weights"].items()}, partial)
 
 
 def anomaly_likelihood(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -335,18 +300,3 @@ def feature_shapes(backbone: nn.Module, image_size: tuple[int, int]) -> list[Sha
 
 def _near(side: int, multiple: int) -> int:
     return max(1, round(side / multiple)) * multiple
-
-
-def _test_evaluator(size: int) -> Any:
-    from src.evaluation.evaluator import Evaluator
-    from src.evaluation.view import View
-
-    return Evaluator(View(size), memory_gb=2.0, resamples=0, limits=[0.3], seed=0)
-
-
-def _metrics_on_test(evaluator: Any) -> dict[str, float]:
-    """The official code's selection metrics, from the evaluation room."""
-    from src.evaluation.threshold import Nfa
-
-    metrics = evaluator.compute(Nfa().fit(None), None)
-    return {monitor: float(metrics[key]) for monitor, key in BEST_ON_TEST.items() if key in metrics}

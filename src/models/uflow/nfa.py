@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,16 +32,11 @@ from scipy import special
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.errors import ConfigError, did_you_mean
-from src.models.uflow.number_of_tests import COUNTS, log10_figures, log10_number_of_tests
+from src.models.uflow.number_of_tests import log10_figures, log10_number_of_tests
+from src.models.uflow.options import NfaOptions
 from src.models.uflow.region_tree import region_tree, significant_regions
 
 Floats = NDArray[np.float64]
-
-METHODS = ("tree", "block")
-TAILS = ("bound", "exact")
-LOWER_TAILS = ("clamp", "legacy")
-TESTS = ("total", "per_size")
 
 FLOAT32_LOWEST = float(np.finfo(np.float32).min)  # what the official code makes of -inf
 WINDOW = 5  # block NFA, first preprint: 5x5 at the finest scale, halved at each coarser one
@@ -50,36 +44,7 @@ CANDIDATE = 0.9  # block NFA: a latent is a candidate when z^2 exceeds this quan
 CANDIDATE_LEVEL = 2.0 * float(special.gammaincinv(0.5, CANDIDATE))  # tau = 2.705543
 
 
-@dataclass(frozen=True, slots=True)
-class NfaSettings:
-    """How log10 NFA is computed; each field is `model.nfa.<field>`."""
-
-    method: str  # "tree" (JMIV) or "block" (first preprint)
-    tail: str  # "bound": Chernoff's bound (paper); "exact": the chi2 or binomial tail itself
-    lower_tail: str  # of the bound; "clamp": low energy is not rare; "legacy": official code
-    counts: str  # "asymptotic" (paper) or "exact": the number of tests
-    tests: str  # "total" (paper) or "per_size": how the one false alarm is shared out
-    calibrate: bool  # ours: no detection on any held-out normal image, see `offset_from_normals`
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "method": METHODS,
-            "tail": TAILS,
-            "lower_tail": LOWER_TAILS,
-            "counts": COUNTS,
-            "tests": TESTS,
-        }
-        for name, options in allowed.items():
-            value = getattr(self, name)
-            if value not in options:
-                raise ConfigError(
-                    f"Unknown model.nfa.{name}.",
-                    found=f"{value!r}",
-                    do=did_you_mean(str(value), options),
-                )
-
-
-def log_nfa(latents: Sequence[Tensor], size: int | tuple[int, int], how: NfaSettings) -> Tensor:
+def log_nfa(latents: Sequence[Tensor], size: int | tuple[int, int], how: NfaOptions) -> Tensor:
     """log10 NFA (B, H, W) float32 on the given grid, from latents (B, C, h, w) finest first.
 
     Computed on the CPU, image by image; a pixel's value is that of the best region at any scale
@@ -113,14 +78,14 @@ def offset_from_normals(lowest: Sequence[float]) -> float:
     return max(0.0, -min(lowest, default=0.0))
 
 
-def tests_of_scale(pixels: Sequence[int], own: int, how: NfaSettings) -> float:
+def tests_of_scale(pixels: Sequence[int], own: int, how: NfaOptions) -> float:
     """log10 of the number of tests, but for the figures of a region's size if `per_size`."""
     if how.tests == "per_size":
         return math.log10(sum(pixels)) + math.log10(own)
     return log10_number_of_tests(pixels, how.counts)
 
 
-def tree_log_probability(energy: NDArray, channels: int, how: NfaSettings) -> Floats:
+def tree_log_probability(energy: NDArray, channels: int, how: NfaOptions) -> Floats:
     """log10 P of the region that explains each pixel (h, w), 0 where none does.
 
     energy (h, w): mean over channels of z^2, >= 0, 1 on average if the image is normal.
@@ -135,7 +100,7 @@ def tree_log_probability(energy: NDArray, channels: int, how: NfaSettings) -> Fl
     return np.nan_to_num(significant_regions(tree, log_p), nan=0.0)
 
 
-def log10_tail(mean_energy: NDArray, channels: int, how: NfaSettings) -> Floats:
+def log10_tail(mean_energy: NDArray, channels: int, how: NfaOptions) -> Floats:
     """log10 P(chi2_C >= C t) for one pixel, t = mean energy >= 0; at most 0."""
     t = np.asarray(mean_energy, dtype=np.float64)
     if how.tail == "exact":

@@ -15,8 +15,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from src.errors import ConfigError
-
 # a(r) ~ ALPHA BETA^r / r: Jensen 2003, the constants of the official code
 ALPHA, BETA = 0.316915, 4.062570
 
@@ -28,7 +26,6 @@ POLYOMINOES = (
     1228088671826973,
 )  # fmt: skip
 
-COUNTS = ("asymptotic", "exact")
 DIGITS = 50  # of the decimal arithmetic of "exact"
 
 
@@ -40,12 +37,6 @@ def log10_number_of_tests(pixels: Sequence[int], counts: str) -> float:
     arithmetic of 50 digits. The two differ by less than 1e-12 as soon as a scale has more than
     some 60 pixels, because the largest figures dominate the sum.
     """
-    if counts not in COUNTS:
-        raise ConfigError(
-            "Unknown way to count the tests.",
-            found=f"model.nfa.counts={counts}",
-            do=f"choose one of {', '.join(COUNTS)}",
-        )
     return _cached(tuple(int(n) for n in pixels), counts)
 
 

@@ -51,6 +51,17 @@ def test_scores_are_mean_absolute_differences(crn, score, expected):
     assert prediction.anomaly_map.flatten().unique().tolist() == pytest.approx([expected])
 
 
+def test_extras_are_the_pictures_of_the_best_pair_and_their_differences(crn):
+    model = crn()
+    model.units[0], model.units[1] = Constant(0.25), Constant(-0.5)
+    model.board.best = (0, 1)
+    shown = model.extras(torch.full((2, 3, 32, 32), 0.5))
+    expected = {"generated": 0.25, "discriminated": -0.5, "rec": 0.25, "cycle": 1.0}
+    assert {name: value.unique().item() for name, value in shown.items()} == expected
+    assert shown["generated"].shape == (2, 3, 32, 32)
+    assert shown["cycle"].shape == (2, 32, 32)
+
+
 @pytest.mark.parametrize("score", ["disc", "cycle", "rec"])
 def test_scores_do_not_depend_on_the_batch(crn, score):
     model = crn(f"model.score={score}")

@@ -16,7 +16,9 @@ from src.data.datamodule import AnomalyDataModule
 from src.data.mvtec import index_mvtec
 from src.data.options import Cache, DataOptions, Protocol, UseOptions
 from src.data.transforms import ImageTransform
+from src.models.build import read_options
 from src.models.uflow.module import UFlow
+from src.models.uflow.options import UFlowOptions
 
 SIDE = 32
 
@@ -122,6 +124,7 @@ def toy_model():
             "seed": 0,
             "weights": None,
             "optimizer": {"lr": 3e-3},
+            "judge": {"view": {"size": SIDE}},
             "nfa": {"tests": "per_size", "calibrate": True},
             "cache": {"folder": "unused"},
         }
@@ -129,7 +132,7 @@ def toy_model():
 
     def build(backbone=None, **changes):
         merged = OmegaConf.merge(options, changes)
-        arguments = OmegaConf.to_container(merged, resolve=True)
-        return UFlow(backbone=backbone or ToyBackbone(), image_size=(SIDE, SIDE), **arguments)
+        chosen = read_options(UFlowOptions, OmegaConf.to_container(merged, resolve=True))
+        return UFlow(backbone or ToyBackbone(), (SIDE, SIDE), chosen)
 
     return build

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 
+from src.composing import CONF
 from src.errors import ConfigError, SavedModelError
 from src.models.uflow.flow import CouplingStep, negative_log_likelihood
 from src.models.uflow.module import LOG_NFA, anomaly_likelihood, feature_shapes
 from tests.models.uflow.conftest import SIDE, ToyBackbone
+
+SCHEDULES = {
+    "constant": {}, "linear": OmegaConf.load(CONF / "model" / "scheduler" / "linear.yaml")
+}  # fmt: skip
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
@@ -153,7 +159,7 @@ def test_same_seed_same_weights(toy_model, toy_data, tmp_path):
 
 
 def test_linear_decay_is_stepped_per_batch_down_to_the_end_factor(toy_model, toy_data, tmp_path):
-    model = toy_model(optimizer={"schedule": "linear"})
+    model = toy_model(scheduler=SCHEDULES["linear"])
     run = trainer(tmp_path, max_epochs=4)
     run.fit(model, datamodule=toy_data())
     rate = run.optimizers[0].param_groups[0]["lr"]
@@ -169,19 +175,19 @@ def test_linear_decay_is_stepped_per_batch_down_to_the_end_factor(toy_model, toy
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     toy_model, toy_data, tmp_path, steps, schedule
 ):
-    whole = toy_model(optimizer={"schedule": schedule})
+    whole = toy_model(scheduler=SCHEDULES[schedule])
     trainer(tmp_path, max_epochs=4).fit(whole, datamodule=toy_data())
 
-    first = toy_model(optimizer={"schedule": schedule})
+    first = toy_model(scheduler=SCHEDULES[schedule])
     keep = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=1, filename="{step}")
     trainer(tmp_path, max_epochs=4, callbacks=[keep]).fit(first, datamodule=toy_data())
 
-    second = toy_model(optimizer={"schedule": schedule})
+    second = toy_model(scheduler=SCHEDULES[schedule])
     rest = trainer(tmp_path, max_epochs=4)
     rest.fit(second, datamodule=toy_data(), ckpt_path=tmp_path / f"step={steps}.ckpt")
     assert rest.global_step == 12
     assert same(weights(whole), weights(second))
-    assert whole.keep_best.best["val/nll"].value == second.keep_best.best["val/nll"].value
+    assert whole.keep_best.best["val/nll"]["value"] == second.keep_best.best["val/nll"]["value"]
 
 
 class Spoil(pl.Callback):
@@ -199,7 +205,7 @@ def test_a_run_killed_after_its_last_epoch_still_gets_the_best_weights(
     keep = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, save_on_train_epoch_end=True)
     first, data = toy_model(), toy_data()
     trainer(tmp_path, max_epochs=4, callbacks=[keep, Spoil()]).fit(first, datamodule=data)
-    assert first.keep_best.best["val/nll"].epoch == 2
+    assert first.keep_best.best["val/nll"]["epoch"] == 2
     second, data = toy_model(), toy_data()
     trainer(tmp_path, max_epochs=4).fit(second, datamodule=data, ckpt_path=tmp_path / "last.ckpt")
     second.eval()
@@ -222,13 +228,13 @@ def test_the_epoch_with_the_best_held_out_likelihood_is_kept(toy_model, toy_data
     model, data = toy_model(patience=2), toy_data()
     run = trainer(tmp_path, max_epochs=20, callbacks=[Spoil()])
     run.fit(model, datamodule=data)
-    assert model.keep_best.best["val/nll"].epoch == 2
+    assert model.keep_best.best["val/nll"]["epoch"] == 2
     model.after_fit(data.ordered_train_dataloader())
     assert model.learning_metrics()["val/nll_epoch"] == 2
     assert run.current_epoch == 5  # two validations of patience
     nlls = torch.cat([model.eval()._nll(batch) for batch in data.val_dataloader()])
     nll = nlls.mean().item() / model.dimensions
-    assert nll == pytest.approx(model.keep_best.best["val/nll"].value, rel=1e-5)
+    assert nll == pytest.approx(model.keep_best.best["val/nll"]["value"], rel=1e-5)
 
 
 def test_the_epoch_is_chosen_by_other_images_than_the_threshold(toy_model, toy_data, tmp_path):
@@ -274,8 +280,8 @@ def test_the_paper_s_protocol_keeps_one_epoch_per_metric_of_the_test_set(
     model.own_mask = True
     reported = model.learning_metrics()
     for monitor, key in (("val/pixel_auroc", "test/pixel_auroc"), ("val/miou", "test/miou")):
-        assert reported[key] == model.keep_best.best[monitor].value
-        assert reported[f"{monitor}_epoch"] == model.keep_best.best[monitor].epoch
+        assert reported[key] == model.keep_best.best[monitor]["value"]
+        assert reported[f"{monitor}_epoch"] == model.keep_best.best[monitor]["epoch"]
     model.save(tmp_path / "model")
     for name in ("aupro", "miou"):
         saved = load_file(tmp_path / "model" / f"best_{name}.safetensors")
@@ -360,9 +366,12 @@ def test_image_sizes_that_do_not_fit_are_answered_with_one_that_does():
     assert feature_shapes(ToyBackbone(), (32, 64)) == [(6, 8, 16), (10, 4, 8)]
 
 
-def test_unknown_schedules_are_explained(toy_model):
-    with pytest.raises(ConfigError, match="linear"):
-        toy_model(optimizer={"schedule": "linera"})
+@pytest.mark.parametrize(
+    "wrong", [{"feature_norm": "lyer"}, {"nfa": {"tail": "bond"}}, {"protocol": "honst"}]
+)
+def test_unknown_choices_are_explained(toy_model, wrong):
+    with pytest.raises(ConfigError, match="expected one of"):
+        toy_model(**wrong)
 
 
 # --- normalisation -----------------------------------------------------------------------------

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 from torch import Tensor
 
+from src.models.base import AnomalyModule
+
 NLL = "val/nll"
-#: Paper protocol: monitored key -> the metric of the evaluation room that it is.
+#: Paper protocol: monitored key -> the metric of the test set that it is.
 BEST_ON_TEST = {
     "val/pixel_auroc": "test/pixel_auroc",
     "val/aupro": "test/aupro",
@@ -27,8 +28,7 @@ BEST_ON_TEST = {
 }
 
 
-@dataclass(slots=True)
-class Best:
+class BestEpoch(TypedDict):
     """The best epoch by one monitor."""
 
     value: float
@@ -49,18 +49,23 @@ class KeepBest(pl.Callback):
 
     def __init__(self, monitors: Mapping[str, str], patience: int | None) -> None:
         self.monitors, self.patience = dict(monitors), patience
-        self.best: dict[str, Best] = {}
+        self.best: dict[str, BestEpoch] = {}
         self.waited = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare this epoch with the best so far."""
-        if trainer.sanity_checking:
-            return
+        logged = {} if trainer.sanity_checking else trainer.callback_metrics
         for n, (monitor, mode) in enumerate(self.monitors.items()):
-            value = trainer.callback_metrics.get(monitor)
-            if value is None:
+            if monitor not in logged:
                 continue
-            improved = self._consider(monitor, mode, float(value), trainer, pl_module)
+            value = float(logged[monitor])
+            improved = self._improves(monitor, mode, value)
+            if improved and isinstance(pl_module, AnomalyModule):
+                tensors = pl_module.trained_tensors()
+                weights = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
+                self.best[monitor] = BestEpoch(
+                    value=value, epoch=trainer.current_epoch, weights=weights
+                )
             if n == 0:
                 self.waited = 0 if improved else self.waited + 1
         if self.patience is not None and self.waited >= self.patience:
@@ -75,38 +80,17 @@ class KeepBest(pl.Callback):
         """Load the best weights by the first monitor, if there are any."""
         first = self.best.get(next(iter(self.monitors)))
         if first is not None:
-            module.load_state_dict(first.weights, strict=False)
+            module.load_state_dict(first["weights"], strict=False)
 
-    def _consider(
-        self,
-        monitor: str,
-        mode: str,
-        value: float,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-    ) -> bool:
+    def _improves(self, monitor: str, mode: str, value: float) -> bool:
+        sign = 1 if mode == "max" else -1
         known = self.best.get(monitor)
-        better = math.isfinite(value) and (
-            known is None or (value < known.value if mode == "min" else value > known.value)
-        )
-        if better:
-            weights = {
-                key: tensor.detach().cpu().clone()
-                for key, tensor in module.state_dict().items()
-                if not key.startswith("backbone.")
-            }
-            self.best[monitor] = Best(value, trainer.current_epoch, weights)
-        return better
+        return math.isfinite(value) and (known is None or sign * value > sign * known["value"])
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: plain values and tensors only."""
-        best = {
-            monitor: {"value": found.value, "epoch": found.epoch, "weights": found.weights}
-            for monitor, found in self.best.items()
-        }
-        return {"best": best, "waited": self.waited}
+        return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.waited = int(state_dict["waited"])
-        self.best = {monitor: Best(**found) for monitor, found in state_dict["best"].items()}
+        self.best, self.waited = dict(state_dict["best"]), int(state_dict["waited"])

@@ -1,0 +1,68 @@
+"""The options of U-Flow, key for key as in conf/model/uflow.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+#: What backbone maps go through, unless the backbone normalises them: LayerNorm over (C, H, W)
+#: without parameters, with scale and offset (legacy; the likelihood has no bound), or nothing.
+FeatureNormKind = StrEnum("FeatureNormKind", ["layer", "layer_affine", "none"])
+
+#: Regions that are tested: every level set (JMIV), or square windows (first preprint).
+Method = StrEnum("Method", ["tree", "block"])
+
+#: Probability of a region: Chernoff's bound (paper), or the chi2 or binomial tail itself.
+Tail = StrEnum("Tail", ["bound", "exact"])
+
+#: Regions of low energy under the bound: not rare, or as the official code has it.
+LowerTail = StrEnum("LowerTail", ["clamp", "legacy"])
+
+#: The number of figures of a size, see number_of_tests.py; asymptotic: paper.
+Counts = StrEnum("Counts", ["asymptotic", "exact"])
+
+#: How the one false alarm is shared out, see nfa.py; total: paper.
+Tests = StrEnum("Tests", ["total", "per_size"])
+
+
+@dataclass
+class NfaOptions:
+    """How log10 NFA is computed."""
+
+    method: Method
+    tail: Tail
+    lower_tail: LowerTail
+    counts: Counts
+    tests: Tests
+    calibrate: bool  # ours: no detection on any held-out normal image, see `offset_from_normals`
+
+
+@dataclass
+class CacheOptions:
+    """The arguments of `FeatureCache`."""
+
+    place: str
+    folder: str
+    limit_gb: float
+    dtype: str
+
+
+@dataclass
+class UFlowOptions:
+    """`model` of U-Flow."""
+
+    flow_steps: int  # coupling steps per scale
+    kernel_sizes: list[int]  # of the coupling networks, in turn; odd
+    feature_norm: FeatureNormKind
+    standardise: bool  # first bring channels to mean 0, variance 1 over the training images
+    map_size: int  # shorter side of the anomaly map in pixels
+    optimizer: dict[str, Any]  # class of torch.optim
+    scheduler: dict[str, Any]  # class of torch.optim.lr_scheduler, once a minibatch; {}: constant
+    patience: int | None  # validations without improvement before training stops; None: never
+    nfa: NfaOptions
+    cache: CacheOptions
+    weights: str | None  # safetensors of a flow to start from (src.fetch_models writes them)
+    protocol: str  # honest or paper: what chooses the epoch, see best_epochs.py
+    judge: dict[str, Any]  # protocol=paper: takes test batches, gives metrics (an Evaluator)
+    seed: int  # of the flow's weights and permutations
