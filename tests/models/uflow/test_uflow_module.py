@@ -367,7 +367,7 @@ def test_image_sizes_that_do_not_fit_are_answered_with_one_that_does():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"feature_norm": "lyer"}, {"nfa": {"tail": "bond"}}, {"protocol": "honst"}]
+    "wrong", [{"feature_norm": "lyer"}, {"nfa": {"tail": "bond"}}, {"nfa": {"tests": "totl"}}]
 )
 def test_unknown_choices_are_explained(toy_model, wrong):
     with pytest.raises(ConfigError, match="expected one of"):
