@@ -7,14 +7,12 @@ run uses it.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from src.data.images import deep_peak, image_header, is_deep
+from src.data.measured import each
 from src.data.samples import Found
-from src.errors import DataError
 
 _PROBED = 16  # ours: a set of 8-bit images is known by so many headers, spread over the training
 _LEAST = 8
@@ -42,22 +40,8 @@ def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | N
 
 def _bits_of(paths: list[Path]) -> int | None:
     """Bits of the brightest pixel; None when the files are not deep."""
-    probed = paths[:: max(1, len(paths) // _PROBED)]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        if not any(threads.map(_is_deep, probed)):
-            return None
-        return max(_LEAST, *(peak.bit_length() for peak in threads.map(_peak, paths)))
-
-
-def _is_deep(path: Path) -> bool:
-    try:
-        return is_deep(image_header(path).mode)
-    except DataError:  # named when it is read
-        return False
-
-
-def _peak(path: Path) -> int:
-    try:
-        return deep_peak(path)
-    except DataError:  # named when it is read
-        return 0
+    headers, _ = each(paths[:: max(1, len(paths) // _PROBED)], image_header)
+    if not any(is_deep(header.mode) for header in headers):
+        return None
+    peaks, _ = each(paths, deep_peak)  # broken files are named when they are read
+    return max([_LEAST, *(peak.bit_length() for peak in peaks)])

@@ -61,17 +61,18 @@ class MaskFacts:
 
 
 Unreadable = list[tuple[Sample, DataError]]
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 def measure(samples: Sequence[Sample]) -> tuple[list[ImageFacts], Unreadable]:
     """Every image in order, and those that cannot be read with the reason."""
-    return _each(samples, _measure_image)
+    return each(samples, _measure_image)
 
 
 def measure_masks(samples: Sequence[Sample]) -> tuple[list[MaskFacts], Unreadable]:
     """Every mask in order, and those that cannot be read with the reason."""
-    return _each([s for s in samples if s.mask_path is not None], _measure_mask)
+    return each([s for s in samples if s.mask_path is not None], _measure_mask)
 
 
 def empty_masks(masks: Sequence[MaskFacts]) -> list[Finding]:
@@ -84,17 +85,17 @@ def empty_masks(masks: Sequence[MaskFacts]) -> list[Finding]:
     )  # fmt: skip
 
 
-def _each(samples: Sequence[Sample], one: Callable[[Sample], T]) -> tuple[list[T], Unreadable]:
-    """`one` of every sample by a few threads (decoders release the GIL), failures apart."""
+def each(items: Sequence[S], one: Callable[[S], T]) -> tuple[list[T], list[tuple[S, DataError]]]:
+    """`one` of every item by a few threads (decoders release the GIL), failures apart."""
     good: list[T] = []
-    broken: Unreadable = []
+    broken: list[tuple[S, DataError]] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        waiting = [(sample, threads.submit(one, sample)) for sample in samples]
-        for sample, result in waiting:
+        waiting = [(item, threads.submit(one, item)) for item in items]
+        for item, result in waiting:
             try:
                 good.append(result.result())
             except DataError as error:
-                broken.append((sample, error))
+                broken.append((item, error))
     return good, broken
 
 
