@@ -17,21 +17,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_type_hints
+from zipfile import BadZipFile
 
+import numpy as np
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.record import FILE_NAME as DATA
 from src.data.record import DataRecord, place_of
 from src.errors import SavedModelError
-from src.files import write_rows, write_text
+from src.files import atomic, write_rows, write_text
 from src.grammar import literal
 from src.result import NormalScores
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCORES = "scores.csv"
+    from src.evaluation.pixels import PixelHistograms
+
+SCORES, PIXELS = "scores.csv", "pixel_statistics.npz"
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # as NFS without lockd
 
 
@@ -192,6 +196,24 @@ class SavedRun:
             )
             return table.astype({"decision": bool})
 
+    def write_pixel_statistics(self, histograms: PixelHistograms, paths: Sequence[str]) -> None:
+        """Keep what pixel metrics are resampled from: some 100 kB instead of the score maps.
+
+        Row i belongs to the image of scores.csv whose path is `paths[i]`.
+        """
+        arrays: dict[str, Any] = histograms._replace(image=np.array(list(paths), str))._asdict()
+        with atomic(self.directory / PIXELS) as partial, partial.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+
+    def pixel_statistics(self) -> PixelHistograms | None:
+        """What `write_pixel_statistics` kept; None: the run had no masks."""
+        from src.evaluation.pixels import PixelHistograms
+
+        if not self.has(PIXELS):
+            return None
+        with self._reading(PIXELS) as path, np.load(path, allow_pickle=False) as saved:
+            return PixelHistograms(**{name: saved[name] for name in PixelHistograms._fields})
+
     def write_calibration(self, normal: NormalScores | None) -> None:
         """Keep the scores a threshold is set with: for other rules and drift warnings later."""
         if normal is not None:
@@ -228,7 +250,7 @@ class SavedRun:
         """A file of the folder; SavedModelError where what is done with it fails."""
         try:
             yield self.directory / name
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, BadZipFile) as error:
             raise SavedModelError(
                 f"{self.directory} is not the folder of a usable run.",
                 found=f"{name}: {type(error).__name__}: {error}",

@@ -23,7 +23,6 @@ from src.evaluation.comparison import (
     match,
 )
 from src.evaluation.localisation import aupro_key
-from src.evaluation.pixel_statistics import read_pixel_statistics
 from src.evaluation.view import pixel_convention
 from src.metrics import find_metric
 from src.reporting.colour_scale import ColourScale
@@ -39,7 +38,7 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair]:
     first, second = (SavedRun(Path(path).expanduser()) for path in (cfg.run_a, cfg.run_b))
     matched = match(first.scores(), second.scores())
     rows = compare_images(matched, cfg.resamples, cfg.seed)
-    pixels = [read_pixel_statistics(run.directory) for run in (first, second)]
+    pixels = [run.pixel_statistics() for run in (first, second)]
     if pixels[0] is not None and pixels[1] is not None:
         limits = {aupro_key(limit): limit for limit in second.config().evaluation.aupro_limits}
         rows += compare_pixels(

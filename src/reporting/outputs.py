@@ -19,7 +19,6 @@ from src.data.images import read_sample
 from src.data.samples import NORMAL, Sample
 from src.detector import Detection, Detector
 from src.evaluation.evaluator import Evaluator
-from src.evaluation.pixel_statistics import write_pixel_statistics
 from src.evaluation.view import pixel_convention
 from src.explaining import explain
 from src.files import fitting, shown
@@ -118,7 +117,7 @@ def _write_pixel_statistics(run: SavedRun, evaluator: Evaluator, rows: Sequence[
         paths = dict(zip(indices, (row.path for row in rows), strict=True))
         histograms = evaluator.pixel_histograms()
         named = [paths[index] for index in histograms.image.tolist()]
-        write_pixel_statistics(run.directory, histograms, named)
+        run.write_pixel_statistics(histograms, named)
 
 
 def write_figures(

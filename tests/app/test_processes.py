@@ -114,7 +114,7 @@ def test_patchcore_of_two_processes_is_that_of_one(compose, tmp_path, monkeypatc
     output = finish(command)
     two = experiment.find_run(compose(*PATCHCORE, *TWO))[0]
     expect_same(one, two, 1e-6)
-    assert output.count("PatchCore plan") == output.count("image AUROC") == 1
+    assert output.count("PatchCore plan") == output.count("Image AUROC") == 1
     assert "by 2 processes" in output
     assert not list(tmp_path.rglob("*.partial"))
     # Asked again, nothing is started.
@@ -127,7 +127,7 @@ def test_uflow_under_torchrun_is_that_of_one_process(compose, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
     command = begin(*UFLOW, *TWO, f"runs_dir={tmp_path}", by=torchrun)
     one = run_experiment(compose(*UFLOW)).run
-    assert finish(command).count("image AUROC") == 1
+    assert finish(command).count("Image AUROC") == 1
     two = experiment.find_run(compose(*UFLOW, *TWO))[0]
     expect_same(one, two, 1e-3)
     for column in ("train/nll", "val/nll"):

@@ -13,14 +13,9 @@ from src.commands.compare import compare_runs, verdict
 from src.composing import CONF
 from src.errors import DataError, SavedModelError
 from src.evaluation import comparison, overlap, uncertainty
-from src.evaluation.pixel_statistics import (
-    FILE_NAME,
-    read_pixel_statistics,
-    write_pixel_statistics,
-)
 from src.evaluation.pixels import PixelStore
 from src.experiment import run_experiment
-from src.saved_run import ScoreRow
+from src.saved_run import PIXELS, SavedRun, ScoreRow
 from tests import reference
 
 TINY = (
@@ -169,14 +164,15 @@ def test_pixel_metrics_of_two_runs_are_compared_image_by_image():
 
 def test_pixel_statistics_survive_the_file(tmp_path):
     saved, _, _ = statistics(1.0)
-    assert read_pixel_statistics(tmp_path) is None
-    write_pixel_statistics(tmp_path, saved, saved.image.tolist())
-    read = read_pixel_statistics(tmp_path)
+    run = SavedRun(tmp_path)
+    assert run.pixel_statistics() is None
+    run.write_pixel_statistics(saved, saved.image.tolist())
+    read = run.pixel_statistics()
     for a, b in zip(read, saved, strict=True):
         np.testing.assert_array_equal(a, b)
-    (tmp_path / FILE_NAME).write_bytes(b"PK broken")
-    with pytest.raises(SavedModelError, match="damaged"):
-        read_pixel_statistics(tmp_path)
+    (tmp_path / PIXELS).write_bytes(b"PK broken")
+    with pytest.raises(SavedModelError, match=r"pixel_statistics\.npz: BadZip"):
+        run.pixel_statistics()
 
 
 # --- whole runs ------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from src.commands.evaluate import evaluate_run
-from src.evaluation.pixel_statistics import read_pixel_statistics
 from src.experiment import run_experiment
 from src.reporting.run_table import print_run_table
 from src.saved_run import SavedRun
@@ -55,7 +54,7 @@ def again(finished, app_config, tmp_path, *overrides):
 
 
 def marked(folder):
-    statistics = read_pixel_statistics(folder)
+    statistics = SavedRun(folder).pixel_statistics()
     assert statistics is not None
     pixels = statistics.defect.sum(axis=1).tolist()
     names = [path.rsplit("/")[-1].removesuffix(".png") for path in statistics.image.tolist()]
