@@ -250,7 +250,7 @@ class SavedRun:
         """A file of the folder; SavedModelError where what is done with it fails."""
         try:
             yield self.directory / name
-        except (OSError, KeyError, ValueError, TypeError, BadZipFile) as error:
+        except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
             raise SavedModelError(
                 f"{self.directory} is not the folder of a usable run.",
                 found=f"{name}: {type(error).__name__}: {error}",
