@@ -25,11 +25,19 @@ from torch import Tensor, nn
 
 from src.backbones.features import FeatureExtractor
 from src.evaluation.speed import peak_memory_mb
+from src.models.build import read_options
 from src.models.haloae import losses as our_losses
 from src.models.haloae.autoencoder import Bottleneck
 from src.models.haloae.halo_attention import HaloAttention
 from src.models.haloae.module import HaloAE
-from src.models.haloae.options import AttentionOptions
+from src.models.haloae.options import (
+    Alignment,
+    AttentionOptions,
+    Border,
+    HaloAEOptions,
+    Mask,
+    SsimOptions,
+)
 from tests.reference_haloae import (
     TransposedBottleneck,
     attention_unfold_then_project,
@@ -70,18 +78,18 @@ class StraightforwardFeatures(nn.Module):
 
 
 def haloae(alignment: str = "clean") -> HaloAE:
-    options = yaml.safe_load((CONF / "model" / "haloae.yaml").read_text())["model"]
+    values = yaml.safe_load((CONF / "model" / "haloae.yaml").read_text())["model"]
     for key in ("_target_", "name", "stages"):
-        del options[key]
-    options |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "seed": 0}
-    options["feature_alignment"] = alignment
+        del values[key]
+    values |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "seed": 0}
+    values["feature_alignment"] = alignment
     torch.manual_seed(0)
-    return HaloAE(backbone=vgg19(TAPS), image_size=(256, 256), **options)
+    return HaloAE(vgg19(TAPS), (256, 256), read_options(HaloAEOptions, values))
 
 
 def make_straightforward(model: HaloAE) -> None:
     """Swap in the plain formulations, keeping every weight."""
-    model.backbone = StraightforwardFeatures(model.backbone.alignment == "padded")  # type: ignore[assignment]
+    model.backbone = StraightforwardFeatures(model.backbone.alignment == Alignment.padded)  # type: ignore[assignment]
     for module in model.modules():
         if isinstance(module, HaloAttention):
             module.forward = attention_unfold_then_project.__get__(module)  # type: ignore[method-assign]
@@ -144,18 +152,15 @@ def attention() -> None:
 
 def one_attention(width: int, heads: int) -> None:
     x = torch.randn(2, width, 60, 60, requires_grad=True)
-    layers = {}
-    for path in ("bias", "folded"):
-        torch.manual_seed(0)
-        layers[path] = HaloAttention(width, heads, AttentionOptions(12, 2, 16, "correct", path))
+    torch.manual_seed(0)
+    layer = HaloAttention(width, heads, AttentionOptions(12, 2, 16, Mask.correct))
     ways: dict[str, Callable[[], Tensor]] = {
-        "unfold then project": lambda: attention_unfold_then_project(layers["bias"], x),
-        "bias": lambda: layers["bias"](x),
-        "folded": lambda: layers["folded"](x),
+        "unfold then project": lambda: attention_unfold_then_project(layer, x),
+        "ours": lambda: layer(x),
     }
     seconds = {}
     for name, run in ways.items():
-        assert (run() - ways["bias"]()).abs().max() < 1e-4
+        assert (run() - ways["ours"]()).abs().max() < 1e-4
         seconds[name] = best(lambda f=run: f().sum().backward())
         ratio = seconds["unfold then project"] / seconds[name]
         memory = kept_for_backward(run) / len(x)
@@ -166,7 +171,7 @@ def one_attention(width: int, heads: int) -> None:
 
 
 def similarity() -> None:
-    options = our_losses.SsimOptions(11, 1.5, "zero")
+    options = SsimOptions(11, 1.5, Border.zero)
     x = torch.rand(1, 704, 64, 64)
     y = torch.rand(1, 704, 64, 64, requires_grad=True)
     ours = best(lambda: our_losses.ssim(x, y, options).sum().backward())

@@ -1,4 +1,4 @@
-"""Blocks C and E: encoder, decoder and classifier around the image decoder.
+"""Blocks C to E: encoder, decoder, image decoder and classifier.
 
 Channels are explicit: `[width, out, heads, kernel]` for each bottleneck, see `conf/model/haloae`.
 Two repairs keep the mathematics of the release: its stride-1 transposed convolutions are ordinary
@@ -9,7 +9,8 @@ exists only where a stride is used (the release stores 5.8 million such paramete
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,19 +18,17 @@ from torch import Tensor, nn
 from src.errors import ConfigError
 from src.models.haloae.batch_norm import SharedBatchNorm
 from src.models.haloae.halo_attention import HaloAttention
-from src.models.haloae.image_decoder import ImageDecoder
 from src.models.haloae.options import (
-    ACTIVATIONS,
-    CLASSIFIERS,
     HEAD_KERNEL,
-    OUTPUT_RESIZES,
-    REDUCTIONS,
+    Activation,
     AttentionOptions,
+    Classifier,
+    HaloAEOptions,
     ImageDecoderOptions,
+    OutputResize,
     Stage,
-    choose,
 )
-from src.models.haloae.sizes import latent_grid, reduced_grid
+from src.models.haloae.sizes import Grid, latent_grid, reduced_grids
 
 
 class Output(NamedTuple):
@@ -50,6 +49,7 @@ class Bottleneck(nn.Module):
         attention: geometry.
         resize: grid that leaves, when it differs from the one that comes in.
         up: with `resize`, double the grid first (decoder) instead of halving it.
+        activation: of what leaves.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Bottleneck(nn.Module):
         channels: int,
         stage: Stage,
         attention: AttentionOptions,
-        resize: tuple[int, int] | None = None,
+        resize: Grid | None = None,
         *,
         up: bool = False,
-        activation: str = "relu",
+        activation: Activation = Activation.relu,
     ) -> None:
         super().__init__()
-        width, out, heads, kernel = stage
+        width, out, heads, kernel = cast(list[int], stage)
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.norm1 = SharedBatchNorm(width)
         self.attention = HaloAttention(width, heads, attention)
@@ -72,13 +72,12 @@ class Bottleneck(nn.Module):
         self.norm2 = SharedBatchNorm(out)
         self.skip: nn.Sequential | None = None
         if channels != out or resize is not None:
-            project = (
-                nn.Conv2d(channels, out, 1, bias=False)
-                if resize is None
-                else _strided(channels, out, 1, up=up)
-            )
+            if resize is None:
+                project: nn.Module = nn.Conv2d(channels, out, 1, bias=False)
+            else:
+                project = _strided(channels, out, 1, up=up)
             self.skip = nn.Sequential(project, SharedBatchNorm(out))
-        self.resize, self.activation = resize, activation
+        self.channels, self.resize, self.activation = out, resize, activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, out, h', w')."""
@@ -88,9 +87,40 @@ class Bottleneck(nn.Module):
         if self.stride is not None:
             inner = self.stride(inner)
         inner = self.norm2(inner) + (x if self.skip is None else self.skip(x))
-        if self.activation == "relu":
+        if self.activation == Activation.relu:
             inner = F.relu(inner)
         return inner if self.resize is None else F.interpolate(inner, self.resize, mode="nearest")
+
+
+class ImageDecoder(nn.Module):
+    """Block D: 3x3 convolutions with mirrored borders from features to the image, four times finer.
+
+    The published layers for 704 channels: 380, 190, 95, 47, 23 at the size of the features, then
+    3 (x 2), 3 (x 2), each with ReLU. The last ReLU cannot give the negative half of a normalised
+    image, and half of all seeds start with a dead channel among the three; `activation: none` takes
+    the ReLU out of both tail layers.
+    """
+
+    def __init__(self, channels: int, options: ImageDecoderOptions) -> None:
+        super().__init__()
+        widths = [channels, options.first_channels]
+        widths += [options.first_channels // 2**n for n in range(1, options.layers + 1)]
+        self.body = nn.ModuleList(_mirrored(before, after) for before, after in pairwise(widths))
+        self.tail = nn.ModuleList(
+            _mirrored(widths[-1] if n == 0 else 3, 3) for n in range(options.tail)
+        )
+        self.factor = 4 // options.tail  # two layers of x 2 or one of x 4
+        self.rectified = options.activation == Activation.relu
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, 4 h, 4 w)."""
+        x = features
+        for layer in self.body:
+            x = F.relu(layer(x))
+        for layer in self.tail:
+            x = F.relu(layer(x)) if self.rectified else layer(x)
+            x = F.interpolate(x, scale_factor=self.factor, mode="nearest")
+        return x
 
 
 class HaloAutoEncoder(nn.Module):
@@ -99,55 +129,34 @@ class HaloAutoEncoder(nn.Module):
     Args:
         channels: of the features.
         image_size: (H, W) in pixels.
-        head: channels behind the 5 x 5 head convolution.
-        encoder, decoder: stages `[width, out, heads, kernel]`; the last `out` of the decoder may
-            be None for `channels`.
-        attention, image_decoder: their options.
-        reduction: `s1` keeps the grid; `s2` and `s4` halve it in the second (and third) stage.
-        classifier: `linear` on the reconstructed image (features without block D), or `none`.
-        output_resize: from the head's grid back to the features': `nearest` as published,
-            `bilinear`, or `replicate` (pads the rim that the head convolution took, so that
-            nothing is stretched).
-        output_activation: `relu` as published, for features that are not negative, or `none`.
+        options: of the whole method.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        image_size: tuple[int, int],
-        head: int,
-        encoder: Sequence[Sequence[int]],
-        decoder: Sequence[Sequence[int | None]],
-        attention: AttentionOptions,
-        reduction: str,
-        image_decoder: ImageDecoderOptions,
-        classifier: str,
-        output_resize: str,
-        output_activation: str,
-    ) -> None:
+    def __init__(self, channels: int, image_size: tuple[int, int], options: HaloAEOptions) -> None:
         super().__init__()
-        choose("model.reduction", reduction, REDUCTIONS)
-        choose("model.classifier", classifier, CLASSIFIERS)
-        choose("model.output_resize", output_resize, OUTPUT_RESIZES)
-        choose("model.output_activation", output_activation, ACTIVATIONS)
-        self.output_resize = output_resize
-        grid = latent_grid(image_size, attention.block)
-        down = _stages("model.encoder", encoder, None)
-        up = _stages("model.decoder", decoder, channels)
-        grids = _reduced_grids(grid, attention.block, reduction)
+        self.output_resize = options.output_resize
+        attention, head = options.attention, options.head
+        grids = reduced_grids(latent_grid(image_size, attention.block), attention.block)
+        grids = grids[: {"s1": 1, "s2": 2, "s4": 3}[options.reduction]]
+        down, up = options.encoder, _ending_with(channels, options.decoder)
         self.head = nn.Sequential(
             nn.Conv2d(channels, head, HEAD_KERNEL, bias=False), SharedBatchNorm(head), nn.ReLU()
         )
-        self.encoder = _encoder(head, down, attention, grids)
-        self.decoder = _decoder(down[-1].out, up, attention, [grid, *grids], output_activation)
-        self.image_decoder = (
-            ImageDecoder(channels, image_decoder) if image_decoder.enabled else None
-        )
+        # Stage 1 keeps the grid; stage 2 (and 3) may reduce it. The decoder mirrors that.
+        none = [None] * max(len(down), len(up))
+        self.encoder = _chain(head, down, attention, [None, *grids[1:], *none])
+        mirrored = [None, *grids[:-1], *none][len(up) - 1 :: -1]
+        self.decoder = _chain(
+            self.encoder[-1].channels, up, attention, mirrored, up=True,
+            last=options.output_activation,
+        )  # fmt: skip
+        block_d = options.image_decoder
+        self.image_decoder = ImageDecoder(channels, block_d) if block_d.enabled else None
         _initialise(self)
         self.classifier: nn.Linear | None = None
-        if classifier == "linear":  # keeps torch's own initialisation, as published
+        if options.classifier == Classifier.linear:  # keeps torch's own initialisation
             H, W = image_size
-            inputs = 3 * H * W if image_decoder.enabled else channels * (H // 4) * (W // 4)
+            inputs = 3 * H * W if block_d.enabled else channels * (H // 4) * (W // 4)
             self.classifier = nn.Linear(inputs, 2)
 
     def forward(self, features: Tensor, *, features_only: bool = False) -> Output:
@@ -168,10 +177,10 @@ class HaloAutoEncoder(nn.Module):
     def _to_grid(self, x: Tensor) -> Tensor:
         """Undo the 4 cells that the head took: (B, C, h, w) -> (B, C, h + 4, w + 4)."""
         rim = HEAD_KERNEL // 2
-        if self.output_resize == "replicate":
+        if self.output_resize == OutputResize.replicate:
             return F.pad(x, (rim,) * 4, mode="replicate")
         size = (x.shape[-2] + 2 * rim, x.shape[-1] + 2 * rim)
-        if self.output_resize == "nearest":
+        if self.output_resize == OutputResize.nearest:
             return F.interpolate(x, size, mode="nearest")
         return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
@@ -190,89 +199,44 @@ class _UpConvolution(nn.Module):
         return F.pad(self.conv(x), (0, 1, 0, 1), mode="reflect")
 
 
+def _mirrored(channels: int, out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, 3, padding=1, padding_mode="reflect")
+
+
 def _strided(channels: int, out: int, kernel: int, *, up: bool) -> nn.Module:
     if up:
         return _UpConvolution(channels, out, kernel)
     return nn.Conv2d(channels, out, kernel, 2, kernel // 2, bias=False)
 
 
-def _encoder(
+def _chain(
     channels: int,
     stages: Sequence[Stage],
     attention: AttentionOptions,
-    grids: Sequence[tuple[int, int]],
+    resizes: Sequence[Grid | None],
+    *,
+    up: bool = False,
+    last: Activation = Activation.relu,
 ) -> nn.Sequential:
-    """Stage 1 keeps the grid; stage 2 (and 3) may reduce it to `grids`."""
-    blocks = []
-    for position, stage in enumerate(stages):
-        resize = grids[position - 1] if 0 < position <= len(grids) else None
-        blocks.append(Bottleneck(channels, stage, attention, resize))
-        channels = stage.out
-    return nn.Sequential(*blocks)
+    """Bottlenecks one behind the other; `last`: activation of the last, `resizes`: see there."""
+    blocks = nn.Sequential()
+    for stage, resize in zip(stages, resizes, strict=False):
+        activation = last if len(blocks) == len(stages) - 1 else Activation.relu
+        blocks.append(Bottleneck(channels, stage, attention, resize, up=up, activation=activation))
+        channels = blocks[-1].channels
+    return blocks
 
 
-def _decoder(
-    channels: int,
-    stages: Sequence[Stage],
-    attention: AttentionOptions,
-    grids: Sequence[tuple[int, int]],
-    output_activation: str,
-) -> nn.Sequential:
-    """Mirror of the encoder: its stride in stage 2 is undone in the last but one, and so on."""
-    blocks, last = [], len(stages) - 1
-    for position, stage in enumerate(stages):
-        step = last - position  # 1: last but one
-        resize = grids[step - 1] if 0 < step < len(grids) else None
-        blocks.append(
-            Bottleneck(
-                channels,
-                stage,
-                attention,
-                resize,
-                up=True,
-                activation=output_activation if position == last else "relu",
-            )
-        )
-        channels = stage.out
-    return nn.Sequential(*blocks)
-
-
-def _reduced_grids(grid: tuple[int, int], block: int, reduction: str) -> list[tuple[int, int]]:
-    """Grids after each reducing stage: none, one or two."""
-    half = reduced_grid(grid, block, up=True)
-    return {"s1": [], "s2": [half], "s4": [half, reduced_grid(half, block, up=False)]}[reduction]
-
-
-def _stages(key: str, rows: Sequence[Sequence[int | None]], last_out: int | None) -> list[Stage]:
-    stages = []
-    for position, row in enumerate(rows):
-        if len(row) != 4:
-            raise ConfigError(
-                f"A stage of {key} is [width, out, heads, kernel].",
-                found=str(list(row)),
-                do="give four numbers, as conf/model/haloae.yaml does",
-            )
-        width, out, heads, kernel = row
-        if out is None and position == len(rows) - 1:
-            out = last_out
-        if None in (width, out, heads, kernel) or kernel % 2 == 0:  # type: ignore[operator]
-            raise ConfigError(
-                f"A stage of {key} needs four numbers and an odd kernel.",
-                found=str(list(row)),
-                do="only the last `out` of the decoder may be null (the features' channels)",
-            )
-        stages.append(Stage(width, out, heads, kernel))  # type: ignore[arg-type]
-    if len(stages) < 3:
+def _ending_with(channels: int, stages: Sequence[Stage]) -> list[Stage]:
+    """The decoder's stages, of which the last gives as many channels as the features have."""
+    width, out, heads, kernel = stages[-1]
+    if out not in (None, channels):
         raise ConfigError(
-            f"{key} is too short.", found=f"{len(stages)} stages", do="use at least three"
+            "model.decoder does not end with the channels of the features.",
+            found=f"{out} channels; the backbone gives {channels}",
+            do=f"set its last stage to [{width}, null, ...]",
         )
-    if last_out is not None and stages[-1].out != last_out:
-        raise ConfigError(
-            f"{key} does not end with the channels of the features.",
-            found=f"{stages[-1].out} channels; the backbone gives {last_out}",
-            do=f"set its last stage to [{stages[-1].width}, null, ...]",
-        )
-    return stages
+    return [*stages[:-1], [width, channels, heads, kernel]]
 
 
 def _initialise(model: HaloAutoEncoder) -> None:

@@ -17,7 +17,7 @@ import kornia
 import torch
 from torch import Tensor
 
-from src.models.haloae.options import CutPasteOptions
+from src.models.haloae.options import CutPasteMode, CutPasteOptions
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:
@@ -54,19 +54,13 @@ def views(image: Tensor, options: CutPasteOptions, generator: torch.Generator) -
         generator: on the CPU.
     """
     original = jitter(image, draw_jitter(len(image), options, generator))
-    if options.mode == "3way":
-        modes = ["normal", "scar"]
-    elif options.mode == "union":
-        both = (
-            cut_and_paste(original, "normal", options, generator),
-            cut_and_paste(original, "scar", options, generator),
-        )
+    if options.mode in (CutPasteMode.normal, CutPasteMode.scar):
+        return [original, cut_and_paste(original, options.mode, options, generator)]
+    both = [cut_and_paste(original, kind, options, generator) for kind in ("normal", "scar")]
+    if options.mode == CutPasteMode.union:
         first = torch.rand(len(image), generator=generator) < 0.5
-        first = first.to(image.device)[:, None, None, None]
-        return [original, torch.where(first, *both)]
-    else:
-        modes = [options.mode]
-    return [original, *(cut_and_paste(original, mode, options, generator) for mode in modes)]
+        both = [torch.where(first.to(image.device)[:, None, None, None], *both)]
+    return [original, *both]
 
 
 def cut_and_paste(
@@ -184,13 +178,9 @@ def jitter(image: Tensor, colours: Jitter | None, region: Tensor | None = None) 
 
 def _contrast(image: Tensor, factor: Tensor, region: Tensor | None) -> Tensor:
     grey = kornia.color.rgb_to_grayscale(image)  # (B, 1, H, W)
-    if region is None:
-        mean = grey.mean(dim=(1, 2, 3), keepdim=True)
-    else:
-        weight = region[:, None].to(grey)
-        mean = (grey * weight).sum((1, 2, 3), keepdim=True) / weight.sum(
-            (1, 2, 3), keepdim=True
-        ).clamp(min=1)
+    weight = torch.ones_like(grey) if region is None else region[:, None].to(grey)
+    cells = weight.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    mean = (grey * weight).sum((1, 2, 3), keepdim=True) / cells
     return (mean + (image - mean) * factor[:, None, None, None]).clamp(0, 1)
 
 

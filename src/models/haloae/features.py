@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import ConfigError
-from src.models.haloae.options import ALIGNMENTS, FEATURE_STRIDE, choose
+from src.models.haloae.options import FEATURE_STRIDE, Alignment
 
 
 class MultiScaleFeatures(nn.Module):
@@ -27,9 +27,8 @@ class MultiScaleFeatures(nn.Module):
             convolution wanted; it stretches them towards the lower right.
     """
 
-    def __init__(self, extractor: nn.Module, alignment: str) -> None:
+    def __init__(self, extractor: nn.Module, alignment: Alignment) -> None:
         super().__init__()
-        choose("model.feature_alignment", alignment, ALIGNMENTS)
         channels = getattr(extractor, "channels", None)
         if not channels:
             raise ConfigError(
@@ -49,7 +48,9 @@ class MultiScaleFeatures(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Features of normalised images, float32, without gradient."""
         maps = self.extractor(image)
-        return align(maps, (image.shape[-2], image.shape[-1]), padded=self.alignment == "padded")
+        return align(
+            maps, (image.shape[-2], image.shape[-1]), padded=self.alignment == Alignment.padded
+        )
 
 
 class ChannelScaling(nn.Module):
@@ -111,13 +112,11 @@ def alignment_matrix(length: int, side: int, *, rim: bool) -> Tensor:
 
     With `rim` the axis is first mirrored by one cell at both ends (the release's quirk).
     """
-    padded = length + 2 * rim
-    fine = torch.arange(side * FEATURE_STRIDE)
-    source = fine * padded // len(fine) - int(rim)  # nearest neighbour, in unpadded cells
-    source = source.abs()
-    source = torch.where(source < length, source, 2 * (length - 1) - source)
-    picks = (source[:, None] == torch.arange(length)).float()  # (4 side, length)
-    return picks.view(side, FEATURE_STRIDE, length).mean(1)
+    units = torch.eye(length)[None]
+    if rim:
+        units = F.pad(units, (1, 1), mode="reflect")
+    fine = F.interpolate(units, FEATURE_STRIDE * side, mode="nearest")
+    return F.avg_pool1d(fine, FEATURE_STRIDE)[0].T
 
 
 def _divides(x: Tensor, grid: tuple[int, int]) -> bool:

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import ConfigError
-from src.models.haloae.options import AttentionOptions
+from src.models.haloae.options import AttentionOptions, Mask
 
 #: Added to the logits of padding keys: its exponential is exactly zero in every float type, and
-#: unlike minus infinity it survives the product with the zeros of `folded`.
+#: unlike minus infinity it survives the product with the zeros of one-hot positions.
 _SUPPRESSED = -1.0e4
 
 
@@ -35,9 +35,7 @@ class HaloAttention(nn.Module):
     Args:
         width: channels of the map, in and out.
         heads: each has `options.dim_head` channels, independent of `width`.
-        options: block, halo, dim_head, mask and path. Path `bias` adds a (block², w²) bias to the
-            logits; `folded` appends position logits to q and one-hot positions to k, so that the
-            fused kernels run and no bias is stored. Both give the same result.
+        options: block, halo, dim_head and mask.
     """
 
     def __init__(self, width: int, heads: int, options: AttentionOptions) -> None:
@@ -45,7 +43,7 @@ class HaloAttention(nn.Module):
         self.heads, self.dim_head = heads, options.dim_head
         self.block, self.halo = options.block, options.halo
         self.window = options.block + 2 * options.halo
-        self.mask, self.path = options.mask, options.path
+        self.mask = options.mask
         inner = heads * options.dim_head
         self.scale = options.dim_head**-0.5
         self.to_q = nn.Linear(width, inner, bias=False)
@@ -69,14 +67,13 @@ class HaloAttention(nn.Module):
                 do="choose transform.resize or model.attention.block so that both sides divide",
             )
         pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        if self.mask == "inverted":
+        if self.mask == Mask.inverted:
             return self._inverted(pixels).permute(0, 3, 1, 2)
         grid = (H // self.block, W // self.block)
         q = self._blocks(self.to_q(pixels) * self.scale, grid)  # (n, heads, b², d), n = B blocks
         k, v = self._windows(self.to_kv(pixels))  # (n, heads, w², d) each
         rows, columns = self._position_logits(q, grid)  # (n, heads, b², w) each
-        attend = self._attend_folded if self.path == "folded" else self._attend_bias
-        merged = self._merge(attend(q, k, v, rows, columns), B, grid)  # (B, H, W, heads d)
+        merged = self._merge(self._attend(q, k, v, rows, columns), B, grid)  # (B, H, W, heads d)
         return self.to_out(merged).permute(0, 3, 1, 2)
 
     # --- cutting -------------------------------------------------------------------------------
@@ -119,7 +116,7 @@ class HaloAttention(nn.Module):
         q = q.view(n, self.heads, b, b, self.dim_head)
         rows = torch.einsum("nhyxd,yid->nhyxi", q, self.rel_height[relative].to(q.dtype))
         columns = torch.einsum("nhyxd,xjd->nhyxj", q, self.rel_width[relative].to(q.dtype))
-        if self.mask == "correct":
+        if self.mask == Mask.correct:
             above = self._outside(nH, rows)[:, None].expand(nH, nW, -1)
             beside = self._outside(nW, rows)[None].expand(nH, nW, -1)
             rows = _add_per_block(rows, above)
@@ -135,15 +132,8 @@ class HaloAttention(nn.Module):
 
     # --- attention -----------------------------------------------------------------------------
 
-    def _attend_bias(
-        self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor
-    ) -> Tensor:
-        bias = (rows[..., :, None] + columns[..., None, :]).flatten(3)  # (n, heads, b², w²)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-
-    def _attend_folded(
-        self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor
-    ) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Position logits are appended to q and one-hot positions to k: fused kernels, no bias."""
         w = self.window
         key = torch.arange(w * w, device=k.device)
         line = torch.arange(w, device=k.device)

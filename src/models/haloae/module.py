@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,31 +27,20 @@ from src.errors import ConfigError
 from src.models.base import AnomalyModule, LineChart
 from src.models.haloae import scoring
 from src.models.haloae.autoencoder import HaloAutoEncoder, Output
-from src.models.haloae.cutpaste import draw_jitter, jitter, seeded_generator, views
+from src.models.haloae.cutpaste import (
+    cut_and_paste,
+    draw_jitter,
+    jitter,
+    seeded_generator,
+    views,
+)
 from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
-from src.models.haloae.losses import (
-    classification_loss,
-    loss_weights,
-    reconstruction_losses,
-)
-from src.models.haloae.normal_images import cutpaste_auroc, mean_errors
-from src.models.haloae.options import (
-    SCALINGS,
-    AttentionOptions,
-    CutPasteOptions,
-    ImageDecoderOptions,
-    ScheduleOptions,
-    ScoringOptions,
-    SsimOptions,
-    choose,
-    read_options,
-)
+from src.models.haloae.losses import classification_loss, loss_weights, reconstruction_losses
+from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling
 from src.models.optimizers import make_optimizer
 from src.result import Prediction
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+_REPEATS = 4  # pasted versions of each held-out image and kind
 LOSSES = ("classification", "features", "image")  # in the order of their weights
 
 
@@ -61,25 +50,10 @@ class HaloAE(AnomalyModule):
     Args:
         backbone: frozen extractor of feature maps.
         image_size: (H, W) in pixels; 4 (4 + n x block) each.
-        mean: of the image normalisation, undone and redone around the colour jitter.
-        std: likewise.
-        seed: of jitter and CutPaste.
-        feature_alignment: `clean` or `padded`, see `MultiScaleFeatures`.
-        feature_scaling: `none` as published, or `standard`, see `ChannelScaling`.
-        head: this and the next seven: see `HaloAutoEncoder`.
-        encoder: stages.
-        decoder: stages.
-        attention: geometry, mask and path.
-        reduction: s1, s2 or s4.
-        image_decoder: block D.
-        classifier: linear or none.
-        output_resize: nearest, bilinear or replicate.
-        output_activation: relu or none.
-        loss: `ssim` and `schedule`.
-        cutpaste: ranges of the pasted pieces.
-        optimizer: made by `make_optimizer`.
-        scoring: which error makes the map and the score.
+        options: everything else.
     """
+
+    Options = HaloAEOptions
 
     mean: Tensor
     std: Tensor
@@ -87,56 +61,18 @@ class HaloAE(AnomalyModule):
     normal_image: Tensor
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        image_size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        seed: int,
-        feature_alignment: str,
-        feature_scaling: str,
-        head: int,
-        encoder: Sequence[Sequence[int]],
-        decoder: Sequence[Sequence[int | None]],
-        attention: Mapping[str, Any],
-        reduction: str,
-        image_decoder: Mapping[str, Any],
-        classifier: str,
-        output_resize: str,
-        output_activation: str,
-        loss: Mapping[str, Any],
-        cutpaste: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        scoring: Mapping[str, Any],
+        self, backbone: nn.Module, image_size: tuple[int, int], options: HaloAEOptions
     ) -> None:
         super().__init__()
-        self.ssim = read_options(SsimOptions, loss["ssim"], "model.loss.ssim")
-        self.schedule = read_options(ScheduleOptions, loss["schedule"], "model.loss.schedule")
-        self.cutpaste = read_options(CutPasteOptions, cutpaste, "model.cutpaste")
-        self.scoring = read_options(ScoringOptions, scoring, "model.scoring")
-        self.optimizer, self.seed = optimizer, seed
-        self.backbone = MultiScaleFeatures(backbone, feature_alignment)
-        choose("model.feature_scaling", feature_scaling, SCALINGS)
-        self.feature_scaling = feature_scaling
+        self.options = options
+        self.backbone = MultiScaleFeatures(backbone, options.feature_alignment)
         self.scaling = ChannelScaling(self.backbone.channels)
-        self.autoencoder = HaloAutoEncoder(
-            self.backbone.channels,
-            image_size,
-            head,
-            encoder,
-            decoder,
-            read_options(AttentionOptions, attention, "model.attention"),
-            reduction,
-            read_options(ImageDecoderOptions, image_decoder, "model.image_decoder"),
-            classifier,
-            output_resize,
-            output_activation,
-        )
-        self._check_parts()
+        self.autoencoder = HaloAutoEncoder(self.backbone.channels, image_size, options)
         self.grade: float | None = None
         H, W = image_size
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(options, name)).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
         # Mean error maps of normal training images; zero until `after_fit`.
         self.register_buffer("normal_features", torch.zeros(H // 4, W // 4))
         self.register_buffer("normal_image", torch.zeros(H // 2, W // 2))
@@ -145,19 +81,19 @@ class HaloAE(AnomalyModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """As configured, for everything but the frozen backbone."""
-        return make_optimizer(self.optimizer, self.autoencoder.parameters())
+        return make_optimizer(self.options.optimizer, self.autoencoder.parameters())
 
     def on_train_start(self) -> None:
         """Learn how long training will be, for the curriculum, and how large features are."""
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps) and self.schedule.kind == "logistic":
+        self._steps = self.trainer.estimated_stepping_batches
+        curriculum = self.options.loss.schedule.kind
+        if not math.isfinite(self._steps) and curriculum == Curriculum.logistic:
             raise ConfigError(
                 "The loss curriculum needs to know how long training lasts.",
                 found="neither trainer.max_epochs nor trainer.max_steps is set",
                 do="set one of them, or model.loss.schedule.kind=constant",
             )
-        self._steps = steps
-        if self.feature_scaling == "standard" and self.global_step == 0:
+        if self.options.feature_scaling == Scaling.standard and self.global_step == 0:
             loader = self.trainer.datamodule.ordered_train_dataloader()  # type: ignore[attr-defined]
             self.scaling.fit(self.backbone(b["image"].to(self.device)) for b in loader)
 
@@ -168,11 +104,11 @@ class HaloAE(AnomalyModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One weighted sum of the three losses; reads nothing but the image."""
         # One stream for all processes: each draws for the whole batch and keeps its share.
-        generator = seeded_generator(self.seed, 0, self.current_epoch, batch_idx)
+        generator = seeded_generator(self.options.seed, 0, self.current_epoch, batch_idx)
         images = self.draw_views(processes.whole(batch["image"], batch), generator)
         losses = self.losses(images, originals=len(batch["image"]))
         fraction = min(self.global_step / max(self._steps, 1), 1.0)
-        weights = loss_weights(fraction, self.schedule)
+        weights = loss_weights(fraction, self.options.loss.schedule)
         total = self.weigh(losses, weights)
         share = processes.weight(batch)
         means = {f"train/{name}": share * value.detach() for name, value in losses.items()}
@@ -181,17 +117,21 @@ class HaloAE(AnomalyModule):
         self.log("train/loss", share * total.detach(), prog_bar=True, sync_dist=True)
         return share * total
 
+    def plain(self, image: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> RGB in [0, 1]."""
+        return (image * self.std + self.mean).clamp(0, 1)
+
     def draw_views(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Normalised images (B, 3, H, W) -> jittered originals, then pasted ones, (nB, 3, H, W).
 
         Of a batch that processes share, the views of this process's images.
         Without a classifier pasted images would teach nothing, so there are none.
         """
-        plain = (image * self.std + self.mean).clamp(0, 1)
+        plain, options = self.plain(image), self.options.cutpaste
         if self.autoencoder.classifier is None:
-            shown = [jitter(plain, draw_jitter(len(plain), self.cutpaste, generator))]
+            shown = [jitter(plain, draw_jitter(len(plain), options, generator))]
         else:
-            shown = views(plain, self.cutpaste, generator)
+            shown = views(plain, options, generator)
         return (torch.cat([processes.own(view) for view in shown]) - self.mean) / self.std
 
     def losses(self, images: Tensor, originals: int) -> dict[str, Tensor]:
@@ -219,11 +159,11 @@ class HaloAE(AnomalyModule):
         ):  # fmt: skip
             if rebuilt is not None:
                 found[f"mse_{name}"], found[f"dssim_{name}"] = reconstruction_losses(
-                    rebuilt[:count], target[:count], self.ssim
+                    rebuilt[:count], target[:count], self.options.loss.ssim
                 )
         return found
 
-    def weigh(self, losses: Mapping[str, Tensor], weights: tuple[float, float, float]) -> Tensor:
+    def weigh(self, losses: Mapping[str, Tensor], weights: Sequence[float]) -> Tensor:
         """a1 classification + a2 (mse + dssim of features) + a3 (mse + dssim of the image).
 
         A loss that the model does not have drops out; the others keep their weights.
@@ -236,19 +176,44 @@ class HaloAE(AnomalyModule):
             total = total + a1 * losses["classification"]
         return total
 
+    @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """Mean error maps of normal training images, and a grade from held-out ones."""
         self.eval()
-        self.normal_features, self.normal_image = mean_errors(
-            self, (batch["image"] for batch in loader)
-        )
+        totals = {kind: torch.zeros_like(m).double() for kind, m in self.normal_maps().items()}
+        count = 0
+        for batch in loader:
+            image = batch["image"].to(self.device)
+            for kind, error in self.errors(image, self.features(image)).items():
+                totals[kind] += error.sum(0, dtype=torch.float64)
+            count += len(image)
+        for kind, mean in self.normal_maps().items():
+            mean.copy_(totals[kind] / max(count, 1))
         data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "calibration_dataloader"):
-            held_out = data.calibration_dataloader()
-            self.grade = cutpaste_auroc(self, (batch["image"] for batch in held_out))
+            self.grade = self._cutpaste_auroc(data.calibration_dataloader())
+
+    def _cutpaste_auroc(self, loader: Iterable[dict[str, Tensor]]) -> float | None:
+        """How well the score tells normal images from themselves with a piece pasted in, in [0, 1].
+
+        No label enters, so searches may maximise it. Rectangles and scars count alike, always the
+        same ones. ours: a stand-in for defects; it ranks models, it does not predict their AUROC.
+        """
+        generator = seeded_generator(0)
+        whole, pasted = [], []
+        for batch in loader:
+            image = batch["image"].to(self.device)
+            whole.append(self(image).score)
+            for kind in ("normal", "scar") * _REPEATS:
+                piece = cut_and_paste(self.plain(image), kind, self.options.cutpaste, generator)
+                pasted.append(self((piece - self.mean) / self.std).score)
+        if not whole:
+            return None
+        gap = torch.cat(pasted)[:, None] - torch.cat(whole)
+        return float((gap > 0).double().mean() + 0.5 * (gap == 0).double().mean())
 
     def learning_metrics(self) -> dict[str, float]:
-        """`val/cutpaste_auroc`, when training images were held out; see `cutpaste_auroc`."""
+        """`val/cutpaste_auroc`, when training images were held out."""
         return {} if self.grade is None else {"val/cutpaste_auroc": self.grade}
 
     def trained_facts(self) -> dict[str, Any]:
@@ -264,29 +229,25 @@ class HaloAE(AnomalyModule):
 
     def forward(self, image: Tensor) -> Prediction:
         """Score normalised images (B, 3, H, W); maps lie on the features' grid or twice that."""
-        return self.score(image, self.features(image))
+        errors, options = self.errors(image, self.features(image)), self.options.scoring
+        maps = scoring.anomaly_maps(errors, self.normal_maps(), options)
+        return Prediction(scoring.image_score(maps, options), maps)
 
-    def score(self, image: Tensor, features: Tensor) -> Prediction:
-        """Prediction from images and their features, which several checkpoints may share."""
-        from_features, from_image = self.errors(image, features)
-        if from_features is not None:
-            from_features = scoring.deviation(from_features, self.normal_features, self.scoring)
-        if from_image is not None:
-            from_image = scoring.deviation(from_image, self.normal_image, self.scoring)
-        scales = torch.stack((self.normal_features.mean(), self.normal_image.mean()))
-        maps = scoring.combine(from_features, from_image, scales, self.scoring)
-        return Prediction(scoring.image_score(maps, self.scoring), maps)
+    def errors(self, image: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """Squared errors that the map needs: `feature` (B, h, w), `image` (B, 2 h, 2 w)."""
+        kind, found = self.options.scoring.map, {}
+        out: Output = self.autoencoder(features, features_only=kind == MapKind.feature)
+        if kind != MapKind.image:
+            found["feature"] = scoring.feature_error(out.features, features)
+        if out.image is not None:
+            found["image"] = scoring.image_error(out.image, image)
+        return found
 
-    def errors(self, image: Tensor, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Squared errors (B, h, w) of features and (B, 2 h, 2 w) of the image, as the map needs."""
-        kind = self.scoring.map
-        out: Output = self.autoencoder(features, features_only=kind == "feature")
-        return (
-            None if kind == "image" else scoring.feature_error(out.features, features),
-            None if out.image is None else scoring.image_error(out.image, image),
-        )
+    def normal_maps(self) -> dict[str, Tensor]:
+        """Mean errors of normal images, by the names of `errors`."""
+        return {"feature": self.normal_features, "image": self.normal_image}
 
-    # --- what there is to show --------------------------------------------------------------------
+    # --- what there is to show -------------------------------------------------------------------
 
     def extras(self, image: Tensor) -> dict[str, Tensor]:
         """Reconstruction and error maps, rebuilt features, and every loss as a number of its own.
@@ -308,17 +269,10 @@ class HaloAE(AnomalyModule):
             shown |= {"logit_original": out.logits[:, 0], "logit_pasted": out.logits[:, 1]}
         return shown | {"features": out.features}
 
-    def diagnostics(self) -> dict[str, LineChart | Figure]:
+    def diagnostics(self) -> dict[str, LineChart]:
         """The weights of the losses over training."""
         fractions = [n / 500 for n in range(501)]
-        weights = zip(*(loss_weights(f, self.schedule) for f in fractions), strict=True)
-        lines = {name: (fractions, w) for name, w in zip(LOSSES, weights, strict=True)}
+        table = [loss_weights(fraction, self.options.loss.schedule) for fraction in fractions]
+        columns = zip(LOSSES, zip(*table, strict=True), strict=True)
+        lines = {name: (fractions, weights) for name, weights in columns}
         return {"loss_weights": LineChart("share of training done", "weight of the loss", lines)}
-
-    def _check_parts(self) -> None:
-        if self.scoring.map != "feature" and self.autoencoder.image_decoder is None:
-            raise ConfigError(
-                "An image error map needs the image decoder.",
-                found=f"model.scoring.map={self.scoring.map}, model.image_decoder.enabled=false",
-                do="set model.scoring.map=feature or model.image_decoder.enabled=true",
-            )

@@ -1,58 +1,45 @@
-"""The configuration of HaloAE as typed, checked values; `conf/model/haloae.yaml` holds them."""
+"""What HaloAE can be told; the values and their sources are in conf/model/haloae.yaml."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
-from src.errors import ConfigError, did_you_mean
+from src.errors import ConfigError
 
 #: Side of one feature cell in pixels: 256 px give the 64 x 64 map of the paper (spec: DFR).
 FEATURE_STRIDE = 4
 #: Kernel of the unpadded first convolution; it shortens each side of the map by 4.
 HEAD_KERNEL = 5
 
-MASKS = ("correct", "inverted", "none")
-PATHS = ("bias", "folded")
-REDUCTIONS = ("s1", "s2", "s4")
-ACTIVATIONS = ("relu", "none")
-CLASSIFIERS = ("linear", "none")
-OUTPUT_RESIZES = ("nearest", "bilinear", "replicate")
-ALIGNMENTS = ("clean", "padded")
-SCALINGS = ("none", "standard")
-BORDERS = ("zero", "reflect", "valid")
-SCHEDULES = ("logistic", "constant")
-CUTPASTE_MODES = ("3way", "normal", "scar", "union")
-MAPS = ("feature", "image", "sum")
-IMAGE_SCORES = ("mean", "max")
+Alignment = StrEnum("Alignment", ["clean", "padded"])
+Scaling = StrEnum("Scaling", ["none", "standard"])
+Mask = StrEnum("Mask", ["correct", "inverted", "none"])
+Reduction = StrEnum("Reduction", ["s1", "s2", "s4"])
+Activation = StrEnum("Activation", ["relu", "none"])
+Classifier = StrEnum("Classifier", ["linear", "none"])
+OutputResize = StrEnum("OutputResize", ["nearest", "bilinear", "replicate"])
+Border = StrEnum("Border", ["zero", "reflect", "valid"])
+Curriculum = StrEnum("Curriculum", ["logistic", "constant"])
+CutPasteMode = StrEnum("CutPasteMode", ["3way", "normal", "scar", "union"])
+MapKind = StrEnum("MapKind", ["feature", "image", "sum"])
+ImageScore = StrEnum("ImageScore", ["mean", "max"])
+
+Stage = list[int | None]  # [width inside, channels that leave, heads, odd side of the kernel]
 
 
-class Stage(NamedTuple):
-    """One bottleneck: `[width, out, heads, kernel]` in the configuration."""
-
-    width: int  # channels inside, what the attention sees
-    out: int  # channels that leave
-    heads: int
-    kernel: int  # side of the second convolution, odd
-
-
-@dataclass(frozen=True)
+@dataclass
 class AttentionOptions:
     """Geometry of halo attention, the same in every bottleneck."""
 
     block: int  # side of the square of queries, in feature cells
     halo: int  # cells that the window of keys reaches beyond the block
     dim_head: int
-    mask: str  # one of MASKS
-    path: str  # one of PATHS
-
-    def __post_init__(self) -> None:
-        choose("model.attention.mask", self.mask, MASKS)
-        choose("model.attention.path", self.path, PATHS)
+    mask: Mask
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageDecoderOptions:
     """Block D, the image decoder."""
 
@@ -60,26 +47,48 @@ class ImageDecoderOptions:
     first_channels: int
     layers: int  # halvings after the first layer
     tail: int  # 1 or 2 layers that triple as upsampling
-    activation: str  # one of ACTIVATIONS, after each tail layer
+    activation: Activation  # after each tail layer
 
     def __post_init__(self) -> None:
-        choose("model.image_decoder.activation", self.activation, ACTIVATIONS)
-        choose("model.image_decoder.tail", self.tail, (1, 2))
+        if self.tail not in (1, 2):
+            raise ConfigError(
+                "model.image_decoder.tail is 1 or 2.", found=str(self.tail), do="use 2 (published)"
+            )
+        if self.first_channels >> self.layers < 1:
+            raise ConfigError(
+                "model.image_decoder halves its channels to nothing.",
+                found=f"first_channels={self.first_channels}, layers={self.layers}",
+                do="use fewer layers or more first_channels (published: 4 and 380)",
+            )
 
 
-@dataclass(frozen=True)
+@dataclass
+class SsimOptions:
+    """Window of the structural similarity."""
+
+    window: int  # side in cells, odd
+    sigma: float  # cells
+    border: Border  # zero as HaloAE; reflect as torchmetrics and kornia; valid drops the rim
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.window % 2 == 0:
+            raise ConfigError(
+                "model.loss.ssim.window must be odd.", found=str(self.window), do="use 11"
+            )
+
+
+@dataclass
 class ScheduleOptions:
     """Weights of the three losses over training; see `losses.loss_weights`."""
 
-    kind: str  # one of SCHEDULES
-    start: Sequence[float]  # classification, features, image
-    end: Sequence[float]
-    midpoint: Sequence[float]  # fraction of training in [0, 1]
-    slope: Sequence[float]  # per unit fraction
-    constant: Sequence[float]  # the weights when kind is constant
+    kind: Curriculum
+    start: list[float]  # of classification, features, image; so are the others
+    end: list[float]
+    midpoint: list[float]  # fraction of training in [0, 1]
+    slope: list[float]  # per unit fraction
+    constant: list[float]  # the weights when kind is constant
 
     def __post_init__(self) -> None:
-        choose("model.loss.schedule.kind", self.kind, SCHEDULES)
         for name in ("start", "end", "midpoint", "slope", "constant"):
             if len(getattr(self, name)) != 3:
                 raise ConfigError(
@@ -89,94 +98,83 @@ class ScheduleOptions:
                 )
 
 
-@dataclass(frozen=True)
-class SsimOptions:
-    """Window of the structural similarity."""
+@dataclass
+class LossOptions:
+    """How reconstructions are judged, and how the losses are weighed."""
 
-    window: int  # side in cells, odd
-    sigma: float  # cells
-    border: str  # one of BORDERS
-
-    def __post_init__(self) -> None:
-        choose("model.loss.ssim.border", self.border, BORDERS)
-        if self.window < 1 or self.window % 2 == 0:
-            raise ConfigError(
-                "model.loss.ssim.window must be odd.", found=str(self.window), do="use 11"
-            )
+    ssim: SsimOptions
+    schedule: ScheduleOptions
 
 
-@dataclass(frozen=True)
+@dataclass
 class CutPasteOptions:
     """Ranges of the pasted pieces; sides of the scar are pixels of the network input."""
 
-    mode: str  # one of CUTPASTE_MODES
+    mode: CutPasteMode
     jitter: float | None  # strength of brightness, contrast, saturation and hue; null: off
-    area: Sequence[float]  # share of the image
+    area: list[float]  # share of the image
     aspect: float  # smallest ratio; the range is [aspect, 1 / aspect]
-    scar_width: Sequence[float]
-    scar_height: Sequence[float]
-    rotation: Sequence[float]  # degrees
-
-    def __post_init__(self) -> None:
-        choose("model.cutpaste.mode", self.mode, CUTPASTE_MODES)
+    scar_width: list[float]
+    scar_height: list[float]
+    rotation: list[float]  # degrees
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScoringOptions:
     """From reconstruction errors to the anomaly map and the image score."""
 
-    map: str  # one of MAPS
+    map: MapKind
     normalise: bool  # distance to the mean error map of normal training images
     blur: bool  # binomial 3 x 3
-    score: str  # one of IMAGE_SCORES
+    score: ImageScore  # of the map
+
+
+@dataclass
+class HaloAEOptions:
+    """All of it; the classes above are groups of the same name."""
+
+    feature_alignment: Alignment  # see `features.MultiScaleFeatures`
+    feature_scaling: Scaling  # none as published; standard: see `features.ChannelScaling`
+    head: int  # channels behind the head convolution
+    encoder: list[Stage]
+    decoder: list[Stage]  # the last may give null channels: those of the features
+    attention: AttentionOptions
+    reduction: Reduction  # s1 keeps the grid; s2, s4 halve it in the second (and third) stage
+    image_decoder: ImageDecoderOptions
+    classifier: Classifier  # on the reconstructed image (features without block D), or none
+    output_resize: OutputResize  # from the head's grid back to the features'
+    output_activation: Activation  # relu as published, for features that are not negative
+    loss: LossOptions
+    cutpaste: CutPasteOptions
+    optimizer: dict[str, Any]  # see `optimizers.make_optimizer`
+    scoring: ScoringOptions
+    mean: list[float]  # of the image normalisation, undone and redone around the colour jitter
+    std: list[float]
+    seed: int  # of jitter and CutPaste
 
     def __post_init__(self) -> None:
-        choose("model.scoring.map", self.map, MAPS)
-        choose("model.scoring.score", self.score, IMAGE_SCORES)
-
-
-T = TypeVar("T")
-
-
-def read_options(kind: type[T], values: Mapping[str, Any] | T, key: str) -> T:
-    """The dataclass `kind` filled from a mapping with exactly its fields.
-
-    Args:
-        kind: one of the dataclasses above.
-        values: the mapping of the configuration, or an already built `kind`.
-        key: where it stands in the configuration, for the error message.
-
-    Raises:
-        ConfigError: a key is missing or unknown.
-    """
-    if isinstance(values, kind):
-        return values
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{key} is a group of keys.", found=repr(values), do="see conf/model/haloae.yaml"
-        )
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    required = [f.name for f in fields(kind) if f.default is MISSING]  # type: ignore[arg-type]
-    for name in values:
-        if name not in names:
+        if self.scoring.map != MapKind.feature and not self.image_decoder.enabled:
             raise ConfigError(
-                f"Unknown key {key}.{name}.", found=str(name), do=did_you_mean(str(name), names)
+                "An image error map needs the image decoder.",
+                found=f"model.scoring.map={self.scoring.map}, model.image_decoder.enabled=false",
+                do="set model.scoring.map=feature or model.image_decoder.enabled=true",
             )
-    missing = [name for name in required if name not in values]
-    if missing:
-        raise ConfigError(
-            f"{key} is incomplete.",
-            found=f"no {', '.join(missing)}",
-            do="see conf/model/haloae.yaml",
-        )
-    return kind(**values)
+        for key in ("encoder", "decoder"):
+            _check_stages(f"model.{key}", getattr(self, key), open_end=key == "decoder")
 
 
-def choose(key: str, value: object, options: Sequence[object]) -> None:
-    """Raise ConfigError unless `value` is one of `options`."""
-    if value not in options:
+def _check_stages(key: str, stages: list[Stage], *, open_end: bool) -> None:
+    if len(stages) < 3:
         raise ConfigError(
-            f"Unknown {key}.",
-            found=repr(value),
-            do=did_you_mean(str(value), [str(option) for option in options]),
+            f"{key} is too short.", found=f"{len(stages)} stages", do="use at least three"
         )
+    for stage in stages:
+        free = open_end and stage is stages[-1]
+        numbers = [n for place, n in enumerate(stage) if not (free and place == 1)]
+        if len(stage) != 4 or None in numbers or not (stage[3] or 0) % 2:
+            raise ConfigError(
+                f"A stage of {key} is [width, out, heads, kernel] with an odd kernel.",
+                found=str(list(stage)),
+                do="give four numbers; only the last `out` of the decoder may be null (the "
+                "channels of the features)",
+            )

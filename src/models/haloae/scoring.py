@@ -7,11 +7,14 @@ flips an AUROC below one half; here the mean comes from training images and noth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import kornia
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.models.haloae.options import ScoringOptions
+from src.models.haloae.options import ImageScore, ScoringOptions
 
 _POOL = 2  # the image error is averaged over 2 x 2 pixels: 256 -> 128, the published grid
 
@@ -26,11 +29,30 @@ def image_error(reconstruction: Tensor, image: Tensor) -> Tensor:
     return F.avg_pool2d(feature_error(reconstruction, image)[:, None], _POOL)[:, 0]
 
 
-def deviation(error: Tensor, mean: Tensor, options: ScoringOptions) -> Tensor:
-    """Distance to the normal error map, smoothed: (B, h, w) and mean (h, w) -> (B, h, w)."""
-    if options.normalise:
-        error = (error - mean).abs()
-    return binomial_blur(error) if options.blur else error
+def anomaly_maps(
+    errors: Mapping[str, Tensor], normal: Mapping[str, Tensor], options: ScoringOptions
+) -> Tensor:
+    """Distance to the normal error maps, smoothed.
+
+    Args:
+        errors: `feature` (B, h, w), `image` (B, 2 h, 2 w) or both. Of both the sum is taken in
+            units of the mean normal error (ours: the release never combines the two).
+        normal: mean error maps of normal images by the same names, without B.
+        options: how.
+
+    Returns:
+        (B, h, w), or (B, 2 h, 2 w) where the image takes part.
+    """
+    maps = {}
+    for kind, error in errors.items():
+        far = (error - normal[kind]).abs() if options.normalise else error
+        maps[kind] = binomial_blur(far) if options.blur else far
+    if len(maps) == 1:
+        return maps.popitem()[1]
+    units = {kind: normal[kind].mean().clamp(min=torch.finfo(torch.float32).tiny) for kind in maps}
+    size = maps["image"].shape[-2:]
+    fine = F.interpolate(maps["feature"][:, None], size, mode="bilinear")[:, 0]
+    return fine / units["feature"] + maps["image"] / units["image"]
 
 
 def binomial_blur(maps: Tensor) -> Tensor:
@@ -38,39 +60,11 @@ def binomial_blur(maps: Tensor) -> Tensor:
 
     What `cv2.GaussianBlur(map, (3, 3), 0)` computes. (B, h, w) -> same.
     """
-    line = maps.new_tensor([0.25, 0.5, 0.25])
-    padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="reflect")
-    return F.conv2d(padded, torch.outer(line, line)[None, None])[:, 0]
-
-
-def combine(
-    features: Tensor | None, image: Tensor | None, scales: Tensor, options: ScoringOptions
-) -> Tensor:
-    """The anomaly map of the chosen kind.
-
-    Args:
-        features: deviation (B, h, w), needed for `feature` and `sum`.
-        image: deviation (B, 2 h, 2 w), needed for `image` and `sum`.
-        scales: (2,) mean error of normal images in features and image; `sum` adds both in units
-            of them (ours: the release never combines the two, and their units differ).
-        options: which map.
-
-    Returns:
-        (B, h, w) for `feature`, else (B, 2 h, 2 w).
-    """
-    if options.map == "feature" or image is None:
-        assert features is not None
-        return features
-    if options.map == "image" or features is None:
-        return image
-    fine = F.interpolate(features[:, None], image.shape[-2:], mode="bilinear", align_corners=False)[
-        :, 0
-    ]
-    units = scales.clamp(min=torch.finfo(scales.dtype).tiny)
-    return fine / units[0] + image / units[1]
+    line = maps.new_tensor([[0.25, 0.5, 0.25]])
+    return kornia.filters.filter2d_separable(maps[:, None], line, line)[:, 0]
 
 
 def image_score(maps: Tensor, options: ScoringOptions) -> Tensor:
     """Mean or maximum of each map, (B, h, w) -> (B,)."""
     flat = maps.flatten(1)
-    return flat.amax(1) if options.score == "max" else flat.mean(1)
+    return flat.amax(1) if options.score == ImageScore.max else flat.mean(1)

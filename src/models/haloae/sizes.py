@@ -5,10 +5,11 @@ from __future__ import annotations
 from src.errors import ConfigError
 from src.models.haloae.options import FEATURE_STRIDE, HEAD_KERNEL
 
+Grid = tuple[int, int]  # cells
 _RIM = HEAD_KERNEL - 1  # cells that the unpadded head convolution takes from each axis
 
 
-def latent_grid(size: tuple[int, int], block: int) -> tuple[int, int]:
+def latent_grid(size: tuple[int, int], block: int) -> Grid:
     """Cells of the map behind the head for images of (H, W) pixels; multiples of `block`.
 
     Raises:
@@ -42,15 +43,11 @@ def nearest_valid(side: int, block: int) -> list[int]:
     return [offset + n * step for n in (count, count + 1) if n > 0]
 
 
-def reduced_grid(grid: tuple[int, int], block: int, *, up: bool) -> tuple[int, int]:
-    """Half of `grid`, resized to a multiple of `block`: the next above (`up`) or below.
+def reduced_grids(grid: Grid, block: int) -> list[Grid]:
+    """`grid`, its half and a quarter, as multiples of `block`: the next above, then below.
 
     The published sizes for 256 px: 60 -> 30 -> 36 (up), then 36 -> 18 -> 12 (down).
     """
-
-    def reduce(cells: int) -> int:
-        half = -(-cells // 2)
-        blocks = -(-half // block) if up else half // block
-        return max(1, blocks) * block
-
-    return reduce(grid[0]), reduce(grid[1])
+    half = tuple(-(-side // (2 * block)) * block for side in grid)
+    quarter = tuple(max(1, -(-side // 2) // block) * block for side in half)
+    return [grid, (half[0], half[1]), (quarter[0], quarter[1])]

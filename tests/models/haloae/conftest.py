@@ -4,15 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from torch import Tensor, nn
 
+from src.models.build import read_options
 from src.models.haloae.module import HaloAE
+from src.models.haloae.options import HaloAEOptions
 
 CONF = Path(__file__).parents[3] / "conf" / "model" / "haloae.yaml"
+
+
+SMALL = {
+    "head": 8,
+    "encoder": [[8, 8, 1, 3], [6, 6, 2, 3], [4, 4, 2, 5]],
+    "decoder": [[4, 4, 1, 3], [6, 6, 2, 3], [9, None, 2, 1]],
+    "attention": {"block": 4, "halo": 1, "dim_head": 4},
+    "image_decoder": {"first_channels": 8, "layers": 1},
+}
+
+
+def options_of(*changes: dict[str, Any]) -> HaloAEOptions:
+    """Those of the model file; groups in `changes` are deepened, everything else is replaced."""
+    values = yaml.safe_load(CONF.read_text())["model"]
+    for key in ("_target_", "name", "stages"):
+        del values[key]
+    values |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "seed": 0}
+    for change in changes:
+        for key, value in change.items():
+            nested = isinstance(value, dict) and isinstance(values[key], dict)
+            values[key] = {**values[key], **value} if nested else value
+    return read_options(HaloAEOptions, values)
 
 
 class TinyFeatures(nn.Module):
@@ -45,24 +70,9 @@ def make() -> Callable[..., HaloAE]:
     """Build the small model; keyword arguments replace or deepen those of the configuration."""
 
     def build(image_size: tuple[int, int] = (64, 64), seed: int = 0, **changes: object) -> HaloAE:
-        options = yaml.safe_load(CONF.read_text())["model"]
-        for key in ("_target_", "name", "stages"):
-            del options[key]
-        options |= {
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.25, 0.25, 0.25],
-            "seed": seed,
-            "head": 8,
-            "encoder": [[8, 8, 1, 3], [6, 6, 2, 3], [4, 4, 2, 5]],
-            "decoder": [[4, 4, 1, 3], [6, 6, 2, 3], [9, None, 2, 1]],
-            "attention": {**options["attention"], "block": 4, "halo": 1, "dim_head": 4},
-            "image_decoder": {**options["image_decoder"], "first_channels": 8, "layers": 1},
-        }
-        for key, value in changes.items():
-            nested = isinstance(value, dict) and isinstance(options[key], dict)
-            options[key] = {**options[key], **value} if nested else value
         torch.manual_seed(seed)
-        return HaloAE(backbone=TinyFeatures(), image_size=image_size, **options)
+        options = options_of(SMALL, {"seed": seed}, changes)
+        return HaloAE(TinyFeatures(), image_size, options)
 
     return build
 

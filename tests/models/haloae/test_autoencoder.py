@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -8,46 +9,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import ConfigError
-from src.models.haloae.autoencoder import Bottleneck, HaloAutoEncoder
-from src.models.haloae.image_decoder import ImageDecoder
-from src.models.haloae.options import AttentionOptions, ImageDecoderOptions, Stage
+from src.models.haloae.autoencoder import Bottleneck, HaloAutoEncoder, ImageDecoder
+from src.models.haloae.options import (
+    Activation,
+    AttentionOptions,
+    ImageDecoderOptions,
+    Mask,
+    OutputResize,
+)
 from src.models.haloae.sizes import is_valid, latent_grid, nearest_valid
+from tests.models.haloae.conftest import options_of
 from tests.reference_haloae import TransposedBottleneck, live_parameters
 
 ENCODER = [[234, 234, 4, 3], [117, 117, 8, 3], [58, 58, 8, 5], [29, 29, 8, 5]]
 DECODER = [[29, 29, 4, 3], [58, 59, 8, 3], [118, 118, 8, 3], [236, 237, 8, 5], [703, 704, 8, 1]]
-ATTENTION = AttentionOptions(block=12, halo=2, dim_head=16, mask="correct", path="bias")
-IMAGE = ImageDecoderOptions(True, first_channels=380, layers=4, tail=2, activation="relu")
+ATTENTION = AttentionOptions(4, 1, 4, Mask.correct)
+IMAGE = ImageDecoderOptions(True, 8, 1, 2, Activation.relu)
 
 
-def published(size: int = 256, **changes: object) -> HaloAutoEncoder:
-    options = {
-        "channels": 704,
-        "image_size": (size, size),
-        "head": 234,
-        "encoder": ENCODER,
-        "decoder": DECODER,
-        "attention": ATTENTION,
-        "reduction": "s1",
-        "image_decoder": IMAGE,
-        "classifier": "linear",
-        "output_resize": "nearest",
-        "output_activation": "relu",
-    }
+def published(
+    size: int = 256, channels: int = 704, image_size: tuple[int, int] | None = None, **changes: Any
+) -> HaloAutoEncoder:
     torch.manual_seed(0)
-    return HaloAutoEncoder(**(options | changes)).eval()
+    return HaloAutoEncoder(channels, image_size or (size, size), options_of(changes)).eval()
 
 
-def small(size: int = 64, **changes: object) -> HaloAutoEncoder:
-    changes = {
+def small(size: int = 64, **changes: Any) -> HaloAutoEncoder:
+    defaults = {
         "channels": 10,
         "head": 8,
         "encoder": [[8, 8, 1, 3], [6, 6, 2, 3], [4, 4, 2, 5], [4, 4, 2, 5]],
         "decoder": [[4, 4, 1, 3], [6, 6, 2, 3], [8, 8, 2, 3], [8, 9, 2, 5], [9, None, 2, 1]],
-        "attention": AttentionOptions(4, 1, 4, "correct", "bias"),
-        "image_decoder": ImageDecoderOptions(True, 8, 1, 2, "relu"),
-    } | changes
-    return published(size, **changes)
+        "attention": {"block": 4, "halo": 1, "dim_head": 4},
+        "image_decoder": {"first_channels": 8, "layers": 1},
+    }
+    return published(size, **(defaults | changes))
 
 
 def count(module: nn.Module) -> int:
@@ -82,10 +78,10 @@ def test_parameters_follow_the_closed_form(full):
 
 def test_parameters_without_classifier_and_of_the_other_image_decoder():
     assert count(published(classifier="none")) == 11_464_203
-    assert count(ImageDecoder(704, ImageDecoderOptions(True, 100, 3, 2, "relu"))) == 693_148
-    features_only = published(
-        classifier="linear", image_decoder=dataclasses.replace(IMAGE, enabled=False)
+    assert (
+        count(ImageDecoder(704, ImageDecoderOptions(True, 100, 3, 2, Activation.relu))) == 693_148
     )
+    features_only = published(image_decoder={"enabled": False})
     assert count(features_only.classifier) == 5_767_170
 
 
@@ -139,8 +135,7 @@ def test_small_and_rectangular_images_come_back_in_their_size(reduction, size):
 
 @pytest.mark.parametrize("mask", ["correct", "inverted", "none"])
 def test_112_pixels_work_with_the_published_blocks(mask):
-    attention = dataclasses.replace(ATTENTION, mask=mask)
-    model = small(112, attention=attention)
+    model = small(112, attention={"mask": mask})
     with torch.no_grad():
         assert model(torch.rand(1, 10, 28, 28)).latent.shape == (1, 4, 24, 24)
 
@@ -167,9 +162,8 @@ def test_invalid_sizes_name_the_nearest_valid_ones(size, nearby):
 
 def test_transposed_convolutions_of_the_release_equal_our_ordinary_ones():
     torch.manual_seed(0)
-    attention = AttentionOptions(4, 1, 4, "correct", "bias")
-    for stage in (Stage(6, 7, 2, 5), Stage(6, 6, 2, 3)):
-        ours = Bottleneck(6, stage, attention).double().eval()
+    for stage in ([6, 7, 2, 5], [6, 6, 2, 3]):
+        ours = Bottleneck(6, stage, ATTENTION).double().eval()
         x = torch.randn(2, 6, 8, 8, dtype=torch.float64)
         with torch.no_grad():
             assert (TransposedBottleneck(ours)(x) - ours(x)).abs().max() < 1e-12
@@ -192,19 +186,19 @@ def test_initialisation_is_kaiming_with_the_fan_of_the_release(full):
 def test_nearest_output_repeats_rows_1_17_33_49_and_replicate_stretches_nothing():
     x = torch.arange(60.0).expand(1, 1, 60, 60)
     model = small()
-    model.output_resize = "nearest"
+    model.output_resize = OutputResize.nearest
     columns = model._to_grid(x)[0, 0, 0]
     assert [n for n in range(1, 64) if columns[n] == columns[n - 1]] == [1, 17, 33, 49]
-    model.output_resize = "replicate"
+    model.output_resize = OutputResize.replicate
     assert torch.equal(model._to_grid(x)[0, 0, 0, 2:62], x[0, 0, 0])
-    model.output_resize = "bilinear"
+    model.output_resize = OutputResize.bilinear
     assert model._to_grid(x).shape == (1, 1, 64, 64)
 
 
 def test_the_image_decoder_can_be_negative_without_its_last_relu():
     features = torch.rand(2, 10, 16, 16)
     torch.manual_seed(0)
-    options = ImageDecoderOptions(True, 8, 1, 2, "none")
+    options = dataclasses.replace(IMAGE, activation=Activation.none)
     assert ImageDecoder(10, options)(features).min() < 0
     single = ImageDecoder(10, dataclasses.replace(options, tail=1))(features)
     assert single.shape == (2, 3, 64, 64)
@@ -216,11 +210,11 @@ def test_the_image_decoder_can_be_negative_without_its_last_relu():
     ("changes", "words"),
     [
         ({"reduction": "s3"}, "s2"),
-        ({"classifier": "liner"}, "'linear'"),
+        ({"classifier": "liner"}, "linear"),
         ({"decoder": [[4, 4, 1, 3], [6, 6, 2, 3], [9, 11, 2, 1]]}, "gives 10"),
         ({"encoder": [[8, 8, 1, 3], [6, 6, 2], [4, 4, 2, 5]]}, "four numbers"),
         ({"encoder": [[8, 8, 1, 3], [6, None, 2, 3], [4, 4, 2, 5]]}, "may be null"),
-        ({"image_decoder": ImageDecoderOptions(True, 4, 4, 2, "relu")}, "fewer layers"),
+        ({"image_decoder": {"first_channels": 4, "layers": 4}}, "fewer layers"),
     ],
 )
 def test_mistakes_in_the_configuration_are_named(changes, words):

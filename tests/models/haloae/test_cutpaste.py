@@ -17,10 +17,10 @@ from src.models.haloae.cutpaste import (
     paste,
     views,
 )
-from src.models.haloae.options import CutPasteOptions
+from src.models.haloae.options import CutPasteMode, CutPasteOptions
 
 PUBLISHED = CutPasteOptions(
-    mode="3way",
+    mode=CutPasteMode["3way"],
     jitter=0.1,
     area=(0.02, 0.15),
     aspect=0.3,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from src.errors import ConfigError
 from src.models.haloae.halo_attention import HaloAttention
-from src.models.haloae.options import AttentionOptions
+from src.models.haloae.options import AttentionOptions, Mask
 from tests.reference_haloae import attention_pixel_by_pixel, attention_unfold_then_project
 
 
@@ -18,11 +18,10 @@ def layer_of(
     halo: int = 1,
     dim_head: int = 4,
     mask: str = "correct",
-    path: str = "bias",
     seed: int = 0,
 ) -> HaloAttention:
     torch.manual_seed(seed)
-    return HaloAttention(width, heads, AttentionOptions(block, halo, dim_head, mask, path)).double()
+    return HaloAttention(width, heads, AttentionOptions(block, halo, dim_head, Mask(mask))).double()
 
 
 def image_of(layer: HaloAttention, batch: int, H: int, W: int, seed: int = 1) -> Tensor:
@@ -31,20 +30,18 @@ def image_of(layer: HaloAttention, batch: int, H: int, W: int, seed: int = 1) ->
     return torch.randn(batch, width, H, W, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("path", ["bias", "folded"])
 @pytest.mark.parametrize("mask", ["correct", "none"])
 @pytest.mark.parametrize(("H", "W", "block", "halo"), [(12, 8, 4, 1), (6, 9, 3, 2), (8, 8, 8, 2)])
-def test_every_path_equals_one_query_at_a_time(path, mask, H, W, block, halo):
-    layer = layer_of(block=block, halo=halo, mask=mask, path=path)
+def test_attention_equals_one_query_at_a_time(mask, H, W, block, halo):
+    layer = layer_of(block=block, halo=halo, mask=mask)
     x = image_of(layer, 1, H, W)
     with torch.no_grad():
         assert (layer(x) - attention_pixel_by_pixel(layer, x)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("path", ["bias", "folded"])
 @pytest.mark.parametrize("mask", ["correct", "none"])
-def test_paths_equal_unfold_then_project_at_the_size_of_the_paper(path, mask):
-    layer = layer_of(width=29, heads=8, block=12, halo=2, dim_head=16, mask=mask, path=path)
+def test_attention_equals_unfold_then_project_at_the_size_of_the_paper(mask):
+    layer = layer_of(width=29, heads=8, block=12, halo=2, dim_head=16, mask=mask)
     x = image_of(layer, 1, 60, 60)
     with torch.no_grad():
         expected = attention_unfold_then_project(layer, x)
@@ -61,21 +58,20 @@ def test_the_brute_force_agrees_with_the_window_formulation_at_the_size_of_the_p
         assert (attention_unfold_then_project(layer, x) - expected).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("path", ["bias", "folded"])
-def test_gradients_pass_gradcheck_on_a_small_case(path):
-    layer = layer_of(width=2, heads=1, block=2, halo=1, dim_head=2, path=path)
+def test_gradients_pass_gradcheck_on_a_small_case():
+    layer = layer_of(width=2, heads=1, block=2, halo=1, dim_head=2)
     x = image_of(layer, 1, 4, 4).requires_grad_()
     parameters = tuple(layer.parameters())
     assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *parameters))
 
 
-def test_gradients_of_both_paths_agree_in_single_precision():
+def test_gradients_equal_those_of_unfold_then_project_in_single_precision():
+    layer = layer_of(width=29, heads=4, block=12, halo=2, dim_head=16).float()
+    x = image_of(layer, 2, 24, 36).float().requires_grad_()
     gradients = []
-    for path in ("bias", "folded"):
-        layer = layer_of(width=29, heads=4, block=12, halo=2, dim_head=16, path=path).float()
-        x = image_of(layer, 2, 24, 36).float().requires_grad_()
-        (layer(x) ** 2).sum().backward()
-        gradients.append([x.grad, *(p.grad for p in layer.parameters())])
+    for run in (layer, lambda x: attention_unfold_then_project(layer, x)):
+        inputs = (x, *layer.parameters())
+        gradients.append(torch.autograd.grad((run(x) ** 2).sum(), inputs))
     for one, other in zip(*gradients, strict=True):
         assert (one - other).norm() < 1e-5 * one.norm()
 
@@ -117,9 +113,8 @@ def test_inverted_mask_gives_queries_keys_and_positions_no_gradient():
     assert layer.to_kv.weight.grad[inner:].any()
 
 
-@pytest.mark.parametrize("path", ["bias", "folded"])
-def test_correct_mask_trains_queries_and_the_reachable_rows_of_the_tables(path):
-    layer = layer_of(block=12, halo=2, dim_head=16, path=path)
+def test_correct_mask_trains_queries_and_the_reachable_rows_of_the_tables():
+    layer = layer_of(block=12, halo=2, dim_head=16)
     out = layer(image_of(layer, 1, 24, 24))
     out.pow(2).sum().backward()
     assert layer.to_q.weight.grad.abs().min() > 0
@@ -129,9 +124,8 @@ def test_correct_mask_trains_queries_and_the_reachable_rows_of_the_tables(path):
     assert out[0, :, :12, :12].var(dim=(1, 2)).min() > 0  # not one vector per block
 
 
-@pytest.mark.parametrize("path", ["bias", "folded"])
-def test_moving_the_input_by_one_block_moves_inner_blocks_alike(path):
-    layer = layer_of(block=4, halo=1, path=path)
+def test_moving_the_input_by_one_block_moves_inner_blocks_alike():
+    layer = layer_of(block=4, halo=1)
     x = image_of(layer, 1, 20, 20)
     moved = torch.roll(x, shifts=(4, 4), dims=(2, 3))
     with torch.no_grad():
@@ -148,9 +142,8 @@ def test_padding_does_not_leak_into_the_result(mask):
     assert torch.allclose(out, layer.to_out.bias[None, :, None, None].expand_as(out))
 
 
-@pytest.mark.parametrize("path", ["bias", "folded"])
-def test_autocast_to_bfloat16_stays_close_to_single_precision(path):
-    layer = layer_of(width=16, heads=2, block=4, halo=1, dim_head=16, path=path).float()
+def test_autocast_to_bfloat16_stays_close_to_single_precision():
+    layer = layer_of(width=16, heads=2, block=4, halo=1, dim_head=16).float()
     x = image_of(layer, 1, 12, 12).float()
     with torch.no_grad():
         exact = layer(x)

@@ -45,7 +45,7 @@ def test_the_model_file_is_the_published_network(paper):
 
 def test_the_model_file_follows_the_published_curriculum(paper):
     for epoch in range(0, 251, 10):
-        weights = loss_weights(epoch / 251, paper.schedule)
+        weights = loss_weights(epoch / 251, paper.options.loss.schedule)
         assert weights == pytest.approx(weights_by_epoch(epoch), abs=2e-5)
 
 
