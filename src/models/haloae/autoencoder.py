@@ -77,7 +77,7 @@ class Bottleneck(nn.Module):
             else:
                 project = _strided(channels, out, 1, up=up)
             self.skip = nn.Sequential(project, SharedBatchNorm(out))
-        self.channels, self.resize, self.activation = out, resize, activation
+        self.resize, self.activation = resize, activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, out, h', w')."""
@@ -147,7 +147,7 @@ class HaloAutoEncoder(nn.Module):
         self.encoder = _chain(head, down, attention, [None, *grids[1:], *none])
         mirrored = [None, *grids[:-1], *none][len(up) - 1 :: -1]
         self.decoder = _chain(
-            self.encoder[-1].channels, up, attention, mirrored, up=True,
+            cast(int, down[-1][1]), up, attention, mirrored, up=True,
             last=options.output_activation,
         )  # fmt: skip
         block_d = options.image_decoder
@@ -223,7 +223,7 @@ def _chain(
     for stage, resize in zip(stages, resizes, strict=False):
         activation = last if len(blocks) == len(stages) - 1 else Activation.relu
         blocks.append(Bottleneck(channels, stage, attention, resize, up=up, activation=activation))
-        channels = blocks[-1].channels
+        channels = cast(int, stage[1])
     return blocks
 
 

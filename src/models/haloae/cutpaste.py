@@ -59,7 +59,7 @@ def views(image: Tensor, options: CutPasteOptions, generator: torch.Generator) -
     both = [cut_and_paste(original, kind, options, generator) for kind in ("normal", "scar")]
     if options.mode == CutPasteMode.union:
         first = torch.rand(len(image), generator=generator) < 0.5
-        both = [torch.where(first.to(image.device)[:, None, None, None], *both)]
+        both = [torch.where(first.to(image.device)[:, None, None, None], both[0], both[1])]
     return [original, *both]
 
 
