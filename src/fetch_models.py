@@ -1,4 +1,4 @@
-"""Published models: `python -m src.fetch_models model=uflow categories=[carpet,grid]`."""
+"""Published models: `python -m src.fetch_models method=uflow categories=[carpet,grid]`."""
 
 from src.command_line import program
 

@@ -11,16 +11,16 @@ import hashlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from src.errors import ConfigError, did_you_mean
+from src.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +104,10 @@ class FeatureCache:
     def _keys_of(self, image: Tensor, index: Tensor | None) -> list[str]:
         if index is None:
             return [_digest(pixels) for pixels in image]
-        keys = []
-        for row, position in enumerate(index.tolist()):
+        for pixels, position in zip(image, index.tolist(), strict=True):
             if position not in self._keys:
-                self._keys[position] = _digest(image[row])
-            keys.append(self._keys[position])
-        return keys
+                self._keys[position] = _digest(pixels)
+        return [self._keys[position] for position in index.tolist()]
 
     # --- entries -----------------------------------------------------------------------------
 
@@ -136,17 +134,13 @@ class FeatureCache:
             if self._make_room(size):
                 self._memory[key] = [scale.clone() for scale in maps]
             return
-        path = self._path(key)
-        # A name of its own: another run may be writing the same entry at this moment.
-        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
-        try:
-            save_file({str(n): scale.contiguous() for n, scale in enumerate(maps)}, partial)
-            if self._make_room(partial.stat().st_size):
-                partial.replace(path)
-        except OSError as error:
-            self._say_full(f"cannot write {path}: {error}")
-        finally:
-            partial.unlink(missing_ok=True)
+        raw = save({str(n): scale.contiguous() for n, scale in enumerate(maps)})
+        if self._make_room(len(raw)):
+            try:
+                with atomic(self._path(key)) as partial:
+                    partial.write_bytes(raw)
+            except OSError as error:
+                self._say_full(f"cannot write {self._path(key)}: {error}")
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

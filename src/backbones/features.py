@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from src.backbones import weights as weight_sources
-from src.backbones.fusion import fuse
+from src.backbones.fusion import fold_batchnorms
 from src.errors import ConfigError, did_you_mean
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,6 +29,12 @@ def check_precision(precision: str) -> None:
             found=precision,
             do=did_you_mean(precision, PRECISIONS),
         )
+
+
+def autocast(image: Tensor, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Autocast on the device of `image`; nothing for float32."""
+    dtype = PRECISIONS[precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(image.device.type, dtype)
 
 
 class FeatureExtractor(nn.Module):
@@ -75,7 +80,7 @@ class FeatureExtractor(nn.Module):
         self._padding = padding_mode
         self.source = self._fill(weights, model)
         self.weights_sha256 = weight_sources.digest(self.network)
-        self.network = fuse(self.network)
+        self.network = fold_batchnorms(self.network)
         self.network.requires_grad_(False)
         if channels_last:
             for weight in self.network.parameters():
@@ -104,7 +109,7 @@ class FeatureExtractor(nn.Module):
         """Images (B, 3, H, W), normalised for this backbone -> one (B, C, h, w) map per layer."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        with self._autocast(image.device.type):
+        with autocast(image, self.precision):
             maps = self.network(image)
         return [self._as_map(maps[layer], image).float() for layer in self.layers]
 
@@ -116,18 +121,10 @@ class FeatureExtractor(nn.Module):
             return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)  # (B, C, h, w)
         return feature.permute(0, 3, 1, 2) if self.channels_at_end else feature
 
-    def _autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
-        dtype = PRECISIONS[self.precision]
-        return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
-
     def _fill(self, weights: str, model: nn.Module) -> str:
         if weights == "random":
             return "random"
-        found = (
-            weight_sources.find_weights(self.name, model)
-            if weights == "auto"
-            else weight_sources.Weights(weight_sources.read_tensors(Path(weights)), weights)
-        )
+        found = weight_sources.find_weights(self.name, model, weights)
         weight_sources.load_into(self.network, found, self.name)
         return found.source
 
@@ -158,18 +155,18 @@ def _fixed_input(model: nn.Module) -> bool:
 
 
 def _set_padding(model: nn.Module, mode: str) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-            module.padding_mode = mode  # type: ignore[assignment]
-            module._reversed_padding_repeated_twice = [
-                side
-                for pad in reversed(cast(tuple[int, ...], module.padding))
-                for side in (pad, pad)
-            ]
+    for name, old in list(model.named_modules()):
+        if type(old) is nn.Conv2d and old.kernel_size != (1, 1):
+            new: Any = nn.Conv2d(
+                old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding,
+                old.dilation, old.groups, padding_mode=mode, device="meta",
+            )  # fmt: skip
+            new.weight, new.bias = old.weight, old.bias
+            model.set_submodule(name, new)
 
 
-def _cut(model: nn.Module, layers: Sequence[str], name: str) -> nn.Module:
-    from timm.models._features_fx import create_feature_extractor
+def _cut(model: nn.Module, layers: Sequence[str], name: str) -> Any:
+    from timm.models import create_feature_extractor
 
     modules = dict(model.named_modules())
     for layer in layers:

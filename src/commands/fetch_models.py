@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from src.data.download import Mirror, fetch
 from src.errors import ConfigError, DownloadError, SavedModelError, did_you_mean
 from src.files import atomic
+from src.models.patchcore.official_banks import convert_official
 from src.models.uflow.published import read_published
 
 METRICS = ("auc", "pro", "miou")
@@ -28,16 +29,20 @@ TIMEOUT_S = 30.0
 def fetch_published(cfg: DictConfig) -> list[Path]:
     """Converted files of every category and metric of `cfg` (conf/fetch_models.yaml).
 
+    For patchcore, whose banks lie in a Git repository: of the folder `cfg.files`.
+
     Files that are there already are left alone unless `overwrite`.
 
     Raises:
-        ConfigError: unknown model, category, metric or source. DownloadError: with advice.
+        ConfigError: unknown method, category, metric or source. DownloadError: with advice.
         SavedModelError: what came is not a checkpoint of U-Flow.
     """
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     published = options["published"]
     categories = options["categories"] or sorted(published["files"])
-    _check("model", [options["model"]], ["uflow"])
+    _check("method", [options["method"]], ["uflow", "patchcore"])
+    if options["method"] == "patchcore":
+        return [_official_bank(options)]
     _check("categories", categories, published["files"])
     _check("metrics", options["metrics"], METRICS)
     _check("source", [options["source"]], SOURCES)
@@ -46,6 +51,24 @@ def fetch_published(cfg: DictConfig) -> list[Path]:
     print(
         f"Evaluate one with: python -m src.run model=uflow data.category={categories[0]} "
         f"trainer.max_epochs=0 model.weights={made[0]}"
+    )
+    return made
+
+
+def _official_bank(options: dict[str, Any]) -> Path:
+    """The converted bank of a folder of PatchCore's official repository."""
+    if options["files"] is None:
+        raise ConfigError(
+            "method=patchcore converts a folder of the official repository.",
+            found="files=null",
+            do="clone amazon-science/patchcore-inspection with git lfs and name the folder of one "
+            "category: files=models/<setting>/models/mvtec_bottle",
+        )
+    source = Path(options["files"]).expanduser()
+    made = convert_official(source, Path(options["folder"]) / f"{source.name}.safetensors")
+    print(
+        "Evaluate it with: python -m src.run model=patchcore trainer.max_epochs=0 "
+        f"threshold=f1_oracle model.squared=true model.weights={made}"
     )
     return made
 

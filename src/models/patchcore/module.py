@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -28,10 +29,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from src.backbones.features import FeatureExtractor
+from src.errors import ConfigError
 from src.models.base import AnomalyModule
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
 from src.models.patchcore.memory import PatchMemory
+from src.models.patchcore.official_banks import take_official
 from src.models.patchcore.options import Normalisation, PatchCoreOptions
 from src.models.patchcore.scores import Scored, length
 from src.processes import leads
@@ -104,6 +107,8 @@ class PatchCore(AnomalyModule):
             self.register_buffer(name, torch.empty(0))
         # Lightning's distributed strategy insists on a parameter that could be trained.
         self.anchor = nn.Parameter(torch.zeros(()))
+        if options.weights is not None:
+            take_official(self, Path(options.weights))
 
     @property
     def memory(self) -> PatchMemory:
@@ -112,10 +117,11 @@ class PatchCore(AnomalyModule):
 
     def patches(self, image: Tensor) -> list[Tensor]:
         """Patch vectors (B, h, w, D) of images (B, 3, H, W) for each memory."""
-        pairs = zip(self._memories(), self.backbone(image), strict=True)
+        pairs = zip(self.each_memory(), self.backbone(image), strict=True)
         return [memory.patches(maps) for memory, maps in pairs]
 
-    def _memories(self) -> Iterator[PatchMemory]:
+    def each_memory(self) -> Iterator[PatchMemory]:
+        """The memories, one for each backbone."""
         return iter(cast(Iterable[PatchMemory], self.memories))
 
     # --- learning -----------------------------------------------------------------------------
@@ -124,15 +130,21 @@ class PatchCore(AnomalyModule):
         """None: the banks are filled in one pass."""
 
     def on_train_epoch_start(self) -> None:
-        """Make room for the training images."""
+        """Make room for the training images; ConfigError when the banks are given."""
+        if self.options.weights is not None:
+            raise ConfigError(
+                "The memory banks are given: nothing is left to fit.",
+                found=f"model.weights={self.options.weights}",
+                do="set trainer.max_epochs=0, or model.weights=null",
+            )
         loader: Any = self.trainer.train_dataloader
         batches = int(self.trainer.num_training_batches)
-        for memory in self._memories():
+        for memory in self.each_memory():
             memory.begin(min(batches * int(loader.batch_size), len(loader.dataset)))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Remember the patches of a batch of normal images."""
-        for memory, maps in zip(self._memories(), self.backbone(batch["image"]), strict=True):
+        for memory, maps in zip(self.each_memory(), self.backbone(batch["image"]), strict=True):
             memory.add(maps, batch)
 
     def on_train_epoch_end(self) -> None:
@@ -140,26 +152,29 @@ class PatchCore(AnomalyModule):
         if not leads():
             return
         found = []
-        for memory in self._memories():
+        for memory in self.each_memory():
             with coreset_bar() as progress:
                 found.append(memory.finish(progress))
-        self.log("fit/bank_rows", float(sum(len(memory.bank) for memory in self._memories())))
+        self.log("fit/bank_rows", float(sum(len(memory.bank) for memory in self.each_memory())))
         if len(self.memory.radius):
-            self.log("fit/cover_radius", max(float(m.radius[-1]) for m in self._memories()))
+            self.log("fit/cover_radius", max(float(m.radius[-1]) for m in self.each_memory()))
         members = [scored for scored in found if scored is not None]
         if len(members) == len(found):
             self._note_held_out(members)
 
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """After streaming, a second pass gives the held-out scores; otherwise they are known."""
-        if len(self.held_out_image):
+        """After streaming, a second pass gives the held-out scores; otherwise they are known.
+
+        A given bank does not know which of its rows stem from which image: it has none.
+        """
+        if len(self.held_out_image) or self.options.weights is not None:
             return
         parts = [
             [
                 memory.held_out(patches, batch["index"])
                 for memory, patches in zip(
-                    self._memories(), self.patches(batch["image"].to(self.device)), strict=True
+                    self.each_memory(), self.patches(batch["image"].to(self.device)), strict=True
                 )
             ]
             for batch in loader
@@ -185,7 +200,7 @@ class PatchCore(AnomalyModule):
     def held_out_scores(self) -> NormalScores | None:
         """Leave-one-image-out scores of the training images, in image order.
 
-        None when the scale depends on the images predicted.
+        None when the scale depends on the images predicted, or the banks were given.
         """
         fixed = len(self.memories) == 1 or self.options.normalisation == Normalisation.held_out
         if not fixed or not len(self.held_out_image):
@@ -200,7 +215,7 @@ class PatchCore(AnomalyModule):
         return self._combined(self._scores(image), (int(image.shape[2]), int(image.shape[3])))
 
     def _scores(self, image: Tensor) -> list[Scored]:
-        pairs = zip(self._memories(), self.patches(image), strict=True)
+        pairs = zip(self.each_memory(), self.patches(image), strict=True)
         return [memory.score(patches) for memory, patches in pairs]
 
     def _combined(self, members: list[Scored], size: tuple[int, int] | None = None) -> Prediction:
@@ -256,7 +271,7 @@ class PatchCore(AnomalyModule):
 
     def diagnostics(self) -> dict[str, Figure]:
         """The cover radius over the picks, when the selection was greedy."""
-        radii = [memory.radius.cpu() for memory in self._memories() if len(memory.radius) > 1]
+        radii = [memory.radius.cpu() for memory in self.each_memory() if len(memory.radius) > 1]
         return {"coreset_radius": radius_curve(radii)} if radii else {}
 
     # --- saving -------------------------------------------------------------------------------

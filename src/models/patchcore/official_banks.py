@@ -3,38 +3,59 @@
 Format: amazon-science/patchcore-inspection (Apache-2.0), `nnscorer_search_index.faiss` and
 `patchcore_params.pkl`, each with a prefix `Ensemble-i-n_` in an ensemble. Pickles can run code, so
 this one is read by an unpickler that builds plain values only.
+
+`convert_official` makes one safetensors file of them, which `model.weights` starts from. Nobody
+knows which training image a row stems from, so such a model cannot hold its own images out.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from src.errors import SavedModelError
+from src.errors import ConfigError, SavedModelError
+from src.files import atomic
 from src.models.patchcore.bank import import_faiss
-from src.models.patchcore.module import PatchCore
+from src.models.patchcore.options import Embedding, Normalisation
+
+if TYPE_CHECKING:
+    from src.models.patchcore.module import PatchCore
 
 _INDEX, _PARAMETERS = "nnscorer_search_index.faiss", "patchcore_params.pkl"
+#: Official names of the options that a bank depends on, and ours.
+_SETTINGS = {
+    "target_embed_dimension": "target_dim",
+    "pretrain_embed_dimension": "pretrain_dim",
+    "patchsize": "patch_size",
+}
 
 
-class OfficialBank(NamedTuple):
-    """What the official code saves of a fitted model."""
-
-    rows: Tensor  # (M, D) float32
-    parameters: dict[str, Any]  # backbone.name, layers_to_extract_from, patchsize, ...
-
-
-def read_official(folder: Path, prefix: str) -> OfficialBank:
-    """Bank and parameters from the official files `<prefix>...` of a folder.
+def convert_official(folder: Path, target: Path) -> Path:
+    """Write the banks of an official folder, all members of an ensemble, as safetensors.
 
     Raises:
         SavedModelError: a file is missing, is not what its name says, or holds objects.
         ConfigError: faiss is not installed.
     """
+    found = sorted(path.name.removesuffix(_INDEX) for path in folder.glob(f"*{_INDEX}"))
+    members = [read_official(folder, prefix) for prefix in found or [""]]
+    settings = [{key: facts.get(key) for key in _SETTINGS} for _, facts in members]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(target) as partial:
+        tensors = {f"member{i}": rows for i, (rows, _) in enumerate(members)}
+        save_file(tensors, partial, metadata={"settings": json.dumps(settings)})
+    return target
+
+
+def read_official(folder: Path, prefix: str) -> tuple[Tensor, dict[str, Any]]:
+    """Rows (M, D) float32 and parameters from the official files `<prefix>...` of a folder."""
     index, parameters = folder / f"{prefix}{_INDEX}", folder / f"{prefix}{_PARAMETERS}"
     for path in (index, parameters):
         if not path.is_file():
@@ -42,7 +63,7 @@ def read_official(folder: Path, prefix: str) -> OfficialBank:
             raise SavedModelError(
                 f"{path} does not exist.",
                 found=", ".join(found) or f"no {path.suffix} file in {folder}",
-                do="give the folder of one category, and the prefix of an ensemble's member",
+                do="give the folder of one category of the official models",
             )
     try:
         stored = import_faiss().read_index(str(index))
@@ -53,51 +74,59 @@ def read_official(folder: Path, prefix: str) -> OfficialBank:
             found=str(error).splitlines()[-1],
             do="fetch it again; files of 130 bytes are Git LFS pointers (`git lfs pull`)",
         ) from error
-    return OfficialBank(rows, _read_parameters(parameters))
+    return rows, _read_parameters(parameters)
 
 
-def take_official(model: PatchCore, bank: OfficialBank) -> None:
-    """Put an official bank into a PatchCore built for it; sources are unknown (-1).
+def take_official(model: PatchCore, path: Path) -> None:
+    """Put converted banks into a PatchCore built for them; sources are unknown (-1).
 
     Raises:
-        SavedModelError: the model's patch vectors have another size or another neighbourhood.
+        SavedModelError: no such file, or the banks were made with other settings.
+        ConfigError: an ensemble whose scale needs held-out scores.
     """
-    options, embedder = model.memory.options, model.memory.embedder
-    wanted = {
-        "target_embed_dimension": embedder.dim,
-        "pretrain_embed_dimension": options.pretrain_dim,
-        "patchsize": options.patch_size,
-    }
-    saved = {key: bank.parameters.get(key, value) for key, value in wanted.items()}
-    if options.embedding != "official" or saved != wanted or bank.rows.shape[1] != embedder.dim:
+    try:
+        with safe_open(path, "pt") as file:
+            banks = [file.get_tensor(name) for name in sorted(file.keys())]
+            settings = json.loads(file.metadata()["settings"])
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise SavedModelError(
-            "The official bank was made with other settings.",
-            found=f"{saved}, {bank.rows.shape[1]} values a row; the model has {wanted}, "
-            f"embedding {options.embedding}",
+            f"model.weights={path} cannot be read.",
+            found=str(error),
+            do="convert an official folder: python -m src.fetch_models method=patchcore files=...",
+        ) from error
+    options, count = model.options, len(model.memories)
+    ours = {key: getattr(options, name) for key, name in _SETTINGS.items()}
+    known = [{key: value for key, value in saved.items() if value} for saved in settings]
+    widths = [bank.shape[1] for bank in banks]
+    fits = options.embedding == Embedding.official and widths == [options.target_dim] * count
+    if not fits or any(ours != ours | saved for saved in known):
+        raise SavedModelError(
+            "The official banks were made with other settings.",
+            found=f"{known}, {widths} values a row; the model has {ours}, "
+            f"embedding {options.embedding}, {count} backbones",
             do="set model.embedding=official, model.target_dim, model.pretrain_dim and "
             "model.patch_size as saved; released banks use wide_resnet50_2 or the ensemble's three",
         )
-    origin = torch.full((len(bank.rows), 3), -1, dtype=torch.int32)
-    model.memory.bank.fill(bank.rows.to(model.device), origin.to(model.device))
+    if count > 1 and options.normalisation != Normalisation.test_set:
+        raise ConfigError(
+            "Official banks give no held-out scores to scale the members of an ensemble with.",
+            found=f"model.normalisation={options.normalisation}",
+            do="set model.normalisation=test_set threshold=f1_oracle, the official protocol",
+        )
+    for memory, rows in zip(model.each_memory(), banks, strict=True):
+        memory.bank.fill(rows, torch.full((len(rows), 3), -1))
 
 
 def _read_parameters(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
-            values = _PlainUnpickler(stream).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
+            return dict(_PlainUnpickler(stream).load())
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError) as error:
         raise SavedModelError(
             f"{path} is not a file of plain parameters.",
             found=str(error),
             do="use the file that the official code wrote; nothing in it was executed",
         ) from error
-    if not isinstance(values, dict):
-        raise SavedModelError(
-            f"{path} holds no parameters.",
-            found=type(values).__name__,
-            do="use the file that the official code wrote",
-        )
-    return values
 
 
 class _PlainUnpickler(pickle.Unpickler):

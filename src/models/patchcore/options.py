@@ -7,65 +7,34 @@ from enum import StrEnum
 
 from src.errors import ConfigError
 
+#: How feature maps become patch vectors; official: every layer pooled to pretrain_dim values, all
+#: of them to target_dim; concat: all channels of the locally averaged maps (anomalib, ind_knn_ad).
+Embedding = StrEnum("Embedding", ["official", "concat"])
 
-class Embedding(StrEnum):
-    """How feature maps become patch vectors."""
+#: Which patches the bank keeps; greedy: always the one that is farthest from those kept.
+CoresetMethod = StrEnum("CoresetMethod", ["greedy", "random", "none"])
 
-    official = "official"  # every layer pooled to pretrain_dim values, all of them to target_dim
-    concat = "concat"  # all channels of the locally averaged maps (anomalib, ind_knn_ad)
+#: Where a greedy selection begins; official: the mean distance to ten random rows, themselves not
+#: kept; row: a random row, kept; farthest: the row farthest from all others, kept.
+CoresetStart = StrEnum("CoresetStart", ["official", "row", "farthest"])
 
+#: Between patch vectors; cosine: they get unit length before coreset and search.
+Distance = StrEnum("Distance", ["euclidean", "cosine"])
 
-class CoresetMethod(StrEnum):
-    """Which patches the bank keeps."""
+#: Who searches the bank; flat: torch, exact on any device; faiss: exact on the CPU; ivf:
+#: approximate inverted lists of faiss, whose distances can only come out larger.
+Backend = StrEnum("Backend", ["flat", "faiss", "ivf"])
 
-    greedy = "greedy"  # always the patch that is farthest from those kept
-    random = "random"
-    none = "none"  # all
+#: How the bank keeps its rows; distances are computed in float32 from what is kept.
+Storage = StrEnum("Storage", ["float32", "float16"])
 
+#: Image scores after Eq. 7; paper: distances as they are, the match is one of its neighbours;
+#: scaled: the common ports' variant, distances / sqrt(D), the match left out.
+Reweight = StrEnum("Reweight", ["none", "paper", "scaled"])
 
-class CoresetStart(StrEnum):
-    """Where a greedy selection begins."""
-
-    official = "official"  # the mean distance to ten random rows, themselves not kept
-    row = "row"  # a random row, kept
-    farthest = "farthest"  # the row farthest from all others, kept
-
-
-class Distance(StrEnum):
-    """Between patch vectors."""
-
-    euclidean = "euclidean"
-    cosine = "cosine"  # vectors get unit length before coreset and search
-
-
-class Backend(StrEnum):
-    """Who searches the bank."""
-
-    flat = "flat"  # exact, torch, any device
-    faiss = "faiss"  # exact, faiss on the CPU
-    ivf = "ivf"  # approximate inverted lists of faiss; distances can only come out larger
-
-
-class Storage(StrEnum):
-    """How the bank keeps its rows; distances are computed in float32 from what is kept."""
-
-    float32 = "float32"
-    float16 = "float16"
-
-
-class Reweight(StrEnum):
-    """Image scores after Eq. 7."""
-
-    none = "none"
-    paper = "paper"  # distances as they are, the match is one of its neighbours
-    scaled = "scaled"  # the common ports' variant: distances / sqrt(D), the match left out
-
-
-class Normalisation(StrEnum):
-    """How an ensemble brings its members to one scale."""
-
-    held_out = "held_out"  # by held-out scores of normal images
-    test_set = "test_set"  # official: by the range of all images predicted in one go
+#: How an ensemble brings its members to one scale; held_out: by held-out scores of normal images;
+#: test_set: official, by the range of all images predicted in one go.
+Normalisation = StrEnum("Normalisation", ["held_out", "test_set"])
 
 
 @dataclass
@@ -137,6 +106,7 @@ class PatchCoreOptions:
     sigma: float  # Gaussian blur of the map in pixels
     normalisation: Normalisation
     memory_budget_gb: float | None  # most memory for patches and coreset; None: no limit
+    weights: str | None  # banks to start from instead of a fit, see official_banks; None: fit
     seed: int  # of coreset starts and projections
 
     def __post_init__(self) -> None:

@@ -258,7 +258,7 @@ class UFlow(AnomalyModule):
             raise SavedModelError(
                 f"model.weights={path} cannot be read.",
                 found=str(error),
-                do="fetch published weights with python -m src.fetch_models model=uflow",
+                do="fetch published weights with python -m src.fetch_models method=uflow",
             ) from error
 
     def save(self, directory: Path) -> None:

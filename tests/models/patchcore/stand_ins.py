@@ -28,7 +28,7 @@ def options(**changes) -> PatchCoreOptions:
         "embedding": "concat", "patch_size": 3, "patch_stride": 1, "pretrain_dim": 16,
         "target_dim": 16, "neighbors": 1, "distance": "euclidean", "reweight": "none",
         "reweight_neighbors": 4, "squared": False, "sigma": 2.0, "normalisation": "held_out",
-        "memory_budget_gb": None, "seed": 0, "search": search(),
+        "memory_budget_gb": None, "weights": None, "seed": 0, "search": search(),
         "coreset": coreset(**changes.pop("coreset", {})),
     }  # fmt: skip
     return PatchCoreOptions(**(values | changes))

@@ -152,6 +152,6 @@ def test_misspelt_categories_are_answered_with_the_nearest(config):
     with pytest.raises(ConfigError, match="carpet"):
         fetch_published(config(categories=["carpte"]))
     with pytest.raises(ConfigError, match="uflow"):
-        fetch_published(config(model="patchcore"))
+        fetch_published(config(method="halo"))
     with pytest.raises(ConfigError, match="release"):
         fetch_published(config(source="releas"))
