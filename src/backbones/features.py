@@ -155,9 +155,10 @@ def _fixed_input(model: nn.Module) -> bool:
 
 
 def _set_padding(model: nn.Module, mode: str) -> None:
+    make: Any = nn.Conv2d
     for name, old in list(model.named_modules()):
         if type(old) is nn.Conv2d and old.kernel_size != (1, 1):
-            new: Any = nn.Conv2d(
+            new = make(
                 old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding,
                 old.dilation, old.groups, padding_mode=mode, device="meta",
             )  # fmt: skip

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from src.backbones.features import FeatureExtractor
 from src.errors import ConfigError
-from src.models.base import AnomalyModule
+from src.models.base import AnomalyModule, LineChart
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
 from src.models.patchcore.memory import PatchMemory
@@ -39,9 +39,6 @@ from src.models.patchcore.options import Normalisation, PatchCoreOptions
 from src.models.patchcore.scores import Scored, length
 from src.processes import leads
 from src.result import NormalScores, Prediction
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Ours: the unit of a member is the distance from the median to this quantile of held-out scores.
 _IMAGE_QUANTILE, _PATCH_QUANTILE = 0.95, 0.99
@@ -269,10 +266,18 @@ class PatchCore(AnomalyModule):
         self(torch.zeros(1, 3, *self.image_size, device=self.device))
         return self
 
-    def diagnostics(self) -> dict[str, Figure]:
-        """The cover radius over the picks, when the selection was greedy."""
-        radii = [memory.radius.cpu() for memory in self.each_memory() if len(memory.radius) > 1]
-        return {"coreset_radius": radius_curve(radii)} if radii else {}
+    def diagnostics(self) -> dict[str, LineChart]:
+        """The cover radius over the picks, when the selection was greedy.
+
+        A bend shows where more rows stop paying; `coreset.stop_radius` puts the end there.
+        """
+        lines = {
+            f"member {i}": (range(len(memory.radius)), memory.radius.tolist())
+            for i, memory in enumerate(self.each_memory())
+            if len(memory.radius) > 1
+        }
+        chart = LineChart("rows kept", "distance of the worst covered patch", lines, log_x=True)
+        return {"coreset_radius": chart} if lines else {}
 
     # --- saving -------------------------------------------------------------------------------
 
@@ -307,22 +312,3 @@ def coreset_bar() -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield show
-
-
-def radius_curve(radii: Sequence[Tensor]) -> Figure:
-    """Cover radius (M,) before each pick against rows kept, one line per memory.
-
-    A bend shows where more rows stop paying; `coreset.stop_radius` puts the end there.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    for i, radius in enumerate(radii):
-        axes.plot(range(len(radius)), radius.numpy(), label=f"member {i}")
-    axes.set(xscale="log", xlabel="rows kept", ylabel="distance of the worst covered patch")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    if len(radii) > 1:
-        axes.legend()
-    return figure

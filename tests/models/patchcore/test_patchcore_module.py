@@ -178,7 +178,6 @@ def test_wrong_coreset_settings_are_explained(change, message):
 
 
 def test_radius_curve_is_drawn_after_a_greedy_selection_only(plain):
-    (axes,) = plain.diagnostics()["coreset_radius"].axes
-    (line,) = axes.get_lines()
-    assert list(line.get_ydata()) == plain.memory.radius.tolist()
+    ((_, heights),) = plain.diagnostics()["coreset_radius"].lines.values()
+    assert heights == plain.memory.radius.tolist()
     assert fitted(coreset={"method": "random"}).diagnostics() == {}
