@@ -44,8 +44,8 @@ class AnomalyModule(pl.LightningModule):
     """
 
     #: Dataclass of the options, one field for each key of the method's file in conf/model. The
-    #: method is made as `Method(backbone, image_size, options)`; None: with keyword arguments.
-    Options: ClassVar[type | None] = None
+    #: method is made as `Method(backbone, image_size, options)`.
+    Options: ClassVar[type]
     #: True for methods fitted in one pass without an optimizer (a memory bank).
     single_pass: bool = False
     #: Set by a threshold that leaves the decision to the method: fill `Prediction.mask`.

@@ -53,8 +53,6 @@ def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
     for key in _NOT_ARGUMENTS:
         options.pop(key, None)
     method = cast(Any, method_class(cfg))
-    if method.Options is None:
-        return cast(AnomalyModule, method(backbone=backbone, image_size=image_size, **options))
     return cast(AnomalyModule, method(backbone, image_size, read_options(method.Options, options)))
 
 

@@ -77,7 +77,7 @@ class PatchCore(AnomalyModule):
         options: the `model` group.
     """
 
-    Options: ClassVar[type | None] = PatchCoreOptions
+    Options: ClassVar[type] = PatchCoreOptions
     single_pass = True
 
     scale: Tensor  # (members, image | patch, location | unit); empty without an ensemble

@@ -369,6 +369,7 @@ def test_an_image_map_without_image_decoder_is_refused(make):
         ),
         ({"scoring": {"map": "features"}}, r"model\.scoring\.map[\s\S]*feature, image, sum"),
         ({"scoring": {"bluur": True}}, r"model\.scoring\.bluur[\s\S]*'blur'"),
+        ({"feature_alignment": "cleen"}, r"model\.feature_alignment[\s\S]*clean, padded"),
         ({"feature_scaling": "standart"}, r"model\.feature_scaling[\s\S]*none, standard"),
         ({"loss": {"ssim": {"window": 11}}}, r"model\.loss\.ssim\.\w+ does not fit[\s\S]*missing"),
         ({"loss": {"ssim": {"window": 10, "sigma": 1, "border": "zero"}}}, "must be odd"),
