@@ -6,6 +6,13 @@ PY       := $(VENV)/bin/python
 PIP      := $(PY) -m pip install --quiet --disable-pip-version-check
 WORKERS  ?= 2#            test processes
 
+# Threads that wait sleep, which leaves the cores to other programs; freed memory of activation maps
+# stays with the process, which saves clearing its pages anew. Set them yourself outside of make.
+export OMP_WAIT_POLICY        ?= PASSIVE
+export MALLOC_MMAP_THRESHOLD_ ?= 33554432
+export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
+export MALLOC_TOP_PAD_        ?= 67108864
+
 .DEFAULT_GOAL := help
 .PHONY: help setup dev demo test test-all check format bench bench-peers reproduce-all reproduce-smoke clean
 

@@ -5,17 +5,16 @@ Only Hydra is imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
-import logging
 import os
 import pkgutil
 import select
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import hydra
 import hydra.types
@@ -24,7 +23,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from src.allocator import keep_freed_memory
 from src.composing import CONF, MULTIRUN, compose, defaults_of, split_words
 from src.errors import ConfigError
 from src.files import print_any_name
@@ -37,6 +35,14 @@ ANSWERS = {"-h", "--help", "-c", "--cfg", "-i", "--info", "--hydra-help"}
 UNREAD = 141  # the shell's code for a program whose output nobody reads
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C.
+
+    A kind of its own, as Python ends a process by SIGINT instead of its exit code when a plain
+    KeyboardInterrupt has passed through the evaluation of a text, even if it was caught.
+    """
+
+
 def program(config_name: str, function: str) -> Callable[[], None]:
     """The program that composes conf/`config_name`.yaml and calls `function` (package.module:name).
 
@@ -47,40 +53,62 @@ def program(config_name: str, function: str) -> Callable[[], None]:
     """
 
     def main() -> None:
-        _open_closed_streams()
+        for name in ("stdout", "stderr"):  # closed (`>&-`): no other file may take its number
+            if getattr(sys, name) is None:
+                setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end
         print_any_name()
-        leave = _Leaving()
-        try:
-            code = _start(function, config_name)
-            sys.stdout.flush()
-        except KeyboardInterrupt:
-            print("Interrupted. Run the same command again to continue.", file=sys.stderr)
-            # Python kills itself with SIGINT at exit when an interrupt passed through an eval
-            # of a string (a namedtuple being made, say), even if it was caught: this clears it.
-            exec("")
-            code = INTERRUPTED
-        except SystemExit as done:  # hydra after --help; argparse after a wrong flag; rich
-            code = done.code if isinstance(done.code, int) else int(bool(done.code))
-            code = UNREAD if isinstance(done.__context__, BrokenPipeError) else code
-        except Exception as error:
-            if isinstance(error, BrokenPipeError) and _unread():
-                code = UNREAD
-            elif _verbose():
-                raise
-            else:
-                code = explain(error, config_name, sys.argv[1:])
-        leave.with_code(UNREAD if _unread() else code)
+        with _interrupts():
+            code = _exit_code(function, config_name)
+        sys.exit(UNREAD if _unread() else code)
 
     return main
+
+
+def _exit_code(function: str, config_name: str) -> int:
+    try:
+        code = _start(function, config_name)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except SystemExit as done:  # hydra after --help; argparse after a wrong flag; rich; Lightning
+        code = done.code if isinstance(done.code, int) else int(bool(done.code))
+        if isinstance(done.__context__, KeyboardInterrupt):
+            code = INTERRUPTED
+        elif isinstance(done.__context__, BrokenPipeError):
+            code = UNREAD
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            code = UNREAD
+        elif _verbose():
+            raise
+        else:
+            code = explain(error, config_name, sys.argv[1:])
+    if code == INTERRUPTED:
+        print("Interrupted. Run the same command again to continue.", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Raise Interrupted at Ctrl-C; where the shell has switched Ctrl-C off, it stays off."""
+
+    def interrupt(*_: Any) -> None:
+        raise Interrupted
+
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _start(function: str, config_name: str) -> int:
     """Read `.env` and the command line, call the program; its exit code."""
     _load_environment(Path(".env"))
-    keep_freed_memory()
-    # ours: threads that wait sleep instead of spinning. On a machine that does other work
-    # too, `make demo` took 31 s instead of 193 s (2 cores, load 5).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     codes: list[int] = []
     failed: list[Exception] = []
 
@@ -104,23 +132,21 @@ def _serve(task: Callable[[DictConfig], None], config_name: str) -> None:
     """What the command line asks for: one run, many, or an answer of Hydra such as --help."""
     flags, words, many = split_words(sys.argv[1:])
     words = hydra_words(words, many=many)
-    if set(flags) - MULTIRUN:
-        if "=" in "".join(words):
-            compose(
-                config_name, [word for word in words if "=" in word]
-            )  # a typo is ours to explain
-        sys.argv[1:] = hydra_words(sys.argv[1:], many=many)
-        answer = io.StringIO()  # printed whole, as Hydra shows a stack trace when nobody reads it
-        asks = {flag.split("=")[0] for flag in flags} & ANSWERS
-        try:
-            with contextlib.redirect_stdout(answer) if asks else contextlib.nullcontext():
-                hydra.main(str(CONF), config_name, "1.3")(task)()
-        finally:
-            print(answer.getvalue(), end="")
+    if not set(flags) - MULTIRUN:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            program: Any = GlobalHydra.instance().hydra
+            (program.multirun if many else program.run)(config_name, task, words)
         return
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        program: Any = GlobalHydra.instance().hydra
-        (program.multirun if many else program.run)(config_name, task, words)
+    if any("=" in word for word in words):  # a typo is ours to explain
+        compose(config_name, [word for word in words if "=" in word])
+    sys.argv[1:] = hydra_words(sys.argv[1:], many=many)
+    answer = io.StringIO()  # printed whole, as Hydra shows a stack trace when nobody reads it
+    asks = {flag.split("=")[0] for flag in flags} & ANSWERS
+    try:
+        with contextlib.redirect_stdout(answer) if asks else contextlib.nullcontext():
+            hydra.main(str(CONF), config_name, "1.3")(task)()
+    finally:
+        print(answer.getvalue(), end="")
 
 
 def _load_environment(path: Path) -> None:
@@ -136,13 +162,6 @@ def _load_environment(path: Path) -> None:
             found=f"{type(error).__name__}: {error}",
             do="save it as UTF-8 text with lines NAME=value, or delete it",
         ) from error
-
-
-def _open_closed_streams() -> None:
-    """Give a closed output (`>&-`) a place to go, so that no other file takes its number."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end
 
 
 def _unread() -> bool:
@@ -174,28 +193,3 @@ def _reader_left(stream: TextIO) -> bool:
 def _verbose() -> bool:
     asked = any(word.startswith("debug=") and is_true(word[6:]) for word in sys.argv)
     return asked or bool(os.environ.get("HYDRA_FULL_ERROR"))
-
-
-class _Leaving:
-    """Ends a program without the teardown of a million objects: 1.3 s of every command (ours).
-
-    Registered before everything else, its exit handler comes after those of all libraries (W&B,
-    worker processes, temporary folders), and then stops the process with nothing left to do.
-    """
-
-    def __init__(self) -> None:
-        self.code = 1
-        main = getattr(sys.modules["__main__"], "__spec__", None)
-        if main is not None and main.name.startswith("src."):  # a program, not a test or notebook
-            atexit.register(self._stop)
-
-    def with_code(self, code: int) -> NoReturn:
-        self.code = code
-        sys.exit(code)
-
-    def _stop(self) -> None:
-        logging.shutdown()
-        with contextlib.suppress(OSError):  # a full disk, which was said already
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(self.code)

@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import ProcessContext, ProcessException, spawn
 
-from src.allocator import keep_freed_memory
 from src.errors import ConfigError, GoodpartsError, root_of
 
 T = TypeVar("T")
@@ -151,7 +150,6 @@ def start(work: Callable[[DictConfig], Any], cfg: DictConfig, processes: int) ->
 
 def _member(number: int, work: Callable[[DictConfig], Any], cfg: Any, port: int, all_: int) -> None:
     """The life of a started process; its environment is what torchrun would have made."""
-    keep_freed_memory()
     os.environ |= {
         "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(all_),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +149,7 @@ def train(
     trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule, checkpoint: Path | None
 ) -> None:
     """Fit, from a checkpoint if there is one; the model stays on the trainer's device."""
-    with interruptible(trainer):
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     _back_to_work(trainer, model)
 
 
@@ -173,8 +171,7 @@ def score_images(
     hand_over = _HandOver(consume, own_share)
     trainer.callbacks.append(hand_over)  # type: ignore[attr-defined]
     try:
-        with interruptible(trainer):
-            trainer.predict(model, dataloaders=loader, return_predictions=False)
+        trainer.predict(model, dataloaders=loader, return_predictions=False)
     finally:
         trainer.callbacks.remove(hand_over)  # type: ignore[attr-defined]
     _back_to_work(trainer, model)
@@ -183,17 +180,6 @@ def score_images(
 def _back_to_work(trainer: pl.Trainer, model: AnomalyModule) -> None:
     """Undo that Lightning moves a model to the CPU after each fit and predict."""
     model.eval().to(trainer.strategy.root_device)
-
-
-@contextlib.contextmanager
-def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Turn the exit(1) that Lightning makes of Ctrl-C back into a KeyboardInterrupt."""
-    try:
-        yield
-    except SystemExit as exit_:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from exit_
-        raise
 
 
 class _HandOver(pl.Callback):

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.allocator import keep_freed_memory
 from src.backbones.onednn import linear
 from src.models.patchcore.coreset import greedy_coreset, random_projection
 from src.models.patchcore.nearest import nearest
@@ -174,7 +173,6 @@ def bottle_features(root: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def main() -> None:
-    keep_freed_memory()  # as every command does; it serves all sides
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     compare("Gaussian", torch.randn(60_000, 384, generator=generator), 600)
