@@ -114,7 +114,8 @@ def _start(function: str, config_name: str) -> int:
 
     def task(cfg: DictConfig) -> None:
         try:
-            check_options(cfg, defaults_of(config_name, HydraConfig.get().overrides.task, cfg))
+            words = HydraConfig.get().overrides.task
+            cfg = check_options(cfg, defaults_of(config_name, words, cfg))
             code = pkgutil.resolve_name(function)(cfg)
             codes.append(code if isinstance(code, int) else 0)
         except Exception as error:

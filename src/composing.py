@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.grammar import hydra_words
 from src.options import check_options
+from src.schemas import register
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 MULTIRUN = {"-m", "--multirun"}
+register()
 
 
 def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
@@ -45,8 +45,7 @@ def compose_checked(config_name: str, words: Sequence[str]) -> DictConfig:
     """The config that a program would make of these words of its command line."""
     quoted_words = hydra_words(words, many=False)
     cfg = compose(config_name, quoted_words)
-    check_options(cfg, defaults_of(config_name, quoted_words, cfg))
-    return cfg
+    return check_options(cfg, defaults_of(config_name, quoted_words, cfg))
 
 
 def defaults_of(config_name: str, words: Sequence[str], cfg: DictConfig) -> DictConfig:
@@ -59,17 +58,3 @@ def is_group(word: str) -> bool:
     """Whether a word chooses a file of conf/, as `model=uflow` does, instead of setting a value."""
     key = word.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
     return key.startswith("hydra/") or (CONF / key).is_dir()
-
-
-def partial_of(node: DictConfig) -> Callable[..., Any]:
-    """The function `_target_` of a node with its other values given; a name may hold `${`.
-
-    Hydra's own `instantiate` reads texts twice, so that it would look for a key of that name.
-    """
-    values = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
-    target = hydra.utils.get_method(values.pop("_target_"))
-    values.pop("_partial_", None)
-    for name, value in values.items():
-        if isinstance(value, dict) and "_target_" in value:
-            values[name] = hydra.utils.instantiate(value)
-    return functools.partial(target, **values)

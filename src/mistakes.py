@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.composing import CONF, compose, is_group, split_words
 from src.errors import ConfigError, GoodpartsError, did_you_mean, nearest, root_of
 from src.grammar import hydra_words, quoted
+from src.options import problem_of
 
 USER_ERROR = 2
 BUG = "This is a bug or a broken machine, not your configuration: please report it."
@@ -104,9 +105,10 @@ def explain_overrides(arguments: Sequence[str], config_name: str) -> ConfigError
     several = [own for own, word in pairs if _parse(word).is_sweep_override()]
     groups = [word for word in words if is_group(word) and not _parse(word).is_sweep_override()]
     try:
-        keys = _keys(compose(config_name, groups))
+        defaults = compose(config_name, groups)
     except (HydraException, OmegaConfBaseException):
         return None
+    keys = _keys(defaults)
     known = any(is_group(word) for word in several)  # keys of other groups than the default ones
     for word in words:
         key = _parse(word).key_or_group
@@ -114,7 +116,11 @@ def explain_overrides(arguments: Sequence[str], config_name: str) -> ConfigError
             return ConfigError(
                 f"There is no key or group {key!r}.", found=word, do=_nearest_key(key, keys)
             )
-    return None if many or not several else _without_m(several[0], arguments, config_name)
+    if several:
+        return None if many else _without_m(several[0], arguments, config_name)
+    values = [_parse(word) for word in words if not is_group(word) and word[0] not in "+~"]
+    problems = (problem_of(each.key_or_group, each.value(), defaults) for each in values)
+    return next(filter(None, problems), None)
 
 
 def _parse(word: str) -> Override:

@@ -1,7 +1,8 @@
 """What each option may be: the composed config is checked against its defaults, once, at the start.
 
-An option takes values of the kind of its default; RULES says more where the default does not. All
-spellings of a boolean count. What fits nowhere is refused with the key and the nearest valid value.
+An option takes values of the type that its schema declares (src/schemas.py), or else of the kind
+of its default; RULES adds ranges. All spellings of a boolean count. What fits nowhere is refused
+with the key and the nearest valid value.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
+from types import NoneType
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -151,7 +154,6 @@ RULES: Mapping[str, Rule] = {
         choice("auto"), several(whole(0)),
     ),
     "device": DEVICE,
-    "accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "hardware.precision": choice(
         "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
     ),
@@ -175,28 +177,41 @@ NULLABLE = ("crop", "jitter", "log_images_every_n_epochs", "projection_dim", "ra
             "checkpoint_keep_every_n_epochs")  # fmt: skip
 
 
-def check_options(cfg: DictConfig, defaults: DictConfig) -> None:
-    """Refuse values of `cfg` that cannot be meant; spell its booleans as booleans, in place.
+def check_options(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
+    """The composed config as plain values; its booleans spelled as booleans, its choices as text.
 
     `defaults`: the config of the same groups without any value of the command line.
 
     Raises:
         ConfigError: names the key, what was found, what is allowed and the nearest valid value.
     """
-    usual = dict(_leaves(OmegaConf.to_container(defaults)))
-    for key, found in list(_leaves(OmegaConf.to_container(cfg))):
+    checked = plain(cfg)
+    for key, found in _leaves(OmegaConf.to_container(checked)):
         if found == "???":
             raise ConfigError(f"{key} is needed.", found="no value", do=f"add {key}=...")
-        if "${" in str(found):
-            continue  # it refers to another option, which is checked itself
-        default = _resolved(defaults, key, usual.get(key))
-        if isinstance(default, bool) and str(found).lower() in _BOOLEANS:
-            OmegaConf.update(cfg, key, is_true(str(found)))
-            continue
-        rule = _rule(key, default, usual)
-        null = found is None and (default is None or _listed(key, NULLABLE))
-        if rule is not None and not null and not rule.fits(found):
-            raise _refusal(key, found, rule, default)
+        if problem := problem_of(key, found, defaults):
+            raise problem
+        if not isinstance(found, bool) and _is_boolean(defaults, key, found):
+            OmegaConf.update(checked, key, is_true(str(found)))
+    return checked
+
+
+def plain(cfg: DictConfig) -> DictConfig:
+    """A config without its schemas, as a run folder keeps it; choices are texts."""
+    values = OmegaConf.to_container(cfg, enum_to_str=True)
+    return cast(DictConfig, OmegaConf.create(values, flags={"struct": True}))
+
+
+def problem_of(key: str, found: Any, defaults: DictConfig) -> ConfigError | None:
+    """What is wrong with a value of an option, if anything; see `check_options`."""
+    if "${" in str(found) or _is_boolean(defaults, key, found):
+        return None  # the former refers to another option, which is checked itself
+    default, declared = _default(defaults, key), _declared(defaults, key)
+    rule = _rule(key, default, declared)
+    nothing = default is None or _listed(key, NULLABLE) or NoneType in get_args(declared)
+    if rule is None or (found is None and nothing) or rule.fits(found):
+        return None
+    return _refusal(key, found, rule, default)
 
 
 def is_true(word: str) -> bool:
@@ -212,23 +227,49 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", child
 
 
-def _resolved(defaults: DictConfig, key: str, default: Any) -> Any:
+def _default(defaults: DictConfig, key: str) -> Any:
     """The default, or what it refers to; None where that cannot be told."""
-    if "${" not in str(default):
-        return default
     try:
         value = OmegaConf.select(defaults, key)
     except OmegaConfBaseException:
         return None
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, enum_to_str=True)
+    return value
 
 
-def _rule(key: str, default: Any, usual: Mapping[str, Any]) -> Rule | None:
-    """The rule that RULES gives to a key, else the kind of its default; None: anything goes."""
-    inner = sorted({name[len(key) + 1 :].split(".")[0] for name in usual if _below(name, key)})
+def _is_boolean(defaults: DictConfig, key: str, found: Any) -> bool:
+    return isinstance(_default(defaults, key), bool) and str(found).lower() in _BOOLEANS
+
+
+def _declared(defaults: DictConfig, key: str) -> Any:
+    """The type that the schema of a node declares for an option; Any: it has none."""
+    node, _, name = key.rpartition(".")
+    kind = OmegaConf.get_type(OmegaConf.select(defaults, node)) if node else None
+    return get_type_hints(kind).get(name, Any) if is_dataclass(kind) else Any
+
+
+def _rule(key: str, default: Any, declared: Any) -> Rule | None:
+    """RULES, or else the declared type, or else the kind of the default; None: anything goes."""
+    if isinstance(default, dict) and default:
+        return Rule(f"set by its parts: {', '.join(f'{key}.{name}' for name in sorted(default))}",
+                    _never)  # fmt: skip
+    ruled = RULES.get(key) or RULES.get(key.rpartition(".")[2])
+    return ruled or _rule_of(declared) or _kind(default)
+
+
+def _rule_of(declared: Any) -> Rule | None:
+    """The rule that a type is."""
+    inner = [kind for kind in get_args(declared) if kind is not NoneType]
+    if get_origin(declared) is list:
+        item = _rule_of(inner[0])
+        return several(item) if item else None
     if inner:
-        return Rule(f"set by its parts: {', '.join(f'{key}.{name}' for name in inner)}", _never)
-    return RULES.get(key) or RULES.get(key.rpartition(".")[2]) or _kind(default)
+        rules = [rule for kind in inner if (rule := _rule_of(kind))]
+        return either(*rules) if rules else None
+    if isinstance(declared, type) and issubclass(declared, Enum):
+        return choice(*declared.__members__)
+    return {bool: BOOLEAN, int: WHOLE, float: NUMBER, str: TEXT}.get(declared)
 
 
 def _kind(default: Any) -> Rule | None:
@@ -237,18 +278,11 @@ def _kind(default: Any) -> Rule | None:
             if default and several(item).fits(default):
                 return several(item)
         return several(Rule("anything", lambda x: True), "a list [a,b,...]")
-    for kind, rule in ((bool, BOOLEAN), (int, WHOLE), (float, NUMBER), (str, TEXT)):
-        if isinstance(default, kind):
-            return rule
-    return None
+    return _rule_of(type(default))
 
 
 def _never(found: Any) -> bool:
     return False
-
-
-def _below(name: str, key: str) -> bool:
-    return name.startswith(f"{key}.")
 
 
 def _listed(key: str, keys: tuple[str, ...]) -> bool:

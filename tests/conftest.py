@@ -66,12 +66,10 @@ def drawn_images(finished_run, drawn_data) -> list[Path]:
 
 def compose_app(name: str, *overrides: str):
     """The config of an entry point as the command line would make it."""
-    from hydra import compose, initialize_config_dir
+    from src.composing import compose
+    from src.options import plain
 
-    from src.composing import CONF
-
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose(name, overrides=list(overrides))
+    return plain(compose(name, overrides))
 
 
 @pytest.fixture

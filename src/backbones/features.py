@@ -115,7 +115,7 @@ class FeatureExtractor(nn.Module):
         if image.device.type != "cpu" or torch.compiler.is_compiling():
             return self._maps(image)
         few = max(1, _PIXELS_AT_ONCE // (image.shape[2] * image.shape[3]))
-        parts = [self._maps(images) for images in image.split(few)]
+        parts = [self._maps(image[i : i + few]) for i in range(0, len(image), few)]
         return (
             parts[0] if len(parts) == 1 else [torch.cat(maps) for maps in zip(*parts, strict=True)]
         )

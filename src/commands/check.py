@@ -7,12 +7,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from src.composing import partial_of
 from src.data.depth import settle_depth
 from src.data.doctor import examine
 from src.data.doctor_sheet import draw_report, print_report, write_json
 from src.data.record import list_samples, place_of
 from src.data.transforms import ImageTransform
+from src.partials import partial_of
 
 
 def check_data_set(cfg: DictConfig) -> int:

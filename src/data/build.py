@@ -11,10 +11,10 @@ from typing import Any, cast
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from src.composing import partial_of
 from src.data.datamodule import AnomalyDataModule
 from src.data.options import DataOptions, Protocol, UseOptions
 from src.data.transforms import ImageTransform
+from src.partials import partial_of
 
 
 def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from src.composing import partial_of
 from src.contents import content_hashes
 from src.data.samples import Found, Sample
 from src.files import ESCAPE
+from src.partials import partial_of
 
 FILE_NAME = "data.csv"
 #: In the order in which models number their images.
