@@ -1,38 +1,34 @@
 """The story of one run: data -> fit -> calibrate -> evaluate -> report.
 
-This file alone knows the order. Models know nothing of metrics, files or loggers; evaluation knows
-nothing of models. Normal images alone reach `fit` and `calibrate`; test labels are read by
-`evaluate` only.
+This file alone knows the order: methods know nothing of metrics, reports and loggers, evaluation
+nothing of methods, data of neither (`make check` holds the house to it). Normal images alone reach
+`fit` and `calibrate`; test labels are read by `evaluate` only.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src import manifest, processes, tracking
+from src.beginning import Beginning, begin, find_run
 from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
-from src.data.record import FILE_NAME as DATA
-from src.errors import WeightsError
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
 from src.evaluation.threshold import build_rule
 from src.evaluation.torch_metrics import CalibrationScores
-from src.fitted import say_what_changed
-from src.identity import run_folder, weights_fingerprint
 from src.logs import logging_to, silence
 from src.models.base import AnomalyModule
-from src.models.build import build_model, fetch_weights, method_class
+from src.models.build import build_model, method_class
 from src.reporting.outputs import print_result, write_outputs
 from src.result import NormalScores, Threshold
 from src.saved_run import SavedRun
-from src.training import build_trainer, last_checkpoint, process_count, score_images, train
+from src.training import build_trainer, process_count, score_images, train
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +38,6 @@ class Result(NamedTuple):
 
     run: SavedRun
     metrics: dict[str, float]
-
-
-class Beginning(NamedTuple):
-    """What the first process has found in the run's folder, for all of them."""
-
-    run: SavedRun
-    fitted: bool  # an interrupted run had learnt already
-    checkpoint: Path | None  # of an interrupted fit
 
 
 def run_experiment(cfg: DictConfig) -> Result:
@@ -65,18 +53,6 @@ def run_experiment(cfg: DictConfig) -> Result:
         return Result(run, run.metrics())
     with processes.joined(count):
         return processes.from_first(lead(cfg)) if processes.leads() else follow(cfg)
-
-
-def find_run(cfg: DictConfig) -> tuple[SavedRun, AnomalyDataModule, str]:
-    """The folder of the run that `cfg` means with its data as they are; data and weights are there.
-
-    The weights are named by what is in their files.
-    """
-    data = build_datamodule(cfg)
-    data.prepare_data()
-    weights = weights_fingerprint(cfg) or fetch_weights(cfg, data.image_size)
-    run = SavedRun(run_folder(cfg, data.look().fingerprint, weights))
-    return run, data, weights
 
 
 def lead(cfg: DictConfig) -> Result:
@@ -111,26 +87,6 @@ def lead(cfg: DictConfig) -> Result:
             run.finish(metrics)
     print_result(run)
     return Result(run, metrics)
-
-
-def begin(
-    cfg: DictConfig, run: SavedRun, data: AnomalyDataModule, model: AnomalyModule, weights: str
-) -> Beginning:
-    """Write what is known before the fit; WeightsError when it began from other weights."""
-    if (weights_fingerprint(cfg) or weights) != weights:
-        raise WeightsError(
-            "The weights changed while the run was started.",
-            found=f"the files of {cfg.backbone.name}",
-            do="start it again",
-        )
-    OmegaConf.update(cfg, "data.bit_depth", data.bit_depth, force_add=True)  # as it was settled
-    if not run.has(DATA):
-        say_what_changed(run.directory, data.record)
-    backbone = getattr(model.backbone, "identity", None)
-    facts = manifest.describe_run(data.record.fingerprint, backbone)
-    run.start(cfg, facts, force=cfg.force)
-    run.write_rows(DATA, data.record.rows())
-    return Beginning(run, run.fitted, last_checkpoint(run.directory))
 
 
 def follow(cfg: DictConfig) -> Result:

@@ -11,7 +11,6 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from src.backbones.build import build_backbone
 from src.errors import ConfigError, did_you_mean
-from src.identity import weights_fingerprint
 from src.models.base import AnomalyModule
 
 #: Keys of the `model` group that configure the experiment around the method, not its constructor.
@@ -23,12 +22,6 @@ T = TypeVar("T")
 def method_class(cfg: DictConfig) -> type[AnomalyModule]:
     """The class that `model._target_` names."""
     return cast(type[AnomalyModule], get_class(cfg.model._target_))
-
-
-def fetch_weights(cfg: DictConfig, image_size: tuple[int, int]) -> str:
-    """Fetch the weights of a run by building its model once; their fingerprint."""
-    model = build_model(cfg, image_size)
-    return weights_fingerprint(cfg) or str(getattr(model.backbone, "identity", ""))
 
 
 def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
