@@ -88,23 +88,11 @@ class WandbOptions:
 
 @dataclass
 class ThresholdOptions:
-    """`threshold`: a rule without numbers of its own."""
+    """`threshold`: a rule; it passes over a number of another one, which an experiment may set."""
 
     _target_: str
-
-
-@dataclass
-class ConformalOptions(ThresholdOptions):
-    """A rule that promises a share of false alarms."""
-
-    alpha: float
-
-
-@dataclass
-class QuantileOptions(ThresholdOptions):
-    """A plain quantile of normal scores."""
-
-    q: float
+    alpha: Any = None  # conformal: the promised share of false alarms
+    q: Any = None  # quantile of the normal scores
 
 
 @dataclass
@@ -137,8 +125,7 @@ class MethodKeys:
 def register() -> None:
     """Tell Hydra all schemas; each is found under the name of its dataclass."""
     store = ConfigStore.instance().store
-    for kind in (HardwareOptions, LoggerOptions, ThresholdOptions, ConformalOptions,
-                 QuantileOptions, BackboneOptions):  # fmt: skip
+    for kind in (HardwareOptions, LoggerOptions, ThresholdOptions, BackboneOptions):
         store(name=kind.__name__, node=kind)
     for package in pkgutil.iter_modules(src.models.__path__):
         if package.ispkg and importlib.util.find_spec(f"src.models.{package.name}.options"):
