@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src import experiment
+from src.beginning import Beginning
 from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule, Index
 from src.data.images import read_sample
@@ -118,7 +119,7 @@ def _contaminated(cfg: DictConfig, detector: Detector, samples: list[Sample], fo
     run = SavedRun(folder)
     run.start(config, {}, force=True)
     trainer = build_trainer(config, folder, [], single_pass=model.single_pass)
-    experiment.fit(experiment.Beginning(run, False, None), trainer, model, dirty)
+    experiment.fit(Beginning(run, False, None), trainer, model, dirty)
     threshold = experiment.calibrate(config, run, trainer, model, dirty) or detector.threshold
     judge = Detector(
         model.eval().to(detector.device), detector.transform, threshold, config,

@@ -16,7 +16,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from src import experiment, processes
+from src import processes
+from src.beginning import find_run
 from src.errors import ConfigError, DataError
 from src.experiment import run_experiment
 from src.models.haloae.batch_norm import SharedBatchNorm
@@ -112,7 +113,7 @@ def test_patchcore_of_two_processes_is_that_of_one(compose, tmp_path, monkeypatc
     command = begin(*PATCHCORE, *TWO, f"runs_dir={tmp_path}")
     one = run_experiment(compose(*PATCHCORE)).run
     output = finish(command)
-    two = experiment.find_run(compose(*PATCHCORE, *TWO))[0]
+    two = find_run(compose(*PATCHCORE, *TWO))[0]
     expect_same(one, two, 1e-6)
     assert output.count("PatchCore plan") == output.count("Image AUROC") == 1
     assert "by 2 processes" in output
@@ -128,7 +129,7 @@ def test_uflow_under_torchrun_is_that_of_one_process(compose, tmp_path):
     command = begin(*UFLOW, *TWO, f"runs_dir={tmp_path}", by=torchrun)
     one = run_experiment(compose(*UFLOW)).run
     assert finish(command).count("Image AUROC") == 1
-    two = experiment.find_run(compose(*UFLOW, *TWO))[0]
+    two = find_run(compose(*UFLOW, *TWO))[0]
     expect_same(one, two, 1e-3)
     for column in ("train/nll", "val/nll"):
         assert losses(two, column) == pytest.approx(losses(one, column), rel=1e-4)
