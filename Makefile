@@ -32,10 +32,11 @@ test: dev ## the test suite (minutes on two cores)
 test-all: dev ## also the long proofs; MVTEC_AD_ROOT adds those on real images
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
-check: dev ## ruff and mypy
+check: dev ## ruff, mypy, and who may import whom
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 format: dev ## let ruff repair and format
 	$(VENV)/bin/ruff check --fix .

@@ -11,13 +11,12 @@ from collections.abc import Collection, Iterator, Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.composing import CONF, compose, is_group, split_words
 from src.errors import ConfigError, GoodpartsError, did_you_mean, nearest, root_of
 from src.grammar import hydra_words, quoted
-from src.options import problem_of
+from src.options import keys_of, problem_of
 
 USER_ERROR = 2
 BUG = "This is a bug or a broken machine, not your configuration: please report it."
@@ -108,7 +107,7 @@ def explain_overrides(arguments: Sequence[str], config_name: str) -> ConfigError
         defaults = compose(config_name, groups)
     except (HydraException, OmegaConfBaseException):
         return None
-    keys = _keys(defaults)
+    keys = [key for key, _ in keys_of(defaults)]
     known = any(is_group(word) for word in several)  # keys of other groups than the default ones
     for word in words:
         key = _parse(word).key_or_group
@@ -176,17 +175,3 @@ def _nearest_key(key: str, keys: Collection[str]) -> str:
     lasts = {name.rpartition(".")[2]: name for name in keys}
     near = near or [lasts[last] for last in nearest(key, lasts)]
     return f"Did you mean {' or '.join(map(repr, near))}?" if near else did_you_mean(key, groups)
-
-
-def _keys(cfg: DictConfig) -> list[str]:
-    """Every dotted key of a composed config."""
-    keys: list[str] = []
-
-    def walk(node: object, prefix: str) -> None:
-        if isinstance(node, dict):
-            for name, child in node.items():
-                keys.append(f"{prefix}{name}")
-                walk(child, f"{prefix}{name}.")
-
-    walk(OmegaConf.to_container(cfg, resolve=False), "")
-    return keys

@@ -186,7 +186,9 @@ def check_options(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
         ConfigError: names the key, what was found, what is allowed and the nearest valid value.
     """
     checked = plain(cfg)
-    for key, found in _leaves(OmegaConf.to_container(checked)):
+    for key, found in keys_of(checked):
+        if isinstance(found, dict) and found:
+            continue  # its parts are checked
         if found == "???":
             raise ConfigError(f"{key} is needed.", found="no value", do=f"add {key}=...")
         if problem := problem_of(key, found, defaults):
@@ -194,6 +196,18 @@ def check_options(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
         if not isinstance(found, bool) and _is_boolean(defaults, key, found):
             OmegaConf.update(checked, key, is_true(str(found)))
     return checked
+
+
+def keys_of(cfg: DictConfig) -> list[tuple[str, Any]]:
+    """Every dotted key of a config with its plain value, interpolations as they stand."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, child in node.items():
+            yield f"{prefix}{name}", child
+            if isinstance(child, dict):
+                yield from walk(child, f"{prefix}{name}.")
+
+    return list(walk(OmegaConf.to_container(cfg), ""))
 
 
 def plain(cfg: DictConfig) -> DictConfig:
@@ -217,14 +231,6 @@ def problem_of(key: str, found: Any, defaults: DictConfig) -> ConfigError | None
 def is_true(word: str) -> bool:
     """Whether a text is one of the spellings of true."""
     return _BOOLEANS.get(word.lower(), False)
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, child in node.items():
-        if isinstance(child, dict) and child:
-            yield from _leaves(child, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", child
 
 
 def _default(defaults: DictConfig, key: str) -> Any:
@@ -252,8 +258,8 @@ def _declared(defaults: DictConfig, key: str) -> Any:
 def _rule(key: str, default: Any, declared: Any) -> Rule | None:
     """RULES, or else the declared type, or else the kind of the default; None: anything goes."""
     if isinstance(default, dict) and default:
-        return Rule(f"set by its parts: {', '.join(f'{key}.{name}' for name in sorted(default))}",
-                    _never)  # fmt: skip
+        parts = ", ".join(f"{key}.{name}" for name in sorted(default))
+        return Rule(f"set by its parts: {parts}", lambda x: False)
     ruled = RULES.get(key) or RULES.get(key.rpartition(".")[2])
     return ruled or _rule_of(declared) or _kind(default)
 
@@ -279,10 +285,6 @@ def _kind(default: Any) -> Rule | None:
                 return several(item)
         return several(Rule("anything", lambda x: True), "a list [a,b,...]")
     return _rule_of(type(default))
-
-
-def _never(found: Any) -> bool:
-    return False
 
 
 def _listed(key: str, keys: tuple[str, ...]) -> bool:

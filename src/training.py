@@ -31,6 +31,12 @@ from src.tracking import ExtrasWhileTraining
 
 log = logging.getLogger(__name__)
 
+#: Keys of `trainer` that go to Lightning as they are.
+_OF_LIGHTNING = (
+    "max_epochs", "max_steps", "limit_train_batches", "check_val_every_n_epoch",
+    "val_check_interval", "num_sanity_val_steps", "gradient_clip_val", "log_every_n_steps",
+)  # fmt: skip
+
 Consumer = Callable[[dict[str, Tensor], Prediction], None]
 
 
@@ -45,18 +51,10 @@ def build_trainer(
     _quieten()
     if cfg.hardware.threads:
         torch.set_num_threads(cfg.hardware.threads)
-    options = cfg.trainer
     return pl.Trainer(
         **(_places(cfg) if processes.count() > 1 else _one_place(cfg)),
         precision=cfg.hardware.precision,
-        max_epochs=options.max_epochs,
-        max_steps=options.max_steps,
-        limit_train_batches=options.limit_train_batches,
-        check_val_every_n_epoch=options.check_val_every_n_epoch,
-        val_check_interval=options.val_check_interval,
-        num_sanity_val_steps=options.num_sanity_val_steps,
-        gradient_clip_val=options.gradient_clip_val,
-        log_every_n_steps=options.log_every_n_steps,
+        **{key: cfg.trainer[key] for key in _OF_LIGHTNING},
         callbacks=_callbacks(cfg, directory, single_pass=single_pass),
         logger=loggers,
         default_root_dir=directory,
