@@ -244,6 +244,11 @@ class AnomalyDataModule(pl.LightningDataModule):
     # --- facts -------------------------------------------------------------------------------
 
     @property
+    def protocol(self) -> str:
+        """honest or paper."""
+        return self.use.protocol.value
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of every image and mask in the batches."""
         return self.transform.size
