@@ -245,7 +245,7 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     @property
     def protocol(self) -> str:
-        """honest or paper."""
+        """Honest or paper."""
         return self.use.protocol.value
 
     @property
