@@ -19,7 +19,7 @@ from src.evaluation.threshold import build_rule
 from src.explaining import sources_of
 from src.fitted import checked_data
 from src.metrics import HEADLINES
-from src.reporting.outputs import print_result, write_outputs
+from src.outputs import print_result, write_outputs
 from src.result import Threshold
 from src.saved_run import SavedRun
 from src.training import build_trainer
@@ -119,9 +119,8 @@ def _merge(saved: DictConfig, cfg: DictConfig) -> DictConfig:
     with open_dict(merged):
         if cfg.get("data") is not None:
             merged.data = OmegaConf.to_container(cfg.data, resolve=False)
-        merged.report = cfg.report
-        changed = {key: value for key, value in cfg.evaluation.items() if value is not None}
-        merged.evaluation = OmegaConf.merge(merged.evaluation, changed)
+        for node, mine in ((merged.report, cfg.report), (merged.evaluation, cfg.evaluation)):
+            node.update({key: value for key, value in mine.items() if value is not None})
     assert isinstance(merged, DictConfig)
     return merged
 

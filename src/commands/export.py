@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def export_run(cfg: DictConfig) -> Parity:
             threshold=detector.threshold.image, tolerance=cfg.parity.tolerance,
             repeats=cfg.parity.repeats,
         )  # fmt: skip
-    report = json.dumps(parity.as_dict(), indent=2) + "\n"
+    report = json.dumps(asdict(parity), indent=2) + "\n"
     target.with_suffix(".parity.json").write_text(report)
     Console().print(
         parity.table(cfg.format), f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB)"

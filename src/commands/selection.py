@@ -6,7 +6,6 @@ a sweep's parameters is in src/sweeping.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from scipy.optimize import isotonic_regression
 
-from src.errors import DataError, did_you_mean
+from src.errors import DataError, SavedModelError, did_you_mean
 from src.files import write_text
 from src.identity import without_content
-from src.reporting.curves import (
+from src.metrics import METRICS
+from src.reporting.chart_files import (
     DEFECT_COLOUR,
     FAINT,
     INK,
@@ -29,6 +30,7 @@ from src.reporting.curves import (
     new_figure,
     save_figure,
 )
+from src.saved_run import SavedRun
 
 #: Column of the table -> key of config.yaml.
 _CONFIG = {
@@ -41,6 +43,7 @@ _CONFIG = {
     "seed": "seed",
     "protocol": "protocol",
 }
+_LATENCY = "speed/latency_p50_ms"
 _MARKER_AREA = (30.0, 700.0)  # square points of the smallest and the largest model
 
 
@@ -67,11 +70,10 @@ def write_selection(cfg: DictConfig) -> list[Path]:
     if known["ratio"].nunique() > 1:
         written.append(out / "coreset.png")
         save_figure(coreset_curve(known, cfg.metric), written[-1])
-    if known["label"].nunique() > 1 and "speed/latency_p50_ms" in known:
+    if known["label"].nunique() > 1 and _LATENCY in known:
         written.append(out / "pareto.png")
-        save_figure(pareto_figure(known, accuracy=cfg.metric), written[-1])
-    for path in written:
-        print(path)
+        save_figure(pareto_figure(known, cfg.metric), written[-1])
+    print(*written, sep="\n")
     return written
 
 
@@ -94,21 +96,16 @@ def runs_table(folder: Path) -> pd.DataFrame:
     return pd.DataFrame([row for row in rows if row])
 
 
-def coreset_curve(
-    table: pd.DataFrame,
-    metric: str = "test/image_auroc",
-    ratio: str = "ratio",
-    category: str = "category",
-) -> Figure:
+def coreset_curve(table: pd.DataFrame, metric: str = "test/image_auroc") -> Figure:
     """A metric against the coreset fraction: one line a category, their mean in front.
 
     Several runs of one category and fraction (seeds) are averaged. The mean covers the categories
     that have every fraction, so that it does not bend when one is missing.
     """
-    grid = table.pivot_table(index=ratio, columns=category, values=metric, aggfunc="mean")
+    grid = table.pivot_table(index="ratio", columns="category", values=metric, aggfunc="mean")
     figure, axes = new_figure(6.2, 3.8)
-    for name in grid.columns:
-        line = grid[name].dropna()
+    lines = {str(name): grid[name].dropna() for name in grid.columns}
+    for line in lines.values():
         axes.plot(line.index, line.to_numpy(), "-", color=NORMAL_COLOUR, alpha=0.35, lw=1.0)
     complete = grid.dropna(axis=1)
     if complete.shape[1]:
@@ -116,7 +113,7 @@ def coreset_curve(
         label = f"mean of {complete.shape[1]} categories"
         axes.plot(mean.index, mean.to_numpy(), "o-", color=INK, lw=2.2, ms=5, label=label)
         axes.legend(frameon=False, loc="lower right")
-    _name_lines(axes, grid)
+    _name_lines(axes, {name: line for name, line in lines.items() if len(line)})
     axes.set_xscale("log")
     axes.set_xticks(grid.index, [f"{100 * value:g} %" for value in grid.index])
     axes.minorticks_off()
@@ -125,52 +122,41 @@ def coreset_curve(
     return figure
 
 
-def pareto_figure(
-    table: pd.DataFrame,
-    label: str = "label",
-    accuracy: str = "test/image_auroc",
-    latency: str = "speed/latency_p50_ms",
-    memory: str = "model_mb",
-) -> Figure:
+def pareto_figure(table: pd.DataFrame, accuracy: str = "test/image_auroc") -> Figure:
     """Accuracy against latency, marker area by memory; the step line joins the best of each speed.
 
     Rows with the same label (categories, seeds) are averaged. Points are numbered by latency and
     named in a list beside the plot, since names on the points would hide each other.
     """
-    means = table.groupby(label, sort=True)[[accuracy, latency, memory]].mean().dropna()
-    means = means.sort_values(latency, kind="stable")
+    means = table.groupby("label", sort=True)[[accuracy, _LATENCY, "model_mb"]].mean().dropna()
+    means = means.sort_values(_LATENCY, kind="stable")
     figure, axes = new_figure(8.8, max(4.2, 1.2 + 0.19 * len(means)))
-    front = pareto_front(means[latency].to_numpy(), means[accuracy].to_numpy())
-    best = means[front]
-    axes.step(best[latency], best[accuracy], where="post", color=DEFECT_COLOUR, lw=1.3, zorder=1)
+    x, y, memory = (means[name].to_numpy() for name in (_LATENCY, accuracy, "model_mb"))
+    front = pareto_front(x, y)
+    axes.step(x[front], y[front], where="post", color=DEFECT_COLOUR, lw=1.3, zorder=1)
     colours = list(np.where(front, DEFECT_COLOUR, NORMAL_COLOUR))
-    area = marker_areas(means[memory].to_numpy())
-    axes.scatter(means[latency], means[accuracy], s=area, c=colours, alpha=0.5, lw=0, zorder=2)
-    axes.scatter(means[latency], means[accuracy], s=5, c=INK, lw=0, zorder=3)
-    for k, (x, y) in enumerate(zip(means[latency], means[accuracy], strict=True)):
+    axes.scatter(x, y, s=marker_areas(memory), c=colours, alpha=0.5, lw=0, zorder=2)
+    axes.scatter(x, y, s=5, c=INK, lw=0, zorder=3)
+    for k, place in enumerate(zip(x, y, strict=True)):
         axes.annotate(
-            str(k + 1), (x, y), xytext=(0, 4), textcoords="offset points", ha="center",
+            str(k + 1), place, xytext=(0, 4), textcoords="offset points", ha="center",
             fontsize=8, color=INK, zorder=4,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
     axes.set(xlabel="latency in ms per image, median (log)", ylabel=_metric_name(accuracy))
-    _name_list(axes, [str(name) for name in means.index], front, means[memory].to_numpy())
+    _name_list(axes, [str(name) for name in means.index], front, memory)
     return figure
 
 
 def pareto_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """Which points (n,) no other beats: none is at most as costly and at least as good and differs.
 
-    Equal points are all kept. O(n log n).
+    Equal points are all kept.
     """
-    order = np.lexsort((-gain, cost))  # by cost, the best of equal cost first
-    front = np.zeros(len(cost), dtype=bool)
-    best, best_cost = -np.inf, np.nan
-    for k in order:
-        if gain[k] > best or (gain[k] == best and cost[k] == best_cost):
-            front[k], best, best_cost = True, gain[k], cost[k]
-    return front
+    cheaper, better = cost <= cost[:, None], gain >= gain[:, None]  # column against row
+    differs = (cost != cost[:, None]) | (gain != gain[:, None])
+    return ~(cheaper & better & differs).any(axis=1)
 
 
 def marker_areas(memory: np.ndarray) -> np.ndarray:
@@ -183,22 +169,20 @@ def marker_areas(memory: np.ndarray) -> np.ndarray:
 def configuration_labels(table: pd.DataFrame) -> pd.Series:
     """A short name of each run's configuration: model (if they differ), backbone, coreset ratio."""
     several = table["model"].nunique() > 1
-    names = []
-    for model, backbone, ratio in zip(
-        table["model"], table["backbone"], table["ratio"], strict=True
-    ):
-        parts = [str(model)] if several else []
+
+    def label(row: pd.Series) -> str:
+        parts = [str(row["model"])] if several else []
+        backbone = row["backbone"]
         parts.append("no backbone" if pd.isna(backbone) else str(backbone).split(".")[0])
-        parts += [] if pd.isna(ratio) else [f"{100 * ratio:g} %"]
-        names.append(" ".join(parts))
-    return pd.Series(names, index=table.index, dtype=object)
+        return " ".join(parts if pd.isna(row["ratio"]) else [*parts, f"{100 * row['ratio']:g} %"])
+
+    return table.apply(label, axis=1)
 
 
 def _run_row(folder: Path) -> dict[str, Any]:
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-        config = OmegaConf.load(folder / "config.yaml")
-    except (OSError, ValueError, OmegaConfBaseException):
+        metrics, config = SavedRun(folder).metrics(), SavedRun(folder).config()
+    except (SavedModelError, OmegaConfBaseException):
         return {}
     row = {name: OmegaConf.select(config, key) for name, key in _CONFIG.items()}
     weights = folder / "model" / "model.safetensors"
@@ -206,17 +190,15 @@ def _run_row(folder: Path) -> dict[str, Any]:
     return row | {"run": str(folder)} | metrics
 
 
-def _name_lines(axes: Axes, grid: pd.DataFrame) -> None:
-    """Category names at the right ends of their lines, moved apart so that none overlap."""
-    ends = [(float(line.iloc[-1]), float(line.index[-1]), str(name)) for name in grid.columns
-            if len(line := grid[name].dropna())]  # fmt: skip
-    if not ends:
-        return
+def _name_lines(axes: Axes, lines: dict[str, pd.Series]) -> None:
+    """Names at the right ends of lines, moved apart so that none overlap."""
+    ends = sorted((float(line.iloc[-1]), float(line.index[-1]), n) for n, line in lines.items())
     low, high = axes.get_ylim()
     gap = (high - low) / 26  # a line of 7.5-point text in this figure
-    heights = spread([height for height, _, _ in sorted(ends)], gap)
-    axes.set_ylim(min(low, heights[0] - gap), max(high, heights[-1] + gap))
-    for (_, x, name), height in zip(sorted(ends), heights, strict=True):
+    heights = spread([height for height, _, _ in ends], gap)
+    if heights:
+        axes.set_ylim(min(low, heights[0] - gap), max(high, heights[-1] + gap))
+    for (_, x, name), height in zip(ends, heights, strict=True):
         axes.annotate(
             name, (x, height), xytext=(7, 0), textcoords="offset points", va="center",
             fontsize=7.5, color=FAINT, annotation_clip=False,
@@ -226,16 +208,10 @@ def _name_lines(axes: Axes, grid: pd.DataFrame) -> None:
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Ascending heights moved as little as needed so that neighbours are at least `gap` apart.
 
-    Blocks of crowded heights keep their mean (isotonic regression by pooling).
+    Blocks of crowded heights keep their mean (isotonic regression).
     """
-    blocks: list[list[float]] = []  # mean and size of heights[k] - k * gap
-    for k, height in enumerate(heights):
-        blocks.append([height - k * gap, 1.0])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, n), (b, m) = blocks[-2], blocks.pop()
-            blocks[-1] = [(a * n + b * m) / (n + m), n + m]
-    flat = [mean for mean, size in blocks for _ in range(int(size))]
-    return [value + k * gap for k, value in enumerate(flat)]
+    steps = gap * np.arange(len(heights))
+    return [] if not heights else list(isotonic_regression(np.array(heights) - steps).x + steps)
 
 
 def _name_list(axes: Axes, names: Sequence[str], front: np.ndarray, memory: np.ndarray) -> None:
@@ -250,6 +226,5 @@ def _name_list(axes: Axes, names: Sequence[str], front: np.ndarray, memory: np.n
         )  # fmt: skip
 
 
-def _metric_name(metric: str) -> str:
-    words = metric.split("/")[-1].replace("_", " ")
-    return words.replace("auroc", "AUROC").replace("aupro", "AUPRO")
+def _metric_name(key: str) -> str:
+    return METRICS[key].name if key in METRICS else key

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -43,10 +43,6 @@ class Parity:
     exported_ms_p50: float
     exported_ms_p95: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
     def table(self, name: str) -> Table:
         """The comparison for the console."""
         table = Table("", "PyTorch", name, title=f"parity on {self.images} real images")
@@ -74,24 +70,21 @@ def check_parity(
     Raises:
         ParityError: a decision flips, or an error exceeds tolerance * spread.
     """
-    truth = original(images)
-    batched = exported(images)
+    truth, batched = original(images), exported(images)
     single = [exported(images[i : i + 1]) for i in range(len(images))]
     singly = Outputs(*(np.concatenate(parts) for parts in zip(*single, strict=True)))
+    sides = (batched, singly)
     reach = [threshold] if np.isfinite(threshold) else []
     spread = float(np.ptp(np.append(truth.score, reach))) or float(np.abs(truth.score).max()) or 1.0
-    torch_ms, exported_ms = _time(images, original, repeats), _time(images, exported, repeats)
     parity = Parity(
         images=len(images),
-        flips=max(int((truth.alarm != side.alarm).sum()) for side in (batched, singly)),
-        score_error=max(_largest(truth.score, side.score) for side in (batched, singly)),
-        map_error=max(_largest(truth.anomaly_map, side.anomaly_map) for side in (batched, singly)),
+        flips=max(int((truth.alarm != side.alarm).sum()) for side in sides),
+        score_error=max(_largest(truth.score, side.score) for side in sides),
+        map_error=max(_largest(truth.anomaly_map, side.anomaly_map) for side in sides),
         spread=spread,
         tolerance=tolerance,
-        torch_ms_p50=float(np.percentile(torch_ms, 50)),
-        torch_ms_p95=float(np.percentile(torch_ms, 95)),
-        exported_ms_p50=float(np.percentile(exported_ms, 50)),
-        exported_ms_p95=float(np.percentile(exported_ms, 95)),
+        **_times("torch", images, original, repeats),
+        **_times("exported", images, exported, repeats),
     )
     _judge(parity)
     return parity
@@ -114,12 +107,12 @@ def _largest(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.max(np.abs(a.astype(np.float64) - b)))
 
 
-def _time(images: np.ndarray, run: Runner, repeats: int) -> list[float]:
-    """Milliseconds of `repeats` single-image calls after two that warm up."""
-    seconds = []
+def _times(name: str, images: np.ndarray, run: Runner, repeats: int) -> dict[str, float]:
+    """Milliseconds of `repeats` single-image calls after two that warm up, p50 and p95."""
+    taken = []
     for count in range(repeats + 2):
         one = images[count % len(images)][None]
         began = time.perf_counter()
         run(one)
-        seconds.append(time.perf_counter() - began)
-    return [1e3 * value for value in seconds[2:]]
+        taken.append(1e3 * (time.perf_counter() - began))
+    return {f"{name}_ms_p{q}": float(np.percentile(taken[2:], q)) for q in (50, 95)}

@@ -1,28 +1,36 @@
-"""Geometry of the charts inside report.html; the templates turn it into SVG.
+"""Geometry of the charts of a run, drawn twice: by templates for the page, by `chart_files` else.
 
-Inline SVG follows the colours of the page (light or dark), stays sharp in print, and its threshold
-can move. x is in percent of the plot's width, so that charts need no script to fit any screen;
-y is in pixels from the top.
+Inline SVG follows the colours of the page (light or dark), stays sharp in print, obeys the page's
+security policy, and its threshold can move; no plotting library does all of that. x is in percent
+of the plot's width, so that charts need no script to fit any screen; y is in pixels from the top.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from src.data.samples import DEFECTIVE, NORMAL
-from src.reporting.records import Curve, DefectRecall, ImageResult
+from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN
+from src.reporting.records import ImageResult
+from src.result import Curve, DefectRecall
 
 _HIST_PX, _STRIP_PX, _TOP_PX = 150, 42, 22
-_KINDS = {NORMAL: "normal", DEFECTIVE: "defective", -1: "unknown"}
+_KINDS = {NORMAL: "normal", DEFECTIVE: "defective", UNKNOWN: "unknown"}
 _MAX_DOTS = 4000  # more circles make a page slow to scroll
 
+#: Title and names of the axes of a curve, by its kind.
+CURVES = {
+    "roc": ("ROC of images", "false positive rate", "true positive rate"),
+    "pr": ("Precision and recall", "recall", "precision"),
+    "pro": ("Region overlap (PRO)", "false positive rate of pixels", "mean region overlap"),
+}
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+
+class Bar(NamedTuple):
     """One column of the histogram."""
 
     x: float
@@ -43,8 +51,7 @@ class Dot:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreChart:
+class ScoreChart(NamedTuple):
     """Histogram above strips of dots over one axis of scores from `low` to `high`."""
 
     low: float
@@ -59,18 +66,18 @@ class ScoreChart:
     ticks: list[tuple[float, str]]  # x and text
     threshold: float | None  # x in percent; None: not finite
     left_out: int  # images without a finite score, or beyond _MAX_DOTS
-    kinds: list[str] = field(default_factory=list)
+    kinds: list[str]
 
 
 def score_chart(images: Sequence[ImageResult], threshold: float) -> ScoreChart:
     """Chart of all images with a finite score."""
     finite = [index for index, row in enumerate(images) if math.isfinite(row.score)]
     scores = np.array([images[index].score for index in finite])
+    labels = np.array([images[index].label for index in finite])
     low, high = axis_range(scores, threshold)
-    names = sorted({row.defect for row in images}, key=lambda name: (name != "good", name))
+    names = defect_names(images)
     base = _TOP_PX + _HIST_PX
     tops = {name: base + 14 + row * _STRIP_PX for row, name in enumerate(names)}
-    labels = np.array([images[index].label for index in finite])
     bars, most = _bars(scores, labels, low, high)
     drawn = finite[:: max(1, -(-len(finite) // _MAX_DOTS))]
     return ScoreChart(
@@ -82,8 +89,13 @@ def score_chart(images: Sequence[ImageResult], threshold: float) -> ScoreChart:
         ticks=[(percent(value, low, high), f"{value:.10g}") for value in nice_ticks(low, high)],
         threshold=percent(threshold, low, high) if math.isfinite(threshold) else None,
         left_out=len(images) - len(drawn),
-        kinds=[_KINDS[label] for label in _KINDS if (labels == label).any()],
+        kinds=[kind for label, kind in _KINDS.items() if (labels == label).any()],
     )  # fmt: skip
+
+
+def defect_names(images: Sequence[ImageResult]) -> list[str]:
+    """Names of the defect types, good parts first."""
+    return sorted({row.defect for row in images}, key=lambda name: (name != "good", name))
 
 
 def axis_range(scores: np.ndarray, threshold: float) -> tuple[float, float]:
@@ -124,11 +136,9 @@ def _bars(scores: np.ndarray, labels: np.ndarray, low: float, high: float) -> tu
         heights = _HIST_PX * counts[label] / max(1, most)
         for column in np.flatnonzero(counts[label]):
             text = f"{counts[label][column]} {kind}, {edges[column]:.4g} to {edges[column + 1]:.4g}"
-            x, width = 100.0 * (column + 0.04) / bins, 92.0 / bins
-            y = _TOP_PX + _HIST_PX - foot[column] - heights[column]
-            height = float(heights[column])
-            place = (round(x, 3), round(float(y), 2), round(width, 3), round(height, 2))
-            bars.append(Bar(*place, kind, text))
+            x, width = round(100.0 * (column + 0.04) / bins, 3), round(92.0 / bins, 3)
+            y = round(float(_TOP_PX + _HIST_PX - foot[column] - heights[column]), 2)
+            bars.append(Bar(x, y, width, round(float(heights[column]), 2), kind, text))
         foot += heights
     return bars, most
 
@@ -137,27 +147,20 @@ def _dot(row: ImageResult, index: int, tops: dict[str, int], low: float, high: f
     # The golden ratio spreads equal scores over the strip without a random generator.
     spread = (index * 0.6180339887) % 1.0
     y = tops[row.defect] + 21 + spread * (_STRIP_PX - 26)
-    return Dot(percent(row.score, low, high), round(y, 1), _KINDS.get(row.label, "unknown"), index)
+    return Dot(percent(row.score, low, high), round(y, 1), _KINDS[row.label], index)
 
 
 def curve_path(curve: Curve, points: int = 300) -> str:
-    """SVG path of a curve in a unit square that is 100 wide and high, y upwards.
-
-    Points that move less than 1/points along both axes are dropped; ends are kept.
-    """
-    kept: list[tuple[float, float]] = []
-    for x, y in zip(curve.x.tolist(), curve.y.tolist(), strict=True):
-        if not kept or abs(x - kept[-1][0]) + abs(y - kept[-1][1]) >= 1.0 / points:
-            kept.append((x, y))
-    if len(curve.x):
-        kept.append((float(curve.x[-1]), float(curve.y[-1])))
-    return "M" + "L".join(f"{100 * x:.2f} {100 * (1 - y):.2f}" for x, y in kept) if kept else ""
+    """SVG path of a curve in a unit square that is 100 wide and high, y upwards; ends are kept."""
+    thin = curve.thinned(points)
+    places = zip(thin.x.tolist(), thin.y.tolist(), strict=True)
+    path = "L".join(f"{100 * x:.2f} {100 * (1 - y):.2f}" for x, y in places)
+    return path and f"M{path}"
 
 
 def recall_bar(recall: DefectRecall) -> dict[str, float]:
     """Percent places of a recall bar and its interval; empty when there are no images."""
     if recall.total == 0:
         return {}
-    share = recall.found / recall.total
-    places = {"value": share, "low": recall.low, "high": recall.high}
+    places = {"value": recall.found / recall.total, "low": recall.low, "high": recall.high}
     return {name: round(100.0 * value, 2) for name, value in places.items()}

@@ -1,10 +1,11 @@
-"""What a report is made of: plain data, independent of models, metrics and files.
+"""What a report is made of: plain data, independent of models and files.
 
 Alphabet: H, W pixels of the picture that is shown; h, w cells of an anomaly map, any grid.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from src.data.samples import DEFECTIVE, NORMAL
+from src.metrics import HIGH, LOW
+from src.result import Curve, DefectRecall, Threshold
 
 if TYPE_CHECKING:
     from src.reporting.colour_scale import ColourScale
@@ -56,7 +59,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """One row of scores.csv and, if wanted, its picture.
+    """What a run says of one test image and, if wanted, its picture.
 
     `picture` may be a function, so that a large test set is decoded one image at a time.
     """
@@ -78,17 +81,13 @@ class ImageResult:
         return self.picture() if callable(self.picture) else self.picture
 
 
-@dataclass(frozen=True, slots=True)
-class ThresholdFacts:
-    """The operating point; the fields of `src.evaluation.threshold.Threshold`."""
+class Calibration(enum.Enum):
+    """Which images set the threshold."""
 
-    image: float  # alarm when score > image
-    pixel: float  # defective pixel when anomaly map > pixel
-    rule: str  # "conformal" | "quantile" | "f1_oracle" | "nfa" | ...
-    alpha: float | None = None  # wanted false-alarm level, 0..1
-    attained: float | None = None  # level that n calibration images promise on average
-    n: int = 0  # calibration images
-    oracle: bool = False  # True: test labels were used
+    HELD_OUT = enum.auto()  # normal images kept out of training
+    LEAVE_ONE_OUT = enum.auto()  # each training image by a memory without it
+    TEST_LABELS = enum.auto()  # an oracle
+    NONE = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,58 +96,39 @@ class ProtocolFacts:
 
     name: str  # "honest" | "paper"
     train_images: int
-    calibration: str = ""  # "leave-one-image-out", "held-out normal images", ...
+    calibration: Calibration = Calibration.NONE
+    held_out: int = 0  # normal images kept out of training
     selection: str = ""  # how the checkpoint was chosen; empty: nothing to choose
     pixels: str = ""  # what pixel metrics were measured on; empty: none were
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A curve of an evaluation; `kind` is "roc", "pr" or "pro"."""
-
-    kind: str
-    x: np.ndarray  # (n,) 0..1
-    y: np.ndarray  # (n,) 0..1
-    area: float  # the number that is reported for this curve
-    limit: float = 1.0  # x beyond this is not integrated (0.3 for PRO)
-
-
-@dataclass(frozen=True, slots=True)
-class DefectRecall:
-    """How many images of one defect type raised an alarm; low..high is a 95 % interval."""
-
-    defect: str
-    found: int
-    total: int
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
     """The whole content of report.html. Arrays follow the classes above.
 
-    `images[i].score > threshold.image` should equal `images[i].decision`. For the rule `nfa` that
-    holds when scores are the highest -log10 NFA of each image and maps are -log10 NFA.
+    `images[i].score > threshold.image` equals `images[i].decision` unless a method decides by
+    regions of its own.
     """
 
     title: str
-    metrics: Mapping[str, float]  # keys of DESIGN, "test/image_auroc"
-    threshold: ThresholdFacts
+    subtitle: str
+    metrics: Mapping[str, float]  # as in metrics.json
+    threshold: Threshold
     protocol: ProtocolFacts
     images: Sequence[ImageResult]
     scale: ColourScale  # shared by all pictures of the run
-    extra_scales: Mapping[str, ColourScale] = field(default_factory=dict)  # of further maps
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, same keys
-    recalls: Sequence[DefectRecall] = ()
-    curves: Sequence[Curve] = ()
-    subtitle: str = ""
-    score_name: str = "anomaly score"  # what ImageResult.score is; rule nfa: "-log10 NFA"
-    config_yaml: str = ""
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-    command: str = ""  # reproduces the run
-    notes: tuple[str, ...] = ()  # warnings that belong at the top
+    extra_scales: Mapping[str, ColourScale]  # of further maps
+    recalls: Sequence[DefectRecall]
+    curves: Sequence[Curve]
+    config_yaml: str
+    manifest: Mapping[str, Any]
+    command: str  # reproduces the run
+    notes: Sequence[str]  # warnings that belong at the top
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """The 95 % interval of a metric, if it has one."""
+        ends = self.metrics.get(f"{key}{LOW}", math.nan), self.metrics.get(f"{key}{HIGH}", math.nan)
+        return ends if math.isfinite(sum(ends)) else None
 
 
 def outcome(label: int, decision: bool) -> str:
@@ -166,24 +146,14 @@ def choose_pictures(images: Sequence[ImageResult], threshold: float, count: int)
     Wrong decisions come first (misses by lowest score and false alarms by highest, in turn); then
     the closest calls, one of each defect type in turn, so that no type is left out.
     """
-    misses = _ordered(images, "miss", lambda row: row.score)
-    false_alarms = _ordered(images, "false alarm", lambda row: -row.score)
-    chosen = _in_turn([misses, false_alarms])
-    rest: dict[str, list[int]] = {}
-    close = sorted(
-        set(range(len(images))) - set(chosen), key=lambda i: _margin(images[i], threshold)
-    )
-    for index in close:
-        rest.setdefault(images[index].defect, []).append(index)
-    chosen += _in_turn([rest[name] for name in sorted(rest)])
-    return chosen[:count]
-
-
-def _ordered(
-    images: Sequence[ImageResult], wanted: str, key: Callable[[ImageResult], float]
-) -> list[int]:
-    rows = [index for index, row in enumerate(images) if row.outcome == wanted]
-    return sorted(rows, key=lambda index: key(images[index]))
+    by_score = sorted(range(len(images)), key=lambda i: images[i].score)
+    misses = [i for i in by_score if images[i].outcome == "miss"]
+    alarms = [i for i in reversed(by_score) if images[i].outcome == "false alarm"]
+    worst = _in_turn([misses, alarms])
+    right: dict[str, list[int]] = {}
+    for index in sorted(set(by_score) - set(worst), key=lambda i: _margin(images[i], threshold)):
+        right.setdefault(images[index].defect, []).append(index)
+    return [*worst, *_in_turn([right[name] for name in sorted(right)])][:count]
 
 
 def _margin(row: ImageResult, threshold: float) -> float:
@@ -192,5 +162,5 @@ def _margin(row: ImageResult, threshold: float) -> float:
 
 
 def _in_turn(groups: list[list[int]]) -> list[int]:
-    longest = max((len(group) for group in groups), default=0)
+    longest = max(map(len, groups), default=0)
     return [group[k] for k in range(longest) for group in groups if k < len(group)]

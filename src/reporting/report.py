@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,13 @@ from typing import Any
 import numpy as np
 
 from src.files import write_text
+from src.metrics import HIGH, LOW, METRICS
 from src.reporting import charts, page_images, wording
 from src.reporting.page_images import Layers
 from src.reporting.pages import render_page
 from src.reporting.records import OUTCOMES, ImageResult, ReportData, choose_pictures
 
 _MAX_CARDS = 5000  # rows without a picture are small, but not free; scores.csv holds all
-_CURVE_NAMES = {
-    "roc": ("ROC of images", "false positive rate", "true positive rate"),
-    "pr": ("Precision and recall", "recall", "precision"),
-    "pro": ("Region overlap (PRO)", "false positive rate of pixels", "mean region overlap"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +45,7 @@ class Card:
 
 
 def write_report(
-    path: Path,
-    data: ReportData,
-    *,
-    max_images: int = 120,
-    max_side: int = 384,
-    max_megabytes: float = 40.0,
+    path: Path, data: ReportData, *, max_images: int, max_side: int, max_megabytes: float
 ) -> None:
     """Write the page to `path`; the file appears only when it is complete.
 
@@ -66,36 +57,30 @@ def write_report(
         max_side: longer side of a picture in pixels.
         max_megabytes: pictures stop when they fill this much of the page.
     """
-    write_text(path, render(data, max_images, max_side, max_megabytes * 1e6))
-
-
-def render(data: ReportData, max_images: int, max_side: int, max_bytes: float) -> str:
-    """The page as text; arguments as in `write_report`, max_bytes instead of megabytes."""
     threshold, device = score_threshold(data), data.manifest.get("device", "this machine")
-    defects = sorted({row.defect for row in data.images}, key=lambda name: (name != "good", name))
     chosen = choose_pictures(data.images, threshold, len(data.images))
-    layers = _encode(data, chosen[:max_images], max_side, max_bytes)
+    layers = _encode(data, chosen[:max_images], max_side, max_megabytes * 1e6)
     shown = sorted(chosen[:_MAX_CARDS], key=lambda index: _worst_first(data, index, threshold))
-    cards = [
-        Card(index, data.images[index], wording.score(data.images[index].score), layers.get(index))
-        for index in shown
-    ]
-    return render_page(
+    page = render_page(
         "report.html.j2", "report.css", "report.js",
         data=data,
-        tiles=wording.headline_tiles(data.metrics, data.intervals, device),
+        tiles=wording.headline_tiles(data, device),
         threshold_value=wording.score(data.threshold.image),
-        alarm_rule=wording.alarm_rule(data.threshold, data.score_name),
+        alarm_rule=wording.alarm_rule(data.threshold),
         threshold_sentences=wording.threshold_sentences(
             data.threshold, data.protocol.calibration
         ),
-        protocol=wording.protocol_facts(data.protocol, data.threshold, data.images),
+        protocol=wording.protocol_rows(data),
         chart=charts.score_chart(data.images, threshold),
-        cards=cards, pictures=len(layers),
+        cards=[
+            Card(i, data.images[i], wording.score(data.images[i].score), layers.get(i))
+            for i in shown
+        ],
+        pictures=len(layers),
         counts=count_outcomes(data.images),
-        defects=defects,
+        defects=charts.defect_names(data.images),
         recalls=[(each, charts.recall_bar(each)) for each in data.recalls],
-        curves=[(each, *_CURVE_NAMES[each.kind], charts.curve_path(each)) for each in data.curves],
+        curves=[(each, *charts.CURVES[each.kind], charts.curve_path(each)) for each in data.curves],
         legend=page_images.legend(data.scale),
         low=wording.score(data.scale.low), high=wording.score(data.scale.high),
         anchor=wording.score(data.scale.threshold),
@@ -105,9 +90,10 @@ def render(data: ReportData, max_images: int, max_side: int, max_bytes: float) -
         manifest=flatten(data.manifest),
         page_data=page_data(data, threshold),
     )  # fmt: skip
+    write_text(path, page)
 
 
-def count_outcomes(images: Any) -> dict[str, int]:
+def count_outcomes(images: Sequence[ImageResult]) -> dict[str, int]:
     """How many images each outcome has; outcomes without any are left out."""
     names = [row.outcome for row in images]
     return {name: names.count(name) for name in OUTCOMES if name in names}
@@ -175,16 +161,16 @@ def _worst_first(data: ReportData, index: int, threshold: float) -> tuple[bool, 
 
 
 def _metric_rows(data: ReportData, prefixes: tuple[str, ...]) -> list[tuple[str, str, str]]:
-    rows = []
-    for key, value in data.metrics.items():
-        if not key.startswith(prefixes) or key.endswith(("_ci_low", "_ci_high")):
-            continue
-        low, high = data.intervals.get(key, (math.nan, math.nan))
-        interval = f"{low:.4f} to {high:.4f}" if math.isfinite(low + high) else ""
-        unit = next((u for u in ("ms", "seconds", "mb") if key.endswith(f"_{u}")), "")
-        unit = "s" if key.endswith("seconds") else {"mb": "MB"}.get(unit, unit)
-        rows.append((key, wording.number(value, unit), interval))
-    return rows
+    """Key, value and interval of the metrics whose keys begin like this."""
+    return [
+        (
+            key,
+            wording.number(value, METRICS[key].unit if key in METRICS else ""),
+            wording.interval(data.interval(key)),
+        )
+        for key, value in data.metrics.items()
+        if key.startswith(prefixes) and not key.endswith((LOW, HIGH))
+    ]
 
 
 def _finite(value: float) -> float | None:

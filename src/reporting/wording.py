@@ -1,21 +1,23 @@
-"""Sentences of the report: what was measured, with which labels, and what it promises."""
+"""Sentences of the report and the console: what was measured, and what it promises."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from src.metrics import HEADLINES
-from src.reporting.records import ImageResult, ProtocolFacts, ThresholdFacts
-from src.result import realised_rate_limit
+from src.reporting.records import Calibration, ProtocolFacts, ReportData
+from src.result import Threshold
 
 _METHODS = {"patchcore": "PatchCore", "uflow": "U-Flow", "haloae": "HaloAE", "crn": "CRN"}
-_FIXED = {
-    "f1_oracle": "Chosen with the labels of these very test images so that F1 is highest: an "
-    "oracle. It shows what the scores would allow, not what a detector in use would reach.",
-    "nfa": "A region is marked when fewer than one region as rare as it is expected in an image "
-    "of pure noise (number of false alarms below 1), and one marked region is an alarm.",
-}
+_ORACLE = (
+    "Chosen with the labels of these very test images so that F1 is highest: an oracle. It shows "
+    "what the scores would allow, not what a detector in use would reach."
+)
+_NFA = (
+    "A region is marked when fewer than one region as rare as it is expected in an image of pure "
+    "noise (number of false alarms below 1), and one marked region is an alarm."
+)
 _NFA_SHIFTED = (
     "log NFA was shifted until no region of the held-out normal images is marked. That promises no "
     "level for parts to come: where they are exchangeable with n held-out ones, 1 in n + 1 alarms "
@@ -53,78 +55,81 @@ def number(value: float | None, unit: str = "") -> str:
     return f"{value:.4f}"
 
 
+def interval(ends: tuple[float, float] | None) -> str:
+    """A 95 % interval as text; nothing without one."""
+    return "" if ends is None else f"{ends[0]:.4f}{_SPACE}to{_SPACE}{ends[1]:.4f}"
+
+
 def share(value: float) -> str:
     """A probability in percent with as many digits as it needs."""
     return f"{100 * value:.3g}{_SPACE}%"
 
 
-def score(value: float | None) -> str:
+def score(value: float) -> str:
     """A score or threshold with four significant digits."""
-    if value is None or math.isnan(value):
+    if math.isnan(value):
         return "not a number"
     return f"{value:.4g}" if math.isfinite(value) else number(value)
 
 
-def alarm_rule(threshold: ThresholdFacts, score_name: str) -> str:
+def alarm_rule(threshold: Threshold) -> str:
     """The decision as a formula."""
     if threshold.rule == "nfa":
         return "log10 NFA < 0 somewhere in the image"
-    return f"{score_name} > {score(threshold.image)}"
+    return f"anomaly score > {score(threshold.image)}"
 
 
-def threshold_sentences(threshold: ThresholdFacts, calibration: str = "") -> list[str]:
-    """What the threshold rests on and what it promises; `calibration` as in ProtocolFacts."""
+def threshold_sentences(threshold: Threshold, calibration: Calibration) -> list[str]:
+    """What the threshold rests on and what it promises."""
     if threshold.rule == "conformal":
-        approximate = "leave-one" in calibration.replace(" ", "-").lower()
         note = "With leave-one-image-out scores the promise holds approximately."
-        return _conformal(threshold) + ([note] if approximate else [])
+        approximate = calibration is Calibration.LEAVE_ONE_OUT
+        return [*_conformal(threshold), *([note] if approximate else [])]
     if threshold.rule == "quantile":
-        return _quantile(threshold)
+        return [_quantile(threshold)]
     if threshold.rule == "nfa":
-        return [_FIXED["nfa"], _NFA_SHIFTED if "shift" in calibration else _NFA_PLAIN]
-    if threshold.rule in _FIXED:
-        return [_FIXED[threshold.rule]]
+        return [_NFA, _NFA_SHIFTED if calibration is Calibration.HELD_OUT else _NFA_PLAIN]
+    if threshold.rule == "f1_oracle":
+        return [_ORACLE]
     used = "used test labels" if threshold.oracle else "used no test label"
     return [f"Set by the rule {threshold.rule!r}, which {used}."]
 
 
-def _conformal(facts: ThresholdFacts) -> list[str]:
-    sentences = [f"Set from the scores of {_images(facts.n, 'normal')}; no defect, no test label."]
-    if facts.alpha is None:
-        return sentences
-    reached = facts.alpha if facts.attained is None else facts.attained
-    if reached <= facts.alpha:
-        return [
-            *sentences,
+def _conformal(facts: Threshold) -> list[str]:
+    basis = f"Set from the scores of {_images(facts.n, 'normal')}; no defect, no test label."
+    if facts.alpha is None or facts.attained is None:
+        return [basis]
+    if facts.attained <= facts.alpha:
+        promise = (
             f"Promise: on average over calibrations, {share(facts.alpha)} of good parts or less "
-            f"raise a false alarm, if parts in use and calibration images come from the same "
-            f"source. {_this_one(facts, reached)}",
-        ]
-    needed = math.ceil(1 / facts.alpha - 1e-9) - 1
-    return [
-        *sentences,
-        f"{share(facts.alpha)} was asked for, but {_images(facts.n)} can promise no less than "
-        f"{share(reached)} on average: the highest calibration score became the threshold. "
-        f"{needed} images are needed for {share(facts.alpha)}. "
-        f"{_this_one(facts, reached)}",
-    ]
+            "raise a false alarm, if parts in use and calibration images come from the same source."
+        )
+    else:
+        needed = math.ceil(1 / facts.alpha - 1e-9) - 1
+        promise = (
+            f"{share(facts.alpha)} was asked for, but {_images(facts.n)} can promise no less than "
+            f"{share(facts.attained)} on average: the highest calibration score became the "
+            f"threshold. {needed} images are needed for {share(facts.alpha)}."
+        )
+    return [basis, f"{promise} {_limit(facts)}"]
 
 
-def _this_one(facts: ThresholdFacts, average: float) -> str:
-    limit = share(realised_rate_limit(facts.n, average))
+def _quantile(facts: Threshold) -> str:
+    level = "" if facts.alpha is None else f" that {share(1 - facts.alpha)} of them do not exceed"
+    basis = f"The score{level}, over {_images(facts.n, 'normal')}; no test label."
+    if facts.attained is None:
+        return basis
     return (
-        f"One calibration may be worse: with {_images(facts.n)}, 95 of 100 calibrations stay at "
-        f"or below {limit} false alarms."
+        f"{basis} Without correction for the number of images: {share(facts.attained)} false "
+        f"alarms on average. {_limit(facts)}"
     )
 
 
-def _quantile(facts: ThresholdFacts) -> list[str]:
-    level = "" if facts.alpha is None else f" that {share(1 - facts.alpha)} of them do not exceed"
-    promise = "" if facts.attained is None else (
-        f" Without correction for the number of images: {share(facts.attained)} false alarms on "
-        f"average. {_this_one(facts, facts.attained)}"
-    )  # fmt: skip
-    return [f"The score{level}, over {_images(facts.n, 'normal')}; no test label.{promise}"]
+def _limit(facts: Threshold) -> str:
+    return (
+        f"One calibration may be worse: with {_images(facts.n)}, 95 of 100 calibrations stay at "
+        f"or below {share(facts.attained_limit or 0.0)} false alarms."
+    )
 
 
 def checkpoint_choice(protocol: str, metrics: Mapping[str, float]) -> str:
@@ -142,28 +147,36 @@ def checkpoint_choice(protocol: str, metrics: Mapping[str, float]) -> str:
     )
 
 
-def protocol_facts(
-    protocol: ProtocolFacts, threshold: ThresholdFacts, images: Sequence[ImageResult]
-) -> list[tuple[str, str]]:
+def protocol_rows(data: ReportData) -> list[tuple[str, str]]:
     """Rows of the protocol box: a purpose and which images and labels served it."""
-    good = sum(row.label == 0 for row in images)
-    bad = sum(row.label == 1 for row in images)
-    unknown = len(images) - good - bad
+    protocol = data.protocol
+    good = sum(row.label == 0 for row in data.images)
+    bad = sum(row.label == 1 for row in data.images)
+    unknown = len(data.images) - good - bad
     tested = f"{good} normal and {bad} defective images"
     tested += f", {unknown} without a label" if unknown else ""
-    rows = [("Training", f"{_images(protocol.train_images, 'normal')}; no defect and no mask.")]
-    if protocol.selection:
-        rows.append(("Checkpoint", protocol.selection))
-    if protocol.calibration:
-        rows.append(("Calibration", protocol.calibration))
-    rows.append(("Test", f"{tested}. {_labels_sentence(protocol, threshold)}"))
-    if protocol.pixels:
-        rows.append(("Pixels", f"{protocol.pixels[:1].upper()}{protocol.pixels[1:]}."))
-    rows.append(("Repeating", _REPEATING))
-    return rows + [("Note", note) for note in protocol.notes]
+    rows = {
+        "Training": f"{_images(protocol.train_images, 'normal')}; no defect and no mask.",
+        "Checkpoint": protocol.selection,
+        "Calibration": _calibration(protocol, data.threshold),
+        "Test": f"{tested}. {_use_of_labels(protocol, data.threshold)}",
+        "Pixels": protocol.pixels and f"{protocol.pixels[0].upper()}{protocol.pixels[1:]}.",
+        "Repeating": _REPEATING,
+    }
+    return [(purpose, text) for purpose, text in rows.items() if text]
 
 
-def _labels_sentence(protocol: ProtocolFacts, threshold: ThresholdFacts) -> str:
+def _calibration(protocol: ProtocolFacts, threshold: Threshold) -> str:
+    held_out = f"{protocol.held_out} held-out normal images"
+    return {
+        Calibration.HELD_OUT: held_out + (" shift log NFA" if threshold.rule == "nfa" else ""),
+        Calibration.LEAVE_ONE_OUT: "leave-one-image-out on the training images",
+        Calibration.TEST_LABELS: "test labels (oracle)",
+        Calibration.NONE: "none",
+    }[protocol.calibration]
+
+
+def _use_of_labels(protocol: ProtocolFacts, threshold: Threshold) -> str:
     if protocol.name == "paper":
         return (
             "Protocol of the paper: its own selection rule was followed, test labels included. "
@@ -176,28 +189,19 @@ def _labels_sentence(protocol: ProtocolFacts, threshold: ThresholdFacts) -> str:
     return "Their labels and masks were read for the metrics on this page and chose nothing."
 
 
-def headline_tiles(
-    metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], device: str
-) -> list[dict[str, str]]:
+def headline_tiles(data: ReportData, device: str) -> list[dict[str, str]]:
     """The tiles at the top: name, value, interval, explanation. `device` took the times."""
     tiles = []
     for metric in HEADLINES:
-        key = metric.key
-        if key not in metrics:
-            continue
-        low, high = intervals.get(key, (math.nan, math.nan))
-        known = math.isfinite(low) and math.isfinite(high)
-        tiles.append({
-            "name": metric.name,
-            "value": number(metrics[key], metric.unit),
-            "interval": _interval(low, high) if known else "",
-            "meaning": f"{metric.headline} {device}" if metric.unit == "ms" else metric.headline,
-        })  # fmt: skip
+        if metric.key in data.metrics:
+            ends = interval(data.interval(metric.key))
+            tiles.append({
+                "name": metric.name,
+                "value": number(data.metrics[metric.key], metric.unit),
+                "interval": ends and f"95{_SPACE}%{_SPACE}interval {ends}",
+                "meaning": metric.headline + (f" {device}" if metric.unit == "ms" else ""),
+            })  # fmt: skip
     return tiles
-
-
-def _interval(low: float, high: float) -> str:
-    return f"95{_SPACE}%{_SPACE}interval {low:.4f}{_SPACE}to{_SPACE}{high:.4f}"
 
 
 def _images(count: int, kind: str = "") -> str:

@@ -57,7 +57,7 @@ def test_a_run_leaves_everything_design_promises():
     for name in (
         "config.yaml", "manifest.json", "metrics.json", "scores.csv", "calibration.csv", "log.txt",
         "model/model.safetensors", "model/model.json", "model/threshold.json", "report.html",
-        "figures/histogram.png", "figures/roc.png", "figures/pro.png", "figures/contact_sheet.png",
+        "figures/scores.png", "figures/roc.png", "figures/pro.png", "figures/contact_sheet.png",
     ):  # fmt: skip
         assert (run.directory / name).stat().st_size > 0, name
     assert not list(run.directory.rglob("*.partial"))

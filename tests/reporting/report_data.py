@@ -7,7 +7,8 @@ import math
 import numpy as np
 from scipy.stats import binomtest
 
-from src.reporting.records import Curve, DefectRecall, ProtocolFacts, ReportData, ThresholdFacts
+from src.reporting.records import Calibration, ProtocolFacts, ReportData
+from src.result import Curve, DefectRecall, Threshold
 from tests.reporting.pictures import SCALE, make_picture, make_results
 
 EVIL = """<script>alert("1")</script>'"&amp;{{ 7 * 7 }}</title>\N{SNOWMAN}.png"""
@@ -35,18 +36,22 @@ def make_report(count=12, *, match=False, extra=False, evil=False, **changes):
     x = np.linspace(0, 1, 30)
     values = {
         "title": EVIL if evil else "PatchCore on bottle",
-        "metrics": {"test/image_auroc": 0.9123, "test/aupro": math.nan, "fit/seconds": 12.0},
-        "threshold": ThresholdFacts(1.0, 1.0, "conformal", 0.05, 0.04, 24),
-        "protocol": ProtocolFacts("honest", 24, notes=(EVIL,) if evil else ()),
+        "subtitle": "seed 0",
+        "metrics": {
+            "test/image_auroc": 0.9123, "test/image_auroc_ci_low": 0.88,
+            "test/image_auroc_ci_high": 0.95, "test/aupro": math.nan, "fit/seconds": 12.0,
+        },
+        "threshold": Threshold(1.0, 1.0, "conformal", 0.05, 0.04, 24),
+        "protocol": ProtocolFacts("honest", 24, Calibration.LEAVE_ONE_OUT),
         "images": rows,
         "scale": SCALE,
         "extra_scales": {"-log10 NFA": SCALE} if extra else {},
-        "intervals": {"test/image_auroc": (0.88, 0.95)},
         "recalls": recalls,
         "curves": [Curve("roc", x, x**0.2, 0.83), Curve("pr", x, 1 - x, 0.5),
                    Curve("pro", x, x**0.3, 0.7, 0.3)],
         "config_yaml": f"seed: 0\nname: {EVIL}\n" if evil else "seed: 0\n",
         "manifest": {"code": {"commit": EVIL if evil else "abc"}, "gpus": [], "n": 3},
+        "notes": (EVIL,) if evil else (),
         "command": EVIL if evil else "python -m src.run seed=0",
     }  # fmt: skip
     return ReportData(**(values | changes))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from src.reporting import charts
-from src.reporting.records import Curve, DefectRecall, ImageResult
+from src.reporting.records import ImageResult
+from src.result import Curve, DefectRecall
 from tests.reporting.pictures import make_results
 
 

@@ -6,7 +6,9 @@ import io
 import json
 import math
 import re
+import tempfile
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from PIL import Image
 
 from src.reporting import page_images, report
 from src.reporting.pages import resource
-from src.reporting.records import ImageResult, Picture, ThresholdFacts
+from src.reporting.records import ImageResult, Picture
+from src.result import Threshold
 from tests.reporting.pictures import SCALE, make_picture
 from tests.reporting.report_data import EVIL, make_report
 
@@ -52,8 +55,14 @@ class Page(HTMLParser):
         return "".join(text for name, text in self.texts if name == tag)
 
 
+def write(path, data, images=120, side=96, size=1e9):
+    report.write_report(path, data, max_images=images, max_side=side, max_megabytes=size / 1e6)
+    return path.read_text(encoding="utf-8")
+
+
 def rendered(data, images=120, side=96, size=1e9):
-    text = report.render(data, images, side, size)
+    with tempfile.TemporaryDirectory() as folder:
+        text = write(Path(folder) / "report.html", data, images, side, size)
     return text, Page(text)
 
 
@@ -152,29 +161,27 @@ def test_pictures_are_decoded_one_at_a_time_and_only_those_that_are_shown():
         return make
 
     rows = [ImageResult(f"{k}", 1, "a", float(k), True, lazy(k)) for k in range(20)]
-    rendered(make_report(images=rows, threshold=ThresholdFacts(-1.0, 1.0, "x")), images=3)
+    rendered(make_report(images=rows, threshold=Threshold(-1.0, 1.0, "x")), images=3)
     assert sorted(calls) == [0, 1, 2]
 
 
 def test_a_page_without_any_image_or_number_can_be_written(tmp_path):
-    empty = make_report(images=[], recalls=[], curves=[], metrics={}, intervals={}, manifest={},
+    empty = make_report(images=[], recalls=[], curves=[], metrics={}, manifest={},
                         config_yaml="", command="")  # fmt: skip
-    report.write_report(tmp_path / "new" / "report.html", empty)
+    write(tmp_path / "new" / "report.html", empty)
     assert [each.name for each in (tmp_path / "new").iterdir()] == ["report.html"]
 
 
 def test_infinite_thresholds_and_scores_that_are_not_numbers_are_shown_in_words():
     rows = [ImageResult("a", 0, "good", math.nan, False, make_picture()),
             ImageResult("b", 1, "x", 2.0, False)]  # fmt: skip
-    text, page = rendered(
-        make_report(images=rows, threshold=ThresholdFacts(math.inf, 1, "conformal"))
-    )
+    text, page = rendered(make_report(images=rows, threshold=Threshold(math.inf, 1, "conformal")))
     assert "anomaly score &gt; infinite" in text
     assert "NaN" not in next(t for n, t in page.texts if n == "script" and t.startswith("{"))
 
 
 def test_decisions_that_do_not_come_from_the_score_show_no_threshold_among_the_scores():
-    data = make_report(threshold=ThresholdFacts(0.0, 0.0, "nfa"))
+    data = make_report(threshold=Threshold(0.0, 0.0, "nfa"))
     assert math.isnan(report.score_threshold(data))
     text, page = rendered(data)
     assert all(a.get("id") != "threshold-line" for a in page.all("line"))
@@ -184,8 +191,7 @@ def test_decisions_that_do_not_come_from_the_score_show_no_threshold_among_the_s
 
 def test_names_that_are_no_valid_unicode_do_not_stop_the_page(tmp_path):
     rows = [ImageResult("bad\udce4name.png", 0, "good", 0.1, False)]
-    report.write_report(tmp_path / "report.html", make_report(images=rows))
-    assert r"bad\udce4name.png" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert r"bad\udce4name.png" in write(tmp_path / "report.html", make_report(images=rows))
 
 
 def test_layers_decode_to_the_shown_size_and_fade_where_nothing_is_wrong():
@@ -225,8 +231,8 @@ def test_nested_facts_become_dotted_rows_in_order():
 
 def test_the_page_reads_the_same_when_it_is_written_twice(tmp_path):
     data = make_report(match=True)
-    report.write_report(tmp_path / "a.html", data)
-    report.write_report(tmp_path / "b.html", data)
+    write(tmp_path / "a.html", data)
+    write(tmp_path / "b.html", data)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 

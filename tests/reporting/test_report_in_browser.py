@@ -30,7 +30,10 @@ def browser(tmp_path_factory):
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     for name, changes in {"plain": {"match": True, "extra": True}, "evil": {"evil": True}}.items():
-        write_report(folder / f"{name}.html", make_report(**changes))
+        write_report(
+            folder / f"{name}.html", make_report(**changes), max_images=120, max_side=384,
+            max_megabytes=40,
+        )  # fmt: skip
     return folder
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from src.commands import selection
 from src.errors import DataError
-from src.reporting.curves import save_figure
+from src.reporting.chart_files import save_figure
 
 VALUES = st.integers(0, 6).map(float)
 POINTS = st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=12)

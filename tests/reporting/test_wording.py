@@ -3,18 +3,22 @@ from __future__ import annotations
 import math
 
 from src.reporting import wording
-from src.reporting.records import ProtocolFacts, ThresholdFacts
+from src.reporting.records import Calibration, ProtocolFacts
+from src.result import Threshold
 from tests.reporting.pictures import make_results
+from tests.reporting.report_data import make_report
 
 
 def facts(**changes):
     values = {"image": 1.0, "pixel": 1.0, "rule": "conformal", "alpha": 0.01, "attained": 0.0095,
               "n": 209, "oracle": False}  # fmt: skip
-    return ThresholdFacts(**(values | changes))
+    return Threshold(**(values | changes))
 
 
 def text(threshold):
-    return " ".join(wording.threshold_sentences(threshold)).replace("\N{NO-BREAK SPACE}", " ")
+    return " ".join(wording.threshold_sentences(threshold, Calibration.NONE)).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
 
 
 def test_a_kept_promise_names_its_level_and_the_images_behind_it():
@@ -38,7 +42,7 @@ def test_an_oracle_is_called_an_oracle():
 
 def test_the_nfa_rule_is_written_as_a_condition_on_regions_not_on_a_score():
     rule = facts(rule="nfa", alpha=None, attained=None)
-    assert wording.alarm_rule(rule, "anomaly score") == "log10 NFA < 0 somewhere in the image"
+    assert wording.alarm_rule(rule) == "log10 NFA < 0 somewhere in the image"
     assert "Nothing was calibrated" in text(rule)
 
 
@@ -48,17 +52,29 @@ def test_an_unknown_rule_still_says_whether_labels_were_used():
 
 
 def test_the_protocol_box_says_what_the_labels_did_in_each_case():
-    images = make_results(8, pictures=False)
-    rows = dict(wording.protocol_facts(ProtocolFacts("honest", 1), facts(), images))
+    def box(name="honest", how=Calibration.LEAVE_ONE_OUT, **changes):
+        images, protocol = make_results(8, pictures=False), ProtocolFacts(name, 1, how, held_out=21)
+        return dict(wording.protocol_rows(
+            make_report(images=images, protocol=protocol, threshold=facts(**changes))
+        ))  # fmt: skip
+
+    rows = box()
     assert rows["Training"].startswith("1 normal image;")
     assert rows["Test"].startswith("4 normal and 4 defective images.")
     assert "chose nothing" in rows["Test"]
+    assert rows["Calibration"] == "leave-one-image-out on the training images"
     assert "the same numbers on the same CPU" in rows["Repeating"]
     assert "Another processor rounds differently" in rows["Repeating"]
-    oracle = wording.protocol_facts(ProtocolFacts("honest", 1), facts(oracle=True), images)
-    assert "also chose the threshold" in dict(oracle)["Test"]
-    paper = wording.protocol_facts(ProtocolFacts("paper", 1), facts(), images)
-    assert "test labels included" in dict(paper)["Test"]
+    assert "also chose the threshold" in box(oracle=True)["Test"]
+    assert "test labels included" in box("paper")["Test"]
+    assert box(how=Calibration.HELD_OUT)["Calibration"] == "21 held-out normal images"
+    assert "shift log NFA" in box(how=Calibration.HELD_OUT, rule="nfa")["Calibration"]
+
+
+def test_only_leave_one_out_scores_make_the_promise_approximate():
+    said = [" ".join(wording.threshold_sentences(facts(), how)) for how in Calibration]
+    approximate = ["approximately" in each for each in said]
+    assert approximate == [how is Calibration.LEAVE_ONE_OUT for how in Calibration]
 
 
 def test_numbers_that_do_not_exist_are_words():
@@ -70,17 +86,18 @@ def test_numbers_that_do_not_exist_are_words():
 
 
 def test_tiles_keep_their_order_and_leave_out_what_was_not_measured():
-    metrics = {"test/recall": 0.5, "test/image_auroc": 0.9, "fit/seconds": 3.0}
-    tiles = wording.headline_tiles(metrics, {"test/recall": (0.4, 0.6)}, "CPU")
+    ends = {"test/recall_ci_low": 0.4, "test/recall_ci_high": 0.6}
+    metrics = {"test/recall": 0.5, "test/image_auroc": 0.9, "fit/seconds": 3.0} | ends
+    tiles = wording.headline_tiles(make_report(metrics=metrics), "CPU")
     assert [tile["name"] for tile in tiles] == ["Image AUROC", "Recall"]
     assert tiles[0]["interval"] == ""
     assert "0.4000" in tiles[1]["interval"] and "0.6000" in tiles[1]["interval"]
 
 
 def test_a_shifted_nfa_is_not_called_uncalibrated():
-    nfa = ThresholdFacts(image=0.0, pixel=0.0, rule="nfa")
-    plain = " ".join(wording.threshold_sentences(nfa, "none"))
-    shifted = " ".join(wording.threshold_sentences(nfa, "21 held-out normal images shift log NFA"))
+    nfa = Threshold(image=0.0, pixel=0.0, rule="nfa")
+    plain = " ".join(wording.threshold_sentences(nfa, Calibration.NONE))
+    shifted = " ".join(wording.threshold_sentences(nfa, Calibration.HELD_OUT))
     assert "Nothing was calibrated" in plain
     assert "Nothing was calibrated" not in shifted
     assert "held-out" in shifted
@@ -96,6 +113,8 @@ def test_the_choice_of_the_epoch_is_told_with_the_images_it_rests_on():
 
 def test_no_level_is_promised_for_a_number_of_false_alarms():
     rule = facts(rule="nfa", alpha=None, attained=None, n=0)
-    plain, shifted = (wording.threshold_sentences(rule, how) for how in ("none", "21 shift it"))
+    plain, shifted = (
+        wording.threshold_sentences(rule, how) for how in (Calibration.NONE, Calibration.HELD_OUT)
+    )
     assert "nothing is promised" in " ".join(plain)
     assert "promises no level" in " ".join(shifted)

@@ -8,7 +8,8 @@ import hydra
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-from src.commands.replay import compare_runs, replay_run, replayed_config
+from src.commands.compare import compare_exactly
+from src.commands.replay import replay_run, replayed_config
 from src.composing import CONF
 from src.data.record import Entry
 from src.errors import SavedModelError
@@ -80,20 +81,20 @@ def fake_run(folder: Path, score: float, aupro: float | None, packages: dict) ->
 def test_comparison_ignores_timing_and_names_what_may_have_caused_a_change(tmp_path):
     old = fake_run(tmp_path / "old", 2.0, None, {"torch": "2.6", "numpy": "2.0"})
     new = fake_run(tmp_path / "new", 2.5, None, {"torch": "2.7", "numpy": "2.0"})
-    found = compare_runs(old, new)
+    found = compare_exactly(old, new)
     assert list(found.metrics) == ["test/aupro"]
     assert not found.different  # NaN before and now
     assert found.score_change == pytest.approx(0.5)
     assert not found.identical
-    assert found.changed == {"packages.torch": ("2.6", "2.7")}
+    assert found.facts == {"packages.torch": ("2.6", "2.7")}
 
 
 def test_other_images_are_not_identical(tmp_path):
     old, new = (fake_run(tmp_path / name, 2.0, 0.5, {}) for name in ("old", "new"))
     text = (new.directory / "scores.csv").read_text().replace("b.png", "c.png")
     (new.directory / "scores.csv").write_text(text)
-    assert math.isnan(compare_runs(old, new).score_change)
-    assert not compare_runs(old, new).identical
+    assert math.isnan(compare_exactly(old, new).score_change)
+    assert not compare_exactly(old, new).identical
 
 
 def test_a_run_of_another_machine_finds_its_data_where_they_are_today(tmp_path):

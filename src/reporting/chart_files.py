@@ -1,0 +1,105 @@
+"""Charts of runs for files, papers and loggers, drawn by matplotlib.
+
+Each function returns a `matplotlib.figure.Figure` without pyplot, so nothing is global and nothing
+stays open. Two colours carry the labels everywhere, blue for normal and orange for defective; they
+differ in lightness too (Okabe and Ito's palette, 2008).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from src.files import atomic
+from src.reporting.charts import CURVES, ScoreChart
+from src.result import Curve
+
+NORMAL_COLOUR, DEFECT_COLOUR, UNKNOWN_COLOUR = "#3a6ea5", "#d55e00", "#8a8f98"
+INK, FAINT, GRID = "#1c2026", "#68707a", "#e3e6ea"
+_COLOURS = {"normal": NORMAL_COLOUR, "defective": DEFECT_COLOUR, "unknown": UNKNOWN_COLOUR}
+_PX = 1 / 62  # inches of a pixel of the page
+
+
+def score_figure(chart: ScoreChart) -> Figure:
+    """The chart of the page: images by score, below them a dot an image by defect type.
+
+    Counts are drawn, not densities: one defective image among hundreds must stay visible.
+    """
+    figure, axes = new_figure(6.0, chart.height * _PX + 0.6)
+    for kind in chart.kinds:
+        bars = [bar for bar in chart.bars if bar.kind == kind]
+        axes.bar(
+            [bar.x for bar in bars], [bar.height for bar in bars], [bar.width for bar in bars],
+            [bar.y for bar in bars], align="edge", color=_COLOURS[kind], alpha=0.8, label=kind,
+        )  # fmt: skip
+        dots = [dot for dot in chart.dots if dot.kind == kind]
+        axes.scatter(
+            [dot.x for dot in dots], [dot.y for dot in dots], s=14, color=_COLOURS[kind],
+            alpha=0.75, lw=0,
+        )  # fmt: skip
+    axes.axhline(chart.base, color=FAINT, lw=0.8)
+    axes.annotate(f"{chart.most} images", (0, chart.base - 152), fontsize=8, color=FAINT)
+    for name, top in chart.strips:
+        axes.annotate(name, (0, top + 12), fontsize=8.5, color=FAINT)
+        axes.axhline(top + chart.strip, color=GRID, lw=0.7)
+    if chart.threshold is not None:
+        axes.axvline(chart.threshold, color=INK, lw=1.2, ls=(0, (4, 2)))
+        axes.annotate("threshold", (chart.threshold, 14), ha="center", fontsize=8.5, color=INK)
+    lost = f" ({chart.left_out} images are not drawn)" if chart.left_out else ""
+    axes.set(xlim=(0, 100), ylim=(chart.height, 0), xlabel=f"anomaly score{lost}", yticks=[])
+    axes.set_xticks([x for x, _ in chart.ticks], [text for _, text in chart.ticks])
+    axes.spines["left"].set_visible(False)
+    if chart.kinds:
+        axes.legend(frameon=False, loc="upper right", fontsize=8.5)
+    return figure
+
+
+def ranking_curve(curve: Curve) -> Figure:
+    """A ROC, precision-recall or PRO curve."""
+    figure, axes = new_figure(3.9, 3.9)
+    title, x_name, y_name = CURVES[curve.kind]
+    if curve.kind == "roc":
+        axes.plot([0, 1], [0, 1], color=GRID, lw=1, zorder=0)
+    if curve.limit < 1:
+        inside = curve.x <= curve.limit
+        axes.fill_between(curve.x[inside], curve.y[inside], color=NORMAL_COLOUR, alpha=0.10, lw=0)
+        axes.axvline(curve.limit, color=FAINT, lw=0.8, ls=":")
+    axes.plot(curve.x, curve.y, color=NORMAL_COLOUR, lw=1.8)
+    limit = f" up to {curve.limit:g}" if curve.limit < 1 else ""
+    axes.set_title(f"{title}: area{limit} {curve.area:.4f}", loc="left", fontsize=10)
+    axes.set(xlabel=x_name, ylabel=y_name, xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    axes.set_aspect("equal")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 160) -> None:
+    """Write a figure in the format of the file name; the file appears only when complete."""
+    with atomic(path) as partial:
+        stable = {"Date": None} if path.suffix in (".svg", ".pdf") else None
+        metadata = {"CreationDate": None} if path.suffix == ".pdf" else stable
+        figure.savefig(partial, format=path.suffix[1:], dpi=dpi, metadata=metadata)
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of width x height inches in the style of all figures here."""
+    figure, (axes,) = new_panels(width, height, 1)
+    return figure, axes
+
+
+def new_panels(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
+    """`count` empty panels side by side: two spines, faint grid behind the data, small ticks."""
+    figure = Figure((width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(1, count, place + 1) for place in range(count)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
+        axes.xaxis.label.set(color=INK, size=9.5)
+        axes.yaxis.label.set(color=INK, size=9.5)
+        axes.grid(color=GRID, lw=0.7)
+        axes.set_axisbelow(True)
+    return figure, panels
