@@ -73,7 +73,7 @@ def write_outputs(
         for row, name in zip(rows, _short_names([Path(row.path) for row in rows]), strict=True)
     ]
     chosen = choose_pictures(images, threshold.image, cfg.report.max_images)
-    scale, extra_scales = _scales(detector, [samples[i] for i in chosen])
+    scale = _scale(detector, [samples[i] for i in chosen])
     run.write_json("figures/scale.json", asdict(scale))
     for i in chosen:  # drawn when they are needed, one at a time
         images[i] = replace(images[i], picture=_picture(samples[i], detector, sources))
@@ -86,7 +86,6 @@ def write_outputs(
         protocol=_protocol(cfg, data, threshold, metrics),
         images=images,
         scale=scale,
-        extra_scales=extra_scales,
         recalls=evaluator.defect_recalls(data.samples),
         curves=evaluator.curves(),
         config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
@@ -164,7 +163,7 @@ def _protocol(
     held_out = len(data.calibration_samples)
     if threshold.oracle:
         calibration = Calibration.TEST_LABELS
-    elif threshold.rule == "nfa" and not (held_out and cfg.model.nfa.calibrate):
+    elif threshold.own_mask and not (held_out and cfg.model.nfa.calibrate):
         calibration = Calibration.NONE
     else:
         calibration = Calibration.HELD_OUT if held_out else Calibration.LEAVE_ONE_OUT
@@ -204,32 +203,19 @@ def _picture(
             mask=mask,
             segmentation=found.mask,
             match=explain(detector, image, sources) if found.alarm else None,
-            extra=_extra(found),
+            extra=found.extra,
         )
 
     return make
 
 
-def _extra(found: Detection) -> dict[str, np.ndarray]:
-    return {} if found.log_nfa is None else {"-log10 NFA": -found.log_nfa}
-
-
-def _scales(
-    detector: Detector, samples: list[Sample]
-) -> tuple[ColourScale, dict[str, ColourScale]]:
-    """One scale for the run, from its pictures, and one for each further map of the method."""
+def _scale(detector: Detector, samples: list[Sample]) -> ColourScale:
+    """One scale for the run, from its pictures, anchored where marked pixels begin."""
     found: list[Detection] = []
     for sample in samples[:: max(1, len(samples) // 32)]:
         found += detector.detect([read_sample(sample)])
-    maps, masks = [one.anomaly_map for one in found], [one.mask for one in found]
-    own = detector.threshold.rule == "nfa"  # regions decide, not the map that is coloured
-    scale = _anchored(maps, masks) if own else ColourScale.fit(maps, detector.threshold.pixel)
-    names = _extra(found[0]) if found else {}
-    return scale, {name: _anchored([_extra(one)[name] for one in found], masks) for name in names}
-
-
-def _anchored(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> ColourScale:
-    """A scale whose threshold is where the masks begin: what is outside lies below it."""
-    outside = [each[~mask] for each, mask in zip(maps, masks, strict=True)]
-    anchor = float(np.quantile(np.concatenate(outside), 0.999)) if outside else 0.0
-    return ColourScale.fit(maps, anchor)
+    anchor = detector.threshold.pixel
+    if detector.threshold.own_mask and found:  # regions decide, not the map that is coloured
+        outside = np.concatenate([one.anomaly_map[~one.mask] for one in found])
+        anchor = float(np.quantile(outside, 0.999))
+    return ColourScale.fit([one.anomaly_map for one in found], anchor)

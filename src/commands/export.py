@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,16 +17,14 @@ from torch import Tensor, nn
 from src.data.build import build_datamodule, with_data_at
 from src.data.images import read_sample
 from src.data.samples import Sample
-from src.deployment.fixed_input import FixedInput, camera_size
-from src.deployment.parity import Outputs, Parity, check_parity
+from src.deployment.fixed_input import FixedInput
+from src.deployment.parity import Outputs, Parity, Runner, check_parity
 from src.detector import Detector
 from src.errors import ConfigError, did_you_mean
-from src.files import atomic
+from src.files import atomic, write_text
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 OUTPUT_NAMES = ("score", "alarm", "anomaly_map", "mask")
-
-Runner = Callable[[np.ndarray], Outputs]
 
 
 class Exported(nn.Module):
@@ -44,12 +41,8 @@ class Exported(nn.Module):
         """uint8 (B, h, w, 3) -> score (B,), alarm (B,), anomaly_map (B, H, W), mask (B, H, W)."""
         prediction = self.model(self.prepare(image))
         score, anomaly_map = prediction[0], prediction[1]
-        return (
-            score,
-            score > self.image_threshold,
-            anomaly_map,
-            anomaly_map > self.pixel_threshold,
-        )
+        alarm, mask = score > self.image_threshold, anomaly_map > self.pixel_threshold
+        return score, alarm, anomaly_map, mask
 
 
 def export_run(cfg: DictConfig) -> Parity:
@@ -71,7 +64,13 @@ def export_run(cfg: DictConfig) -> Parity:
             do="run again with threshold=conformal (the model is the same) and export that run",
         )
     samples = _real_images(with_data_at(detector.config, cfg.data.root), cfg.parity.images)
-    size = camera_size(*cfg.camera_size) if cfg.camera_size else _size_of(samples[0])
+    size = tuple(cfg.camera_size or read_sample(samples[0]).size[::-1])
+    if min(size) < 8:
+        raise ConfigError(
+            "The camera size is too small.",
+            found=f"{size[0]} x {size[1]}",
+            do="give camera_size=[height,width] in pixels",
+        )
     images = np.stack([_camera_image(sample, size) for sample in samples])
     target = Path(cfg.out) if cfg.out else detector.directory / "export" / "detector"
     target = target.with_suffix(SUFFIXES[cfg.format])
@@ -83,8 +82,7 @@ def export_run(cfg: DictConfig) -> Parity:
             threshold=detector.threshold.image, tolerance=cfg.parity.tolerance,
             repeats=cfg.parity.repeats,
         )  # fmt: skip
-    report = json.dumps(asdict(parity), indent=2) + "\n"
-    target.with_suffix(".parity.json").write_text(report)
+    write_text(target.with_suffix(".parity.json"), json.dumps(asdict(parity), indent=2) + "\n")
     Console().print(
         parity.table(cfg.format), f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB)"
     )
@@ -197,14 +195,7 @@ def _real_images(config: DictConfig, count: int) -> list[Sample]:
     return list(dict.fromkeys(chosen))[:count]
 
 
-def _size_of(sample: Sample) -> tuple[int, int]:
-    image = read_sample(sample)
-    return image.height, image.width
-
-
 def _camera_image(sample: Sample, size: tuple[int, int]) -> np.ndarray:
     """The image as the camera would give it: uint8 (h, w, 3) of the camera's size."""
-    image = read_sample(sample)
-    if (image.height, image.width) != size:
-        image = image.resize((size[1], size[0]))
-    return np.asarray(image)
+    image, wide = read_sample(sample), size[::-1]
+    return np.asarray(image if image.size == wide else image.resize(wide))

@@ -189,7 +189,7 @@ def _misfits(images: Sequence[ImageFacts], transform: ImageTransform | None) -> 
     for size in {image.size: None for image in images}:
         try:
             if transform is not None:
-                transform.check(size)
+                transform.geometry(size)
         except DataError as error:
             files = tuple(_files(i for i in images if i.size == size))
             yield Finding(

@@ -111,9 +111,16 @@ class ImageTransform:
             pixels = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
         return pixels.permute(1, 2, 0).numpy()
 
-    def check(self, original: tuple[int, int]) -> None:
-        """Raise DataError when an image of this size (H, W) does not fit."""
-        self._window(self._resized(original))
+    def geometry(
+        self, original: tuple[int, int]
+    ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+        """(H, W) after resizing, and (top, left, height, width) of the crop in that.
+
+        Raises:
+            DataError: an image of this size (H, W) does not fit.
+        """
+        resized = self._resized(original)
+        return resized, self._window(resized)
 
     # --- backward: anomaly map to the original image -----------------------------------------
 

@@ -44,8 +44,7 @@ class FixedInput(nn.Module):
                 found=f"interpolation={transform.interpolation}, antialias={transform.antialias}",
                 do="run again with transform.interpolation=bilinear transform.antialias=true",
             )
-        resized = transform._resized(size)
-        top, left, height, width = transform._window(resized)
+        resized, (top, left, height, width) = transform.geometry(size)
         kind = transform.interpolation
         rows = resize_matrix(size[0], resized[0], kind)[top : top + height]  # (H, h)
         columns = resize_matrix(size[1], resized[1], kind)[left : left + width]  # (W, w)
@@ -102,14 +101,3 @@ def _to_grey_levels(high: Tensor, low: Tensor) -> Tensor:
     """(high * 2^11 + low) / 2^22, rounded half up and clipped to 0..255, as Pillow stores it."""
     carried = high + torch.floor(low / _HALF)
     return torch.floor((carried + _HALF / 2) / _HALF).clamp(0, 255)
-
-
-def camera_size(height: int, width: int) -> tuple[int, int]:
-    """Check a size (h, w) in pixels given on the command line."""
-    if min(height, width) < 8:
-        raise ConfigError(
-            "The camera size is too small.",
-            found=f"{height} x {width}",
-            do="give camera_size=[height,width] in pixels",
-        )
-    return height, width

@@ -29,7 +29,7 @@ def read_fitting(detector: Detector, path: Path) -> Readable:
     """Read an image file and make sure that the network can take an image of its size."""
     try:
         image = detector.read(path)
-        detector.transform.check((image.height, image.width))
+        detector.transform.geometry((image.height, image.width))
     except DataError as error:
         return error
     return image

@@ -18,16 +18,16 @@ from PIL import Image
 
 from src.saved_run import SavedRun
 
-# position -1 (calm) .. 0 (threshold) .. 1 (hottest): red, green, blue 0..255, opacity 0..1
+# position -1 (calm) .. 0 (threshold) .. 1 (hottest); red, green, blue 0..255; opacity 0..1
 _STOPS = (
-    (-1.00, (96, 140, 190), 0.00),
-    (-0.45, (96, 140, 190), 0.00),
-    (-0.02, (160, 190, 215), 0.26),
-    (0.00, (250, 240, 205), 0.42),
-    (0.12, (253, 219, 110), 0.58),
-    (0.38, (244, 148, 40), 0.70),
-    (0.68, (206, 46, 58), 0.80),
-    (1.00, (98, 8, 86), 0.88),
+    (-1.00, 96, 140, 190, 0.00),
+    (-0.45, 96, 140, 190, 0.00),
+    (-0.02, 160, 190, 215, 0.26),
+    (0.00, 250, 240, 205, 0.42),
+    (0.12, 253, 219, 110, 0.58),
+    (0.38, 244, 148, 40, 0.70),
+    (0.68, 206, 46, 58, 0.80),
+    (1.00, 98, 8, 86, 0.88),
 )
 _STEPS = 1024  # entries of the look-up table; finer than 8-bit colours can show
 _SAMPLES_PER_MAP = 4096  # enough for a percentile, bounds memory for large maps
@@ -74,22 +74,18 @@ class ColourScale:
         NaN counts as hottest: it must be seen.
         """
         values = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=np.inf)
-        below = self._fraction(values, self.low, self.threshold) - 1.0
-        above = self._fraction(values, self.threshold, self.high)
-        return np.where(values > self.threshold, above, below).astype(np.float32)
+        points, places = (self.low, self.threshold, self.high), (-1.0, 0.0, 1.0)
+        if not math.isfinite(self.threshold):  # all on one side of it, from low to high
+            points, places = (
+                points[::2],
+                places[:2] if self.threshold > 0 else places[1:],
+            )
+        return np.interp(values, points, places).astype(np.float32)
 
     def colours(self, values: np.ndarray) -> np.ndarray:
         """Map values (h, w) -> (h, w, 4) uint8 RGBA, opacity not premultiplied."""
         index = np.rint((self.position(values) + 1.0) * (0.5 * (_STEPS - 1))).astype(np.int32)
         return _TABLE[index]
-
-    def _fraction(self, values: np.ndarray, start: float, end: float) -> np.ndarray:
-        if not math.isfinite(start):  # threshold -inf: everything is above, from low to high
-            start = self.low
-        if not math.isfinite(end):  # threshold +inf: everything is below, from low to high
-            end = self.high
-        with np.errstate(invalid="ignore"):
-            return np.clip((values - start) / (end - start), 0.0, 1.0)
 
 
 def resize_map(values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -125,12 +121,11 @@ def _separate(low: float, threshold: float, high: float) -> tuple[float, float, 
 
 
 def _table() -> np.ndarray:
-    """(_STEPS, 4) uint8: colours between the stops, linear in each channel."""
+    """(_STEPS, 4) uint8: colours and opacity between the stops, linear in each channel."""
+    at, *channels = np.array(_STOPS).T
     position = np.linspace(-1.0, 1.0, _STEPS)
-    at = [stop[0] for stop in _STOPS]
-    channels = [np.interp(position, at, [stop[1][c] for stop in _STOPS]) for c in range(3)]
-    channels.append(np.interp(position, at, [255.0 * stop[2] for stop in _STOPS]))
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    table = np.stack([np.interp(position, at, channel) for channel in channels], axis=-1)
+    return np.rint(table * (1, 1, 1, 255)).astype(np.uint8)
 
 
 _TABLE = _table()

@@ -22,6 +22,8 @@ from src.reporting.records import PatchMatch, Picture
 _CROP_PX, _CONTEXT = 160, 5.0  # side of a patch crop; its width in patches
 _VIEW_PX, _LEAST_PX = 176, 18  # side of the whole picture beside a crop; of the box in it
 _COARSE_PX = 192  # heat is not made smaller than this
+#: Of further maps, which are powers of ten: conspicuous above 0, one image in 10^20 at the hottest.
+_EXTRA = ColourScale(low=-4.0, threshold=0.0, high=20.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,8 @@ class Layers:
         return sum(map(len, parts))
 
 
-def encode_layers(
-    picture: Picture, scale: ColourScale, max_side: int, extra: Mapping[str, ColourScale]
-) -> Layers:
-    """All layers of a picture, shrunk so that its longer side is at most `max_side` pixels.
-
-    `extra`: scales of its further maps, by name.
-    """
+def encode_layers(picture: Picture, scale: ColourScale, max_side: int) -> Layers:
+    """All layers of a picture, shrunk so that its longer side is at most `max_side` pixels."""
     side = min(max_side, max(picture.display.shape[:2]))
     photo = figures.fit_within(picture.display, side)
     masks = {
@@ -64,7 +61,7 @@ def encode_layers(
         heat=_heat(picture.anomaly_map, photo.size, scale),
         lines={name: _line(mask, photo.size, colour) for name, (mask, colour) in masks.items()
                if mask is not None and mask.any()},
-        extra={name: _heat(each, photo.size, extra[name]) for name, each in picture.extra.items()},
+        extra={name: _heat(each, photo.size, _EXTRA) for name, each in picture.extra.items()},
         match=picture.match,
         panels={} if picture.match is None else _panels(picture.display, picture.match, side),
     )  # fmt: skip

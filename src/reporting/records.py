@@ -117,7 +117,6 @@ class ReportData:
     protocol: ProtocolFacts
     images: Sequence[ImageResult]
     scale: ColourScale  # shared by all pictures of the run
-    extra_scales: Mapping[str, ColourScale]  # of further maps
     recalls: Sequence[DefectRecall]
     curves: Sequence[Curve]
     config_yaml: str

@@ -77,6 +77,7 @@ def write_report(
             for i in shown
         ],
         pictures=len(layers),
+        extra=sorted({name for each in layers.values() for name in each.extra}),
         counts=count_outcomes(data.images),
         defects=charts.defect_names(data.images),
         recalls=[(each, charts.recall_bar(each)) for each in data.recalls],
@@ -143,7 +144,7 @@ def _encode(
         picture = data.images[index].load_picture()
         if picture is None:
             continue
-        encoded = page_images.encode_layers(picture, data.scale, max_side, data.extra_scales)
+        encoded = page_images.encode_layers(picture, data.scale, max_side)
         used += encoded.size
         if used > max_bytes:
             break

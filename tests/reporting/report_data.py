@@ -45,7 +45,6 @@ def make_report(count=12, *, match=False, extra=False, evil=False, **changes):
         "protocol": ProtocolFacts("honest", 24, Calibration.LEAVE_ONE_OUT),
         "images": rows,
         "scale": SCALE,
-        "extra_scales": {"-log10 NFA": SCALE} if extra else {},
         "recalls": recalls,
         "curves": [Curve("roc", x, x**0.2, 0.83), Curve("pr", x, 1 - x, 0.5),
                    Curve("pro", x, x**0.3, 0.7, 0.3)],

@@ -22,10 +22,11 @@ def test_the_figure_of_scores_draws_every_column_and_dot_of_the_chart_of_the_pag
     chart = score_chart(make_results(60, pictures=False), 1.0)
     axes = axes_of(chart_files.score_figure(chart))
     columns = [patch for group in axes.containers for patch in group]
-    drawn = sorted((c.get_x(), c.get_y(), c.get_width(), c.get_height()) for c in columns)
-    assert drawn == pytest.approx(sorted((b.x, b.y, b.width, b.height) for b in chart.bars))
+    drawn = sorted([c.get_x(), c.get_y(), c.get_width(), c.get_height()] for c in columns)
+    wanted = sorted([b.x, b.y, b.width, b.height] for b in chart.bars)
+    np.testing.assert_allclose(drawn, wanted)
     places = np.concatenate([each.get_offsets() for each in axes.collections])
-    assert sorted(places.tolist()) == pytest.approx(sorted([d.x, d.y] for d in chart.dots))
+    np.testing.assert_allclose(sorted(places.tolist()), sorted([d.x, d.y] for d in chart.dots))
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["normal", "defective"]
     lower, upper = axes.get_ylim()
     assert lower > upper  # good parts, the first strip, are at the top

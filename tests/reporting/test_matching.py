@@ -24,17 +24,19 @@ class TinyMemory(torch.nn.Module):
     def __init__(self, bank):
         super().__init__()
         self.bank_rows = bank  # (M, 3)
-        self.memory = SimpleNamespace(patches=lambda maps: maps, bank=self)
-        self.vectors = lambda rows: self.bank_rows[rows]
+        self.memory = SimpleNamespace(bank=SimpleNamespace(vectors=lambda: bank))
 
     def __len__(self):
         return len(self.bank_rows)
 
-    def backbone(self, image):
+    def patches(self, image):
+        return [self._patches(image)]
+
+    def _patches(self, image):
         return torch.nn.functional.avg_pool2d(image, 8).permute(0, 2, 3, 1)  # (B, h, w, 3)
 
     def nearest_patches(self, image):
-        patches = self.backbone(image[None])[0]
+        patches = self._patches(image[None])[0]
         distance, row = torch.cdist(patches.flatten(0, 1), self.bank_rows).min(1)
         h, w = patches.shape[:2]
         place = torch.stack([row // w, row % w], dim=1).view(h, w, 2)

@@ -195,7 +195,7 @@ def test_names_that_are_no_valid_unicode_do_not_stop_the_page(tmp_path):
 
 
 def test_layers_decode_to_the_shown_size_and_fade_where_nothing_is_wrong():
-    layers = page_images.encode_layers(make_picture(480, 640), SCALE, 320, {})
+    layers = page_images.encode_layers(make_picture(480, 640), SCALE, 320)
     assert (layers.width, layers.height) == (320, 240)
     heat = decode(layers.heat)
     assert heat.shape[0] / heat.shape[1] == 240 / 320
@@ -203,18 +203,18 @@ def test_layers_decode_to_the_shown_size_and_fade_where_nothing_is_wrong():
     assert heat[:, :, 3].max() > 150
     photo = decode(layers.photo).astype(float)
     assert photo.shape == (240, 320, 3)
-    none = page_images.encode_layers(make_picture(defect=False), SCALE, 320, {})
+    none = page_images.encode_layers(make_picture(defect=False), SCALE, 320)
     assert not none.lines
 
 
 def test_a_picture_smaller_than_the_limit_is_not_enlarged():
-    layers = page_images.encode_layers(make_picture(20, 30, defect=False), SCALE, 384, {})
+    layers = page_images.encode_layers(make_picture(20, 30, defect=False), SCALE, 384)
     assert (layers.width, layers.height) == (30, 20)
 
 
 def test_a_one_pixel_picture_can_be_shown():
     tiny = Picture(np.zeros((1, 1, 3), np.uint8), np.full((1, 1), 9.0, np.float32))
-    layers = page_images.encode_layers(tiny, SCALE, 384, {})
+    layers = page_images.encode_layers(tiny, SCALE, 384)
     assert decode(layers.heat)[0, 0, 3] > 200
 
 
