@@ -2,8 +2,8 @@
 
 Drawn with NumPy and Pillow, one pass per picture: a triptych of 512 x 512 pixels takes some 20 ms
 on one core, matplotlib several times that. Charts of numbers are in `charts` (for the page) and
-`chart_files` (for files). Colours are safe for colour-blind readers: the truth is white, the prediction
-cyan, heat runs from yellow to purple.
+`chart_files` (for files). Colours are safe for colour-blind readers: the truth is white, the
+prediction cyan, heat runs from yellow to purple.
 """
 
 from __future__ import annotations
