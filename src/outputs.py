@@ -20,9 +20,10 @@ from src.detector import Detection, Detector
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.view import pixel_convention
 from src.explaining import explain
+from src.extras import write_extras
 from src.files import fitting, shown
 from src.models.base import AnomalyModule
-from src.reporting.chart_files import ranking_curve, save_figure, score_figure
+from src.reporting.chart_files import draw_lines, ranking_curve, save_figure, score_figure
 from src.reporting.charts import score_chart
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png, triptych
@@ -37,7 +38,7 @@ from src.reporting.records import (
 from src.reporting.report import write_report
 from src.reporting.run_table import print_run_table
 from src.reporting.wording import checkpoint_choice, method_title
-from src.result import Threshold
+from src.result import LineChart, Threshold
 from src.saved_run import SavedRun, ScoreRow
 
 _SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
@@ -94,13 +95,17 @@ def write_outputs(
         notes=evaluator.notes(),
     )
     pictures = write_figures(run, report, chosen[:_SHEET_IMAGES])
-    for name, figure in model.diagnostics().items():  # what a method draws of itself
+    for name, chart in model.diagnostics().items():
         pictures[name] = run.directory / "figures" / f"{name}.png"
+        figure = draw_lines(chart) if isinstance(chart, LineChart) else chart
         save_figure(figure, pictures[name])
-    model.write_extras(data.test_dataloader(), data.samples, run.directory / "extras")
+    extras = cfg.report.get("extras", ())
+    pictures |= write_extras(detector, data.test_samples, run.directory / "extras", extras)
     if cfg.report.enabled:
-        limits = {key: value for key, value in cfg.report.items() if key != "enabled"}
-        write_report(run.directory / "report.html", report, **limits)
+        write_report(
+            run.directory / "report.html", report, max_images=cfg.report.max_images,
+            max_side=cfg.report.max_side, max_megabytes=cfg.report.max_megabytes,
+        )  # fmt: skip
     return pictures
 
 

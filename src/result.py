@@ -123,6 +123,15 @@ class Curve:
         return dataclasses.replace(self, x=self.x[keep], y=self.y[keep])
 
 
+class LineChart(NamedTuple):
+    """Lines that a method draws of itself: for each name, places on the x axis and values."""
+
+    x: str  # what the axis is, with its unit
+    y: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    log_x: bool = False
+
+
 class DefectRecall(NamedTuple):
     """Alarms among the images of one defect type, with a 95 % interval of the rate."""
 

@@ -156,7 +156,7 @@ class ExtrasWhileTraining(pl.Callback):
         takers = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger | WandbLogger)]
         if not due or not takers or self._images is None or not trainer.is_global_zero:
             return
-        from src.reporting.extras import extras_sheet
+        from src.extras import extras_sheet
 
         names = [str(row) for row in range(len(self._images))]
         pl_module.eval()

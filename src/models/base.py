@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
 import safetensors
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from src.errors import SavedModelError
 from src.files import atomic, write_text
-from src.result import NormalScores, Prediction
+from src.result import LineChart, NormalScores, Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 
 _FROZEN = "backbone."  # what keys of frozen features start with
-
-
-class LineChart(NamedTuple):
-    """Lines that a method draws of itself: for each name, places on the x axis and values."""
-
-    x: str  # what the axis is, with its unit
-    y: str
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-    log_x: bool = False
 
 
 class AnomalyModule(pl.LightningModule):
@@ -101,7 +92,7 @@ class AnomalyModule(pl.LightningModule):
         """What this method can show of normalised images (B, 3, H, W) beyond its prediction.
 
         The form says what each is: numbers (B,), maps (B, h, w), pictures (B, 3, H, W) in the units
-        of the input, other arrays (B, C, h, w). Called in evaluation mode; see `reporting.extras`.
+        of the input, other arrays (B, C, h, w). Called in evaluation mode; see `src.extras`.
         """
         return {}
 

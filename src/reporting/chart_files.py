@@ -7,6 +7,7 @@ differ in lightness too (Okabe and Ito's palette, 2008).
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -15,11 +16,12 @@ from matplotlib.figure import Figure
 
 from src.files import atomic
 from src.reporting.charts import CURVES, ScoreChart
-from src.result import Curve
+from src.result import Curve, LineChart
 
 NORMAL_COLOUR, DEFECT_COLOUR, UNKNOWN_COLOUR = "#3a6ea5", "#d55e00", "#8a8f98"
 INK, FAINT, GRID = "#1c2026", "#68707a", "#e3e6ea"
 _COLOURS = {"normal": NORMAL_COLOUR, "defective": DEFECT_COLOUR, "unknown": UNKNOWN_COLOUR}
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _PX = 1 / 62  # inches of a pixel of the page
 
 
@@ -72,6 +74,18 @@ def ranking_curve(curve: Curve) -> Figure:
     axes.set_title(f"{title}: area{limit} {curve.area:.4f}", loc="left", fontsize=10)
     axes.set(xlabel=x_name, ylabel=y_name, xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     axes.set_aspect("equal")
+    return figure
+
+
+def draw_lines(chart: LineChart) -> Figure:
+    """What a method draws of itself: lines from zero on, named when there are several."""
+    figure, axes = new_figure(6.0, 3.4)
+    for colour, (name, (x, y)) in zip(itertools.cycle(_LINES), chart.lines.items(), strict=False):
+        axes.plot(x, y, color=colour, lw=2, label=name)
+    axes.set(xlabel=chart.x, ylabel=chart.y, xscale="log" if chart.log_x else "linear")
+    axes.set_ylim(bottom=0)
+    if len(chart.lines) > 1:
+        axes.legend(frameon=False)
     return figure
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from src import processes
 from src.errors import ConfigError
-from src.models.base import AnomalyModule, LineChart
+from src.models.base import AnomalyModule
 from src.models.haloae import scoring
 from src.models.haloae.autoencoder import HaloAutoEncoder, Output
 from src.models.haloae.cutpaste import (
@@ -38,7 +38,7 @@ from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
 from src.models.haloae.losses import classification_loss, loss_weights, reconstruction_losses
 from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling
 from src.models.optimizers import make_optimizer
-from src.result import Prediction
+from src.result import LineChart, Prediction
 
 _REPEATS = 4  # pasted versions of each held-out image and kind
 LOSSES = ("classification", "features", "image")  # in the order of their weights

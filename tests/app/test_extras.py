@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.detector import Detector
-from src.models.base import AnomalyModule, LineChart
-from src.reporting.extras import extras_sheet, write_extras
-from src.reporting.line_chart import draw_lines
-from src.result import Prediction, Threshold
+from src.extras import extras_sheet, write_extras
+from src.models.base import AnomalyModule
+from src.reporting.chart_files import draw_lines
+from src.result import LineChart, Prediction, Threshold
 from src.tracking import ExtrasWhileTraining
 
 SIDE = 32
