@@ -58,15 +58,8 @@ def write_outputs(
 
     `sources`: the samples the model was fitted on, for pictures of patch matches.
     """
-    indices = [row["index"] for row in evaluator.per_image_rows()]
-    samples = [data.samples[index] for index in indices]
-    rows = score_rows(data, evaluator)
-    run.write_scores(rows)
-    if evaluator.has_masks:  # what `src.compare` resamples the pixel metrics from
-        paths = {index: row.path for index, row in zip(indices, rows, strict=True)}
-        histograms = evaluator.pixel_histograms()
-        named = [paths[index] for index in histograms.image.tolist()]
-        run.write_pixel_statistics(histograms, named)
+    rows = write_tables(run, data, evaluator)
+    samples = [data.samples[row["index"]] for row in evaluator.per_image_rows()]
     device = next((value.device for value in model.state_dict().values()), torch.device("cpu"))
     detector = Detector(model, data.transform, threshold, cfg, run.directory, device)
     images = [
@@ -107,6 +100,19 @@ def write_outputs(
             max_side=cfg.report.max_side, max_megabytes=cfg.report.max_megabytes,
         )  # fmt: skip
     return pictures
+
+
+def write_tables(run: SavedRun, data: AnomalyDataModule, evaluator: Evaluator) -> list[ScoreRow]:
+    """Write scores.csv, and with masks what `src.compare` resamples the pixel metrics from."""
+    rows = score_rows(data, evaluator)
+    run.write_scores(rows)
+    if evaluator.has_masks:
+        indices = [row["index"] for row in evaluator.per_image_rows()]
+        paths = {index: row.path for index, row in zip(indices, rows, strict=True)}
+        histograms = evaluator.pixel_histograms()
+        named = [paths[index] for index in histograms.image.tolist()]
+        run.write_pixel_statistics(histograms, named)
+    return rows
 
 
 def score_rows(data: AnomalyDataModule, evaluator: Evaluator) -> list[ScoreRow]:
