@@ -49,7 +49,11 @@ def score_figure(chart: ScoreChart) -> Figure:
         axes.axhline(top + chart.strip, color=GRID, lw=0.7)
     if chart.threshold is not None:
         axes.axvline(chart.threshold, color=INK, lw=1.2, ls=(0, (4, 2)))
-        axes.annotate("threshold", (chart.threshold, 14), ha="center", fontsize=8.5, color=INK)
+        value = chart.low + chart.threshold / 100 * (chart.high - chart.low)
+        axes.annotate(
+            f"threshold {value:.4g}", (chart.threshold, 0), xytext=(0, 3),
+            textcoords="offset points", ha="center", fontsize=8.5, color=INK,
+        )  # fmt: skip
     lost = f" ({chart.left_out} images are not drawn)" if chart.left_out else ""
     axes.set(xlim=(0, 100), ylim=(chart.height, 0), xlabel=f"anomaly score{lost}", yticks=[])
     axes.set_xticks([x for x, _ in chart.ticks], [text for _, text in chart.ticks])

@@ -35,10 +35,11 @@ def test_the_figure_of_scores_draws_every_column_and_dot_of_the_chart_of_the_pag
 def test_the_threshold_stands_where_it_is_and_an_infinite_one_is_not_drawn():
     rows = make_results(20, pictures=False)
     chart = score_chart(rows, 1.0)
-    lines = axes_of(chart_files.score_figure(chart)).lines
-    assert [chart.threshold, chart.threshold] in [list(line.get_xdata()) for line in lines]
+    axes = axes_of(chart_files.score_figure(chart))
+    assert [chart.threshold, chart.threshold] in [list(line.get_xdata()) for line in axes.lines]
+    assert "threshold 1" in [text.get_text() for text in axes.texts]
     texts = axes_of(chart_files.score_figure(score_chart(rows, np.inf))).texts
-    assert "threshold" not in [text.get_text() for text in texts]
+    assert not [text for text in texts if "threshold" in text.get_text()]
 
 
 @pytest.mark.parametrize("scores", [[], [2.0], [1.0, 1.0, 1.0], [np.nan], [-1e9, 1e9]])
