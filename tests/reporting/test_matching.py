@@ -61,7 +61,7 @@ def setting(tmp_path, monkeypatch):
         mean=[0.0] * 3, std=[1.0] * 3,
     )  # fmt: skip
     model = TinyMemory(torch.empty(0, 3))
-    model.bank_rows = model.backbone(transform(normal)[None])[0].flatten(0, 1)
+    model.bank_rows = model._patches(transform(normal)[None])[0].flatten(0, 1)
     anomaly_map = np.zeros((32, 32), np.float32)
     config = OmegaConf.create({
         "model": {"name": "patchcore", "distance": "euclidean"},
