@@ -24,7 +24,7 @@ class TinyMemory(torch.nn.Module):
     def __init__(self, bank):
         super().__init__()
         self.bank_rows = bank  # (M, 3)
-        self.memory = SimpleNamespace(bank=SimpleNamespace(vectors=lambda: bank))
+        self.memory = SimpleNamespace(bank=SimpleNamespace(vectors=lambda: self.bank_rows))
 
     def __len__(self):
         return len(self.bank_rows)
