@@ -74,12 +74,9 @@ class ColourScale:
         NaN counts as hottest: it must be seen.
         """
         values = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=np.inf)
-        points, places = (self.low, self.threshold, self.high), (-1.0, 0.0, 1.0)
+        points, places = [self.low, self.threshold, self.high], [-1.0, 0.0, 1.0]
         if not math.isfinite(self.threshold):  # all on one side of it, from low to high
-            points, places = (
-                points[::2],
-                places[:2] if self.threshold > 0 else places[1:],
-            )
+            points, places = points[::2], places[:2] if self.threshold > 0 else places[1:]
         return np.interp(values, points, places).astype(np.float32)
 
     def colours(self, values: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from src.backbones.features import FeatureExtractor
 from src.errors import ConfigError
-from src.models.base import AnomalyModule, LineChart
+from src.models.base import AnomalyModule
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
 from src.models.patchcore.memory import PatchMemory
@@ -38,7 +38,7 @@ from src.models.patchcore.official_banks import take_official
 from src.models.patchcore.options import Normalisation, PatchCoreOptions
 from src.models.patchcore.scores import Scored, length
 from src.processes import leads
-from src.result import NormalScores, Prediction
+from src.result import LineChart, NormalScores, Prediction
 
 # Ours: the unit of a member is the distance from the median to this quantile of held-out scores.
 _IMAGE_QUANTILE, _PATCH_QUANTILE = 0.95, 0.99

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from src.backbones.cache import FeatureCache
 from src.errors import ConfigError, SavedModelError
 from src.files import atomic
-from src.models.base import AnomalyModule, LineChart
+from src.models.base import AnomalyModule
 from src.models.optimizers import make_optimizer, make_scheduler
 from src.models.uflow.best_epochs import BEST_ON_TEST, NLL, KeepBest
 from src.models.uflow.features import FeatureNorm
@@ -40,7 +40,7 @@ from src.models.uflow.latents import LatentStatistics, latent_chart, warnings_of
 from src.models.uflow.nfa import log_nfa, offset_from_normals
 from src.models.uflow.options import UFlowOptions
 from src.processes import weight
-from src.result import Prediction, Threshold
+from src.result import LineChart, Prediction, Threshold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
