@@ -131,5 +131,5 @@ def register() -> None:
         if package.ispkg and importlib.util.find_spec(f"src.models.{package.name}.options"):
             module = importlib.import_module(f"src.models.{package.name}.options")
             for name, kind in vars(module).items():
-                if name.endswith("Options") and not kind.__dataclass_params__.frozen:
+                if name.endswith("Options"):
                     store(name=name, node=dataclass(type(name, (MethodKeys, kind), {})))
