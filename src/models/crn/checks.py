@@ -35,10 +35,11 @@ class RunChecks(pl.Callback):
         every: minibatches between evaluations.
         oracle: whether to score the test set.
         judge: area under the ROC curve.
+        keep_best: whether to end with the weights that did best on the test set.
     """
 
-    def __init__(self, every: int, oracle: bool, judge: Judge) -> None:
-        self.every, self.oracle, self.judge = every, oracle, judge
+    def __init__(self, every: int, oracle: bool, judge: Judge, keep_best: bool) -> None:
+        self.every, self.oracle, self.judge, self.keep_best = every, oracle, judge, keep_best
         #: Minibatches at the last evaluation, running maxima, and what the paper's rule keeps.
         self.seen: dict[str, Any] = {"step": 0, "best": 0.0, "paper": 0.0, "kept": None}
 
@@ -101,7 +102,7 @@ class RunChecks(pl.Callback):
         if math.isnan(last):  # one class only: the official code calls this 1.0
             return {}
         turned = max(last, 1 - last)
-        if data.protocol == "paper" and turned > self.seen["paper"]:
+        if self.keep_best and turned > self.seen["paper"]:
             tensors = {k: v.detach().cpu().clone() for k, v in model.trained_tensors().items()}
             self.seen["kept"] = (tensors, model.trained_facts())
         for name, value in (("best", last), ("paper", turned)):

@@ -87,8 +87,9 @@ class CRN(AnomalyModule):
 
     def callbacks(self) -> list[pl.Callback]:
         """The curves of the run."""
-        options = self.options
-        return [RunChecks(options.check_every, options.oracle_curves, instantiate(options.judge))]
+        options, paper = self.options, self.options.protocol == "paper"
+        judge = instantiate(options.judge)
+        return [RunChecks(options.check_every, options.oracle_curves, judge, paper)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over all units; units without a gradient do not move."""

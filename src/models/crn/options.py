@@ -54,6 +54,7 @@ class CRNOptions:
     scheduler: dict[str, Any]  # class of torch.optim.lr_scheduler, once an epoch; {}: constant
     check_every: int  # minibatches between two points of the curves, see checks.py
     oracle_curves: bool  # score the test set there; for curves only, unless protocol=paper
+    protocol: str  # honest or paper: the weights that did best on the test set are kept
     judge: dict[str, Any]  # function (scores, defective) -> AUROC
     channels_last: bool  # memory layout of weights and images
     compile_units: bool  # torch.compile; the graphs are shared by all units

@@ -22,9 +22,9 @@ def compose(*overrides):
 class ToyData(pl.LightningDataModule):
     """Stripes; defective ones have a bright square. Batches as the real data module gives them."""
 
-    def __init__(self, protocol="honest", held_out=4, batch_size=4):
+    def __init__(self, held_out=4, batch_size=4):
         super().__init__()
-        self.protocol, self.batch_size = protocol, batch_size
+        self.batch_size = batch_size
         generator = torch.Generator().manual_seed(0)
         stripes = torch.sin(torch.arange(SIDE) * 0.8).expand(3, SIDE, SIDE)
         images = stripes + 0.2 * torch.rand(24, 3, SIDE, SIDE, generator=generator)

@@ -212,8 +212,8 @@ def test_swapping_test_labels_changes_curves_but_not_the_honest_model(crn, toy, 
 def test_the_paper_rule_keeps_the_weights_of_its_highest_value(crn, toy, fit):
     from src.models.crn.checks import test_scores
 
-    model = crn("model.check_every=1", "model.optimizer.lr=3e-3")
-    data = toy("paper", batch_size=8)
+    model = crn("model.check_every=1", "model.optimizer.lr=3e-3", "protocol=paper")
+    data = toy(batch_size=8)
     fit(model, data, 12)
     scores, labels = test_scores(model, data.test_dataloader())
     kept = naive_auroc(scores, labels)
