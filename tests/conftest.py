@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import src.composing  # noqa: F401  tells Hydra the schemas of conf/
+
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("CACHE_DIR", tempfile.mkdtemp(prefix="goodparts-cache-"))
 
