@@ -6,13 +6,13 @@ import importlib.metadata
 import json
 from pathlib import Path
 
-import hydra
 import jsonschema
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from src import composing
 from src.sweeping.definition import load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +20,7 @@ FILES = sorted((ROOT / "sweeps").glob("*.y*ml"))
 
 
 def compose(words):
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        return hydra.compose("run", overrides=words)
+    return composing.compose("run", words)
 
 
 def fixed_words(sweep):
