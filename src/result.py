@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -41,11 +42,20 @@ class Prediction(NamedTuple):
         return moved._replace(score=moved.score.float(), anomaly_map=moved.anomaly_map.float())
 
 
+class Calibration(StrEnum):
+    """How normal images got scores as if the model had not seen them."""
+
+    held_out = "held_out"  # images kept out of training: split-conformal, an exact promise
+    cross = "cross"  # folds, each scored by a model of the others
+    leave_one_out = "leave_one_out"  # own rows skipped in one memory bank: scores too high
+
+
 class NormalScores(NamedTuple):
     """Scores of normal images the model has not seen, one value per image."""
 
     image: Tensor  # (n,) image scores
     map_max: Tensor  # (n,) highest value of each anomaly map
+    way: Calibration = Calibration.held_out
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from src.backbones.onednn import linear
-from src.models.patchcore.options import CoresetOptions
+from src.models.patchcore.options import HeldOut, PatchCoreOptions
 
 _FLOAT = 4  # bytes
 #: Besides the vector: squared norm, distance, sort key, source (3 x int32), nearest kept row.
@@ -26,17 +26,20 @@ class FitCost(NamedTuple):
     dim: int  # D
     selection_dim: int  # d, after projection
     kept: int  # M
+    cross: bool  # whether the coreset is selected again for folds, from a copy of the patches
     budget: int | None  # bytes
 
     @classmethod
     def of(
-        cls, images: int, grid: tuple[int, int], dim: int, options: CoresetOptions,
+        cls, images: int, grid: tuple[int, int], dim: int, options: PatchCoreOptions,
         budget_gb: float | None,
     ) -> FitCost:  # fmt: skip
         """The cost for `images` images of `grid` patches of `dim` values."""
         patches = images * grid[0] * grid[1]
+        coreset = options.coreset
         return cls(
-            images, patches, dim, options.projected_dim(dim), options.size(patches),
+            images, patches, dim, coreset.projected_dim(dim), coreset.size(patches),
+            options.held_out == HeldOut.cross,
             None if budget_gb is None else int(budget_gb * _GB),
         )  # fmt: skip
 
@@ -58,7 +61,8 @@ class FitCost(NamedTuple):
     @property
     def peak_bytes(self) -> int:
         """Highest need when all patches are held at once."""
-        return self.patches * self.row_bytes + 2 * self.kept * self.bank_row_bytes + WORKSPACE
+        copy = _FLOAT * self.dim * self.patches * self.cross
+        return self.patches * self.row_bytes + copy + 2 * self.kept * self.bank_row_bytes + WORKSPACE
 
     @property
     def streams(self) -> bool:

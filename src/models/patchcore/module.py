@@ -35,10 +35,10 @@ from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
 from src.models.patchcore.memory import PatchMemory
 from src.models.patchcore.official_banks import take_official
-from src.models.patchcore.options import Normalisation, PatchCoreOptions
+from src.models.patchcore.options import HeldOut, Normalisation, PatchCoreOptions
 from src.models.patchcore.scores import Scored, length
 from src.processes import leads
-from src.result import LineChart, NormalScores, Prediction
+from src.result import Calibration, LineChart, NormalScores, Prediction
 
 # Ours: the unit of a member is the distance from the median to this quantile of held-out scores.
 _IMAGE_QUANTILE, _PATCH_QUANTILE = 0.95, 0.99
@@ -102,6 +102,7 @@ class PatchCore(AnomalyModule):
         )
         for name in ("scale", "held_out_image", "held_out_map_max"):
             self.register_buffer(name, torch.empty(0))
+        self._way = Calibration.leave_one_out
         # Lightning's distributed strategy insists on a parameter that could be trained.
         self.anchor = nn.Parameter(torch.zeros(()))
         if options.weights is not None:
@@ -157,11 +158,13 @@ class PatchCore(AnomalyModule):
             self.log("fit/cover_radius", max(float(m.radius[-1]) for m in self.each_memory()))
         members = [scored for scored in found if scored is not None]
         if len(members) == len(found):
-            self._note_held_out(members)
+            several = len(members[0].image) > 1
+            cross = self.options.held_out == HeldOut.cross and several
+            self._note_held_out(members, Calibration.cross if cross else Calibration.leave_one_out)
 
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """After streaming, a second pass gives the held-out scores; otherwise they are known.
+        """After streaming, a second pass gives leave-one-out scores; otherwise they are known.
 
         A given bank does not know which of its rows stem from which image: it has none.
         """
@@ -180,11 +183,13 @@ class PatchCore(AnomalyModule):
             [
                 Scored(*(torch.cat(values) for values in zip(*member, strict=True)))
                 for member in zip(*parts, strict=True)
-            ]
+            ],
+            Calibration.leave_one_out,
         )
 
-    def _note_held_out(self, members: list[Scored]) -> None:
+    def _note_held_out(self, members: list[Scored], way: Calibration) -> None:
         """Fix the scale of an ensemble, then keep the held-out scores of all memories together."""
+        self._way = way
         if len(members) > 1:
             self.scale = torch.stack([held_out_scale(member) for member in members])
         parts = [
@@ -195,14 +200,14 @@ class PatchCore(AnomalyModule):
         self.held_out_map_max = torch.cat([part.anomaly_map.amax((1, 2)) for part in parts])
 
     def held_out_scores(self) -> NormalScores | None:
-        """Leave-one-image-out scores of the training images, in image order.
+        """Scores of the training images by banks without them, in image order.
 
         None when the scale depends on the images predicted, or the banks were given.
         """
         fixed = len(self.memories) == 1 or self.options.normalisation == Normalisation.held_out
         if not fixed or not len(self.held_out_image):
             return None
-        return NormalScores(self.held_out_image.cpu(), self.held_out_map_max.cpu())
+        return NormalScores(self.held_out_image.cpu(), self.held_out_map_max.cpu(), self._way)
 
     # --- scoring ------------------------------------------------------------------------------
 
@@ -287,6 +292,11 @@ class PatchCore(AnomalyModule):
             owner, _, last = name.rpartition(".")
             setattr(self.get_submodule(owner), last, torch.empty_like(tensors[name]))
         super().restore_tensors(tensors, facts)
+        self._way = Calibration(facts["held_out"])
+
+    def trained_facts(self) -> dict[str, Any]:
+        """How the held-out scores came about."""
+        return {"held_out": str(self._way)}
 
 
 def held_out_scale(scored: Scored) -> Tensor:

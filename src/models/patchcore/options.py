@@ -25,6 +25,17 @@ Distance = StrEnum("Distance", ["euclidean", "cosine"])
 #: approximate inverted lists of faiss, whose distances can only come out larger.
 Backend = StrEnum("Backend", ["flat", "faiss", "ivf"])
 
+#: What brings the channels of patch vectors to one scale; layer: every layer gets the same total
+#: variance; channel: every channel variance 1; whiten: the principal components of 99 % of it.
+Normalise = StrEnum("Normalise", ["none", "layer", "channel", "whiten"])
+
+#: What the patch scores of an image come to; max: Sec. 3.3; top: the mean of the largest share.
+ImageScore = StrEnum("ImageScore", ["max", "top"])
+
+#: How training images get scores as if unseen; cross: by K folds, the coreset selected again;
+#: leave_one_out: own rows skipped in the one coreset, which is fast and gives scores too high.
+HeldOut = StrEnum("HeldOut", ["cross", "leave_one_out"])
+
 #: How the bank keeps its rows; distances are computed in float32 from what is kept.
 Storage = StrEnum("Storage", ["float32", "float16"])
 
@@ -96,6 +107,7 @@ class PatchCoreOptions:
     patch_stride: int  # step between patches in feature cells
     pretrain_dim: int  # official: values per layer and patch after the first pooling
     target_dim: int  # official: values per patch vector
+    normalise: Normalise
     coreset: CoresetOptions
     neighbors: int  # k, bank rows whose mean distance scores a patch
     distance: Distance
@@ -103,8 +115,12 @@ class PatchCoreOptions:
     reweight: Reweight
     reweight_neighbors: int  # b of Eq. 7
     squared: bool  # report squared Euclidean distances
+    score: ImageScore
+    top_share: float  # of an image's patches, for `top`; at least one patch
     sigma: float  # Gaussian blur of the map in pixels
     normalisation: Normalisation
+    held_out: HeldOut
+    folds: int | None  # of cross; None: 20 below 100 images, else 10
     memory_budget_gb: float | None  # most memory for patches and coreset; None: no limit
     weights: str | None  # banks to start from instead of a fit, see official_banks; None: fit
     seed: int  # of coreset starts and projections
@@ -115,4 +131,16 @@ class PatchCoreOptions:
                 "A patch needs an odd side and a positive stride, in feature cells.",
                 found=f"model.patch_size={self.patch_size}, model.patch_stride={self.patch_stride}",
                 do="use 1, 3 or 5 with stride 1; the paper uses 3",
+            )
+        if self.score == ImageScore.top and self.reweight != Reweight.none:
+            raise ConfigError(
+                "Eq. 7 weights the one worst patch of an image.",
+                found=f"model.score=top with model.reweight={self.reweight}",
+                do="use model.score=max, or model.reweight=none",
+            )
+        if self.normalise != Normalise.none and self.embedding == Embedding.official:
+            raise ConfigError(
+                "model.normalise works on channels, which the official embedding mixes.",
+                found=f"model.normalise={self.normalise} with model.embedding=official",
+                do="use model.embedding=concat, or model.normalise=none",
             )

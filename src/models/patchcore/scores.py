@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.models.patchcore.nearest import nearest
-from src.models.patchcore.options import Distance, PatchCoreOptions, Reweight
+from src.models.patchcore.options import Distance, ImageScore, PatchCoreOptions, Reweight
 
 
 class Scored(NamedTuple):
@@ -29,6 +29,14 @@ def patch_score(gap: Tensor, options: PatchCoreOptions) -> Tensor:
     squared = options.squared and options.distance == Distance.euclidean
     value = gap if squared else length(gap, options.distance)
     return value[:, 0] if value.shape[1] == 1 else value.mean(1)
+
+
+def image_score(grid: Tensor, options: PatchCoreOptions) -> Tensor:
+    """Patch scores (B, P) -> image scores (B,): the largest, or the mean of the largest share."""
+    if options.score == ImageScore.max:
+        return grid.amax(1)
+    k = max(1, int(options.top_share * grid.shape[1]))
+    return grid.topk(k, dim=1).values.mean(1)
 
 
 def neighbourhood_weight(reweight: Reweight, match: Tensor, neighbours: Tensor, dim: int) -> Tensor:
