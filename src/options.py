@@ -140,11 +140,12 @@ RULES: Mapping[str, Rule] = {
     ),
     **dict.fromkeys(("fraction", "test_fraction"), HELD_OUT),
     "contamination": share(zero=True),
-    **dict.fromkeys(("ratio", "alpha", "q"), share(zero=False)),
+    **dict.fromkeys(("ratio", "alpha", "q", "top_share"), share(zero=False)),
     **dict.fromkeys(("max_epochs", "max_steps"), whole(-1)),
     **dict.fromkeys(("resize", "crop"), either(whole(1), PAIR)),
     "camera_size": PAIR,
     "extras": several(choice("numbers", "maps", "pictures", "arrays")),
+    "folds": whole(2),
     "seed": whole(0, 2**32 - 1),
     "seeds": either(whole(0), several(whole(0))),
     "port": whole(1, 65535),
@@ -172,7 +173,7 @@ RULES: Mapping[str, Rule] = {
     "interpolation": choice("nearest", "bilinear", "bicubic", "lanczos"),
 }  # fmt: skip
 
-NULLABLE = ("crop", "jitter", "log_images_every_n_epochs", "projection_dim", "ratio", "num_workers",
+NULLABLE = ("crop", "folds", "jitter", "log_images_every_n_epochs", "projection_dim", "ratio", "num_workers",
             "animation.format", "padding_mode", "samples_per_epoch", "bit_depth",
             "checkpoint_keep_every_n_epochs")  # fmt: skip
 
