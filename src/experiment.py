@@ -145,15 +145,19 @@ def calibrate(
 def normal_scores(
     cfg: DictConfig, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
 ) -> NormalScores | None:
-    """Scores of normal images the model has not seen: its own, or those of images held out."""
+    """Scores of normal images the model has not seen: of those held out, else the model's own."""
     model.own_mask = build_rule(cfg.threshold).needs_own_mask
-    normal = model.held_out_scores()
-    if normal is None and data.calibration_samples:
+    samples = data.calibration_samples
+    if samples:
         collected = CalibrationScores()
         loader = data.calibration_dataloader(shared=True)
         score_images(trainer, model, loader, collected.update, own_share=True)
         normal = NormalScores(*collected.compute().unbind(dim=1))
-    return normal
+    elif own := model.held_out_scores():
+        normal, samples = own, data.train_samples
+    else:
+        return None
+    return normal._replace(paths=[data.entry_of(sample).path for sample in samples])
 
 
 def evaluate(

@@ -173,8 +173,8 @@ RULES: Mapping[str, Rule] = {
     "interpolation": choice("nearest", "bilinear", "bicubic", "lanczos"),
 }  # fmt: skip
 
-NULLABLE = ("crop", "folds", "jitter", "log_images_every_n_epochs", "projection_dim", "ratio", "num_workers",
-            "animation.format", "padding_mode", "samples_per_epoch", "bit_depth",
+NULLABLE = ("crop", "folds", "jitter", "log_images_every_n_epochs", "projection_dim", "ratio",
+            "num_workers", "animation.format", "padding_mode", "samples_per_epoch", "bit_depth",
             "checkpoint_keep_every_n_epochs")  # fmt: skip
 
 

@@ -56,6 +56,7 @@ class NormalScores(NamedTuple):
     image: Tensor  # (n,) image scores
     map_max: Tensor  # (n,) highest value of each anomaly map
     way: Calibration = Calibration.held_out
+    paths: Sequence[str] = ()  # of the images, below the data root
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from src.data.record import DataRecord, place_of
 from src.errors import SavedModelError
 from src.files import atomic, write_rows, write_text
 from src.grammar import literal
-from src.result import NormalScores
+from src.result import Calibration, NormalScores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,8 +217,11 @@ class SavedRun:
     def write_calibration(self, normal: NormalScores | None) -> None:
         """Keep the scores a threshold is set with: for other rules and drift warnings later."""
         if normal is not None:
-            pairs = zip(normal.image.tolist(), normal.map_max.tolist(), strict=True)
-            rows = [{"score": score, "map_max": highest} for score, highest in pairs]
+            columns = zip(normal.paths, normal.image.tolist(), normal.map_max.tolist(), strict=True)
+            rows = [
+                {"path": path, "score": score, "map_max": highest, "way": str(normal.way)}
+                for path, score, highest in columns
+            ]
             self.write_rows("calibration.csv", rows)
 
     def calibration(self) -> NormalScores | None:
@@ -228,9 +231,14 @@ class SavedRun:
         if not self.has("calibration.csv"):
             return None
         with self._rows("calibration.csv") as rows:
-            table = [(float(row["score"]), float(row["map_max"])) for row in rows]
-        values = torch.tensor(table, dtype=torch.float32).reshape(-1, 2)
-        return NormalScores(values[:, 0], values[:, 1])
+            table = [
+                (row["path"], float(row["score"]), float(row["map_max"]), row["way"])
+                for row in rows
+            ]
+        if not table:
+            return None
+        paths, score, highest, ways = zip(*table, strict=True)
+        return NormalScores(torch.tensor(score), torch.tensor(highest), Calibration(ways[0]), paths)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Declare the run finished."""

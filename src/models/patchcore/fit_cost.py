@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from src.backbones.onednn import linear
-from src.models.patchcore.options import HeldOut, PatchCoreOptions
+from src.models.patchcore.options import CoresetOptions
 
 _FLOAT = 4  # bytes
 #: Besides the vector: squared norm, distance, sort key, source (3 x int32), nearest kept row.
@@ -31,16 +31,14 @@ class FitCost(NamedTuple):
 
     @classmethod
     def of(
-        cls, images: int, grid: tuple[int, int], dim: int, options: PatchCoreOptions,
-        budget_gb: float | None,
+        cls, images: int, grid: tuple[int, int], dim: int, coreset: CoresetOptions,
+        budget_gb: float | None, cross: bool = False,
     ) -> FitCost:  # fmt: skip
         """The cost for `images` images of `grid` patches of `dim` values."""
         patches = images * grid[0] * grid[1]
-        coreset = options.coreset
         return cls(
             images, patches, dim, coreset.projected_dim(dim), coreset.size(patches),
-            options.held_out == HeldOut.cross,
-            None if budget_gb is None else int(budget_gb * _GB),
+            cross, None if budget_gb is None else int(budget_gb * _GB),
         )  # fmt: skip
 
     @property
@@ -62,7 +60,8 @@ class FitCost(NamedTuple):
     def peak_bytes(self) -> int:
         """Highest need when all patches are held at once."""
         copy = _FLOAT * self.dim * self.patches * self.cross
-        return self.patches * self.row_bytes + copy + 2 * self.kept * self.bank_row_bytes + WORKSPACE
+        bank = 2 * self.kept * self.bank_row_bytes
+        return self.patches * self.row_bytes + copy + bank + WORKSPACE
 
     @property
     def streams(self) -> bool:

@@ -96,7 +96,8 @@ class PatchMemory(nn.Module):
         A stream takes its normalisation from the first batch.
         """
         _, h, w, D = patches.shape
-        cost = FitCost.of(self._images, (h, w), D, self.options, self.budget_gb)
+        cross = self.options.held_out == HeldOut.cross
+        cost = FitCost.of(self._images, (h, w), D, self.options.coreset, self.budget_gb, cross)
         log.info("PatchCore plan: %s", cost.describe())
         if cost.streams:
             self._fit_basis(patches)
@@ -177,6 +178,7 @@ class PatchMemory(nn.Module):
         """Scores of patches (B, h, w, D).
 
         Args:
+            patches: as `patches` makes them.
             without: the number of an image whose rows are left out.
             bank: another one than the memory's own.
         """
