@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.models.patchcore.stand_ins import Noise, build, fitted, options, trainer
 from torch.utils.data import DataLoader, Subset
 
 from src.errors import ConfigError
@@ -12,6 +11,7 @@ from src.models.patchcore.normalising import fit_normalisation, normalise
 from src.models.patchcore.options import Normalise
 from src.models.patchcore.scores import image_score
 from src.result import Calibration
+from tests.models.patchcore.stand_ins import Noise, build, fitted, options, trainer
 
 NORMALISED = ("none", "layer", "channel", "whiten")
 
