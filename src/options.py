@@ -146,6 +146,7 @@ RULES: Mapping[str, Rule] = {
     "camera_size": PAIR,
     "extras": several(choice("numbers", "maps", "pictures", "arrays")),
     "folds": whole(2),
+    "calibration.method": choice("cross", "leave_one_out"),
     "seed": whole(0, 2**32 - 1),
     "seeds": either(whole(0), several(whole(0))),
     "port": whole(1, 65535),
