@@ -152,7 +152,8 @@ def normal_scores(
         collected = CalibrationScores()
         loader = data.calibration_dataloader(shared=True)
         score_images(trainer, model, loader, collected.update, own_share=True)
-        normal = NormalScores(*collected.compute().unbind(dim=1))
+        scores, highest = collected.compute().unbind(dim=1)
+        normal = NormalScores(scores, highest)
     elif own := model.held_out_scores():
         normal, samples = own, data.train_samples
     else:

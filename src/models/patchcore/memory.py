@@ -160,7 +160,7 @@ class PatchMemory(nn.Module):
     def _scaled_in_place(self, grids: Tensor) -> Tensor:
         """The same of all patches (n, h, w, D), without a second copy of them."""
         width = grids.shape[3]
-        for part in grids.split(_IMAGES):
+        for part in torch.split(grids, _IMAGES):
             scaled = self._scaled(part)
             width = scaled.shape[3]
             part[..., :width] = scaled
@@ -201,7 +201,7 @@ class PatchMemory(nn.Module):
             rest[mine] = False
             bank = MemoryBank(self.options.search).to(grids.device)
             self.reduce(bank, grids[rest.to(grids.device)], index[rest])
-            for part in mine.split(_IMAGES):
+            for part in torch.split(mine, _IMAGES):
                 image[part], grid[part] = self.score(grids[part], bank=bank)
         return Scored(image, grid)
 

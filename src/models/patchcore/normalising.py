@@ -30,7 +30,8 @@ def fit_normalisation(patches: Tensor, widths: Sequence[int], kind: Normalise) -
     if kind == Normalise.channel:
         return variance.rsqrt().float()
     if kind == Normalise.layer:
-        parts = [part.sum().rsqrt().expand(len(part)) for part in variance.split(list(widths))]
+        layers = torch.split(variance, list(widths))
+        parts = [layer.sum().rsqrt().expand(len(layer)) for layer in layers]
         return torch.cat(parts).float()
     value, vector = torch.linalg.eigh(spread)
     value, vector = value.flip(0), vector.flip(1)
