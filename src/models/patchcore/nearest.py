@@ -62,11 +62,15 @@ def nearest(queries: Tensor, rows: Tensor, k: int, norms: Tensor | None = None) 
 def measure(queries: Tensor, rows: Tensor, row: Tensor) -> Match:
     """Distances of queries (Q, D) to the rows with numbers (Q, k), by distance, then by row."""
     row = row.sort(1).values
-    distance = []
+    parts = []
     for tile in tiles(queries.shape[0], _QUERY_TILE):
         gap = rows[row[tile]].float() - queries[tile][:, None]  # (t, k, D)
-        distance.append(torch.linalg.vecdot(gap, gap))
-    ordered, order = torch.cat(distance).sort(dim=1, stable=True)
+        parts.append(torch.linalg.vecdot(gap, gap))
+    distance = torch.cat(parts)
+    if row.shape[1] == 1:
+        return Match(distance, row)
+    stable = not torch.compiler.is_compiling()  # ONNX knows no stable sort
+    ordered, order = distance.sort(dim=1, stable=True) if stable else distance.sort(dim=1)
     return Match(ordered, row.gather(1, order))
 
 

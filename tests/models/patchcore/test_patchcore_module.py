@@ -181,3 +181,21 @@ def test_radius_curve_is_drawn_after_a_greedy_selection_only(plain):
     ((_, heights),) = plain.diagnostics()["coreset_radius"].lines.values()
     assert heights == plain.memory.radius.tolist()
     assert fitted(coreset={"method": "random"}).diagnostics() == {}
+
+
+def test_reweighted_means_of_several_neighbours_fit_an_onnx_file(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    model = fitted(neighbors=3, reweight="paper")
+    batch = torch.export.Dim("batch", min=1, max=64)
+    torch.onnx.export(
+        model.export_form().eval(), (torch.randn(2, 3, *SIZE),), tmp_path / "model.onnx",
+        dynamo=True, input_names=["image"], dynamic_shapes=({0: batch},), verbose=False,
+    )  # fmt: skip
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    for count in (1, 5):
+        images = torch.randn(count, 3, *SIZE)
+        found, expected = session.run(None, {"image": images.numpy()}), model(images)
+        torch.testing.assert_close(torch.from_numpy(found[0]), expected.score, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.from_numpy(found[1]), expected.anomaly_map, rtol=1e-4, atol=1e-4
+        )
