@@ -54,7 +54,7 @@ def our_step(
     image = image.contiguous(memory_format=layout)
     board = UnitBoard(3, "random", 0.9, 0)
     parameters = [p for unit in units for p in unit.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)  # conf/model/optimizer/adam.yaml
+    optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)  # conf/optimizer/adam.yaml
 
     def step(i: int) -> None:
         pair = PAIRS[i % 3]

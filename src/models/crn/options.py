@@ -50,7 +50,7 @@ class CRNOptions:
     pairing: Pairing
     selection_decay: float  # [0, 1): moving average that finds the best units; 0: last minibatch
     score: Score
-    optimizer: dict[str, Any]  # class of torch.optim, see conf/model/optimizer
+    optimizer: dict[str, Any]  # class of torch.optim, see conf/optimizer
     scheduler: dict[str, Any]  # class of torch.optim.lr_scheduler, once an epoch; {}: constant
     check_every: int  # minibatches between two points of the curves, see checks.py
     oracle_curves: bool  # score the test set there; for curves only, unless protocol=paper
@@ -97,5 +97,5 @@ class DAGANOptions:
 
     base_channels: int  # of the outermost level of both networks
     weights: DAGANWeights
-    optimizer: dict[str, Any]  # class of torch.optim, see conf/model/optimizer
+    optimizer: dict[str, Any]  # class of torch.optim, see conf/optimizer
     seed: int  # of initial weights

@@ -354,7 +354,7 @@ def test_mistakes_in_the_config_are_answered_with_what_to_do(crn, override, expe
     ("overrides", "expected"),
     [
         (["model.optimizer._target_=torch.optim.Adan"], "Adan"),
-        (["model/scheduler=cosine", "model.scheduler.T_max=double"], "doubled"),
+        (["scheduler=cosine", "model.scheduler.T_max=double"], "doubled"),
     ],
 )
 def test_mistakes_in_optimizer_or_schedule_are_explained(crn, toy, fit, overrides, expected):
@@ -373,7 +373,7 @@ def test_a_backbone_is_refused(crn):
 def test_cosine_ends_at_zero_and_the_official_horizon_near_half(crn, toy, fit):
     rates = {}
     for horizon in ("run", "doubled"):
-        model = crn("model/scheduler=cosine", f"model.scheduler.T_max={horizon}")
+        model = crn("scheduler=cosine", f"model.scheduler.T_max={horizon}")
         trainer = fit(model, toy(), 20)  # 10 epochs of 2 minibatches
         rates[horizon] = trainer.optimizers[0].param_groups[0]["lr"]
         length = trainer.lr_scheduler_configs[0].scheduler.T_max
@@ -387,7 +387,7 @@ def test_cosine_ends_at_zero_and_the_official_horizon_near_half(crn, toy, fit):
 )
 def test_other_schedules_step_once_an_epoch(crn, toy, fit, name, expected):
     changes = ["model.scheduler.milestones=[1,3]"] if name == "step" else []
-    model = crn(f"model/scheduler={name}", *changes)
+    model = crn(f"scheduler={name}", *changes)
     trainer = fit(model, toy(), 8)  # 4 epochs
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(expected)
 
