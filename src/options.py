@@ -97,6 +97,7 @@ def _value(found: str) -> float:
     return float(found.removesuffix("%")) / (100 if found.endswith("%") else 1)
 
 
+NOTHING = Rule("null", lambda x: x is None)
 TEXT = Rule("text", lambda x: isinstance(x, str), lambda found: f"'{found}'")
 PATH = Rule("a path (./null for a folder of that name)", lambda x: isinstance(x, str) and x != "")
 BOOLEAN = Rule("true or false", lambda x: isinstance(x, bool))
@@ -146,6 +147,8 @@ RULES: Mapping[str, Rule] = {
     "camera_size": PAIR,
     "extras": several(choice("numbers", "maps", "pictures", "arrays")),
     "folds": whole(2),
+    "model.judge.resamples": whole(0),
+    "parity.images": whole(1),
     "calibration.method": choice("cross", "leave_one_out"),
     "seed": whole(0, 2**32 - 1),
     "seeds": either(whole(0), several(whole(0))),
@@ -268,13 +271,15 @@ def _rule(key: str, default: Any, declared: Any) -> Rule | None:
 
 def _rule_of(declared: Any) -> Rule | None:
     """The rule that a type is."""
+    if get_origin(declared) is dict:
+        return None
     inner = [kind for kind in get_args(declared) if kind is not NoneType]
     if get_origin(declared) is list:
         item = _rule_of(inner[0])
         return several(item) if item else None
     if inner:
         rules = [rule for kind in inner if (rule := _rule_of(kind))]
-        return either(*rules) if rules else None
+        return either(*rules, *[NOTHING] * (NoneType in get_args(declared))) if rules else None
     if isinstance(declared, type) and issubclass(declared, Enum):
         return choice(*declared.__members__)
     return {bool: BOOLEAN, int: WHOLE, float: NUMBER, str: TEXT}.get(declared)

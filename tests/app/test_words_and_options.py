@@ -187,7 +187,7 @@ def test_debug_in_any_spelling_shows_the_stack_trace(start):
         ("data.limit_train=-3", "at least 1"),
         ("model.coreset.ratio=10%", "above 0 and not above 1"),
         ("model.coreset.ratio=10", "above 0 and not above 1"),
-        ("calibration.fraction=20", "from 0 to 1"),
+        ("calibration.fraction=20", "at least 0 and below 1"),
         ("threshold.alpha=5%", "above 0"),
         ("hardware.precision=8", "32-true"),
         ("hardware.precision=16", "16-mixed"),
@@ -203,7 +203,7 @@ def test_debug_in_any_spelling_shows_the_stack_trace(start):
         ("model.coreset=0.1", "model.coreset.ratio"),
         ("report=false", "report.enabled"),
         ("protocol=honst", "honest, paper"),
-        ("model.embedding=3", "text"),
+        ("model.embedding=3", "one of official, concat"),
     ],
 )
 def test_a_wrong_kind_is_refused_and_the_advice_works(start, word, allowed):

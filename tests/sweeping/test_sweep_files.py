@@ -48,7 +48,7 @@ def test_every_parameter_exists_in_the_config_and_every_value_fits(path):
     words = fixed_words(definition)
     base = compose(words)
     for name, spec in definition.plain["parameters"].items():
-        key = name.replace("/", ".")  # optimizer: a group, whose file sets model.optimizer
+        key = f"model.{name}" if name in ("optimizer", "scheduler") else name  # groups
         assert OmegaConf.select(base, key, default="absent") != "absent", name
         values = spec.get("values", [spec.get("value", spec.get("min"))])
         for value in values:
