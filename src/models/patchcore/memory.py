@@ -88,7 +88,7 @@ class PatchMemory(nn.Module):
         if self._patches is None:
             self._patches = self._open(patches)
         streams = isinstance(self._patches, StreamingCoreset)
-        self._patches.add(self._scaled(patches) if streams else patches, index)
+        self._patches.add(self.scaled(patches) if streams else patches, index)
 
     def _open(self, patches: Tensor) -> FeatureStore | StreamingCoreset:
         """Say what will happen, then choose between holding all patches and streaming.
@@ -100,8 +100,8 @@ class PatchMemory(nn.Module):
         cost = FitCost.of(self._images, (h, w), D, self.options.coreset, self.budget_gb, cross)
         log.info("PatchCore plan: %s", cost.describe())
         if cost.streams:
-            self._fit_basis(patches)
-            cost = cost._replace(dim=self._scaled(patches[:1]).shape[3])
+            self.fit_basis(patches)
+            cost = cost._replace(dim=self.scaled(patches[:1]).shape[3])
             return StreamingCoreset(cost, self.options.coreset, self.options.seed)
         return FeatureStore(self._images)
 
@@ -119,7 +119,7 @@ class PatchMemory(nn.Module):
         if patches is None:
             raise RuntimeError("no training images were added")
         grids, index = patches.collect()
-        self._fit_basis(grids)
+        self.fit_basis(grids)
         grids = self._scaled_in_place(grids)
         chosen = self.reduce(self.bank, grids, index, progress)
         self.radius = chosen.radius
@@ -146,12 +146,12 @@ class PatchMemory(nn.Module):
         bank.fill(rows, patch_origins(index, h, w)[chosen.rows])
         return chosen
 
-    def _fit_basis(self, grids: Tensor) -> None:
+    def fit_basis(self, grids: Tensor) -> None:
         kind = self.options.normalise
         if kind != Normalise.none:
             self.basis = fit_normalisation(grids.flatten(0, 2), self.embedder.channels, kind)
 
-    def _scaled(self, patches: Tensor) -> Tensor:
+    def scaled(self, patches: Tensor) -> Tensor:
         """Patches (..., D) as they are compared."""
         patches = normalise(patches, self.basis)
         cosine = self.options.distance == Distance.cosine
@@ -161,7 +161,7 @@ class PatchMemory(nn.Module):
         """The same of all patches (n, h, w, D), without a second copy of them."""
         width = grids.shape[3]
         for part in torch.split(grids, _IMAGES):
-            scaled = self._scaled(part)
+            scaled = self.scaled(part)
             width = scaled.shape[3]
             part[..., :width] = scaled
         return grids[..., :width].contiguous()
@@ -170,7 +170,7 @@ class PatchMemory(nn.Module):
 
     def patches(self, maps: list[Tensor]) -> Tensor:
         """Patch vectors (B, h, w, D), of unit length for the cosine distance."""
-        return self._scaled(self.embedder(maps))
+        return self.scaled(self.embedder(maps))
 
     def score(
         self, patches: Tensor, without: int | None = None, bank: MemoryBank | None = None

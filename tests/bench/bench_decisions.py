@@ -1,0 +1,128 @@
+"""What a detector decides: defects found and false alarms at promised rates, on real images.
+
+    python tests/bench/bench_decisions.py                 one run a set, the table of README
+    python tests/bench/bench_decisions.py halves 50       random halves of the good pictures
+
+Every set below DATA_DIR is tried: folders with `train/good` and `test`. The settings are those of a
+laptop, the same for all sets: EfficientNet-Lite0, 1 %, cross-calibration.
+
+`halves` asks whether the promise is kept: half of a set's good pictures, drawn at random, are learnt
+and calibrated on, the others are new parts. The parts are exchangeable, so what is measured is the
+method, not the difference between one day's pictures and another's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import beta
+
+from src.composing import compose
+from src.data.build import build_datamodule
+from src.evaluation.threshold import Conformal
+from src.experiment import run_experiment
+from src.models.build import build_model
+from src.models.patchcore.memory import PatchMemory
+from src.result import Calibration, NormalScores
+
+ALPHAS = (0.01, 0.05, 0.1)
+WAYS = (Calibration.cross, Calibration.leave_one_out)
+
+
+def sets() -> dict[str, list[str]]:
+    """Name of each set -> the words that choose it."""
+    root = Path(os.environ.get("DATA_DIR", "data"))
+    found = {}
+    for folder in sorted(path.parent.parent for path in root.glob("*/*/train/good")):
+        words = [f"data.root={folder.parent}", f"data.category={folder.name}", "data=mvtec"]
+        if folder.parent.name != "mvtec":  # whole pictures in their own shape
+            words = [f"data.root={folder}", "data=folder", "data.normal_dir=train/good",
+                     "data.normal_test_dir=test/good", "data.mask_dir=ground_truth"]  # fmt: skip
+            defects = [p.name for p in sorted((folder / "test").iterdir()) if p.name != "good"]
+            words.append(f"data.abnormal_dir=test/{defects[0]}")
+        found[folder.name] = ["backbone=efficientnet_lite0", *words]
+    return found
+
+
+def interval(hits: int, total: int) -> str:
+    """A share with its exact 95 % interval (Clopper and Pearson)."""
+    low = beta.ppf(0.025, hits, total - hits + 1) if hits else 0.0
+    high = beta.ppf(0.975, hits + 1, total - hits) if hits < total else 1.0
+    return f"{hits}/{total} ({low:.2f}-{high:.2f})"
+
+
+def table() -> None:
+    found: list[float] = []
+    print("| set | image AUROC | AUPRO | s | " + " | ".join(
+        f"found, false alarms at {alpha:g}" for alpha in ALPHAS) + " |")  # fmt: skip
+    print("|---|---|---|---|" + "---|" * len(ALPHAS))
+    for name, words in sets().items():
+        with tempfile.TemporaryDirectory() as runs:
+            began = time.perf_counter()
+            result = run_experiment(compose("run", [*words, f"runs_dir={runs}"]))
+            seconds = time.perf_counter() - began
+            normal, scores = result.run.calibration(), result.run.scores()
+        cells = []
+        for alpha in ALPHAS:
+            alarm = scores["score"] > Conformal(alpha).fit(normal).image
+            defect = scores["label"] == 1
+            cells.append(
+                f"{interval(int(alarm[defect].sum()), int(defect.sum()))}, "
+                f"{interval(int(alarm[~defect].sum()), int((~defect).sum()))}"
+            )
+            if alpha == 0.05:
+                found.append(float(alarm[defect].mean()))
+        metrics = result.metrics
+        print(f"| {name} | {metrics['test/image_auroc']:.4f} | {metrics['test/aupro']:.4f} | "
+              f"{seconds:.0f} | " + " | ".join(cells) + " |", flush=True)  # fmt: skip
+    print(f"mean share of defects found at 0.05: {np.mean(found):.3f}, least {min(found):.3f}")
+
+
+def halves(splits: int) -> None:
+    for name, words in sets().items():
+        cfg = compose("run", words)
+        data = build_datamodule(cfg)
+        data.setup()
+        model = build_model(cfg, data.image_size)
+        network, options = model.backbone[0].eval(), model.options
+        patches = []
+        with torch.inference_mode():
+            for loader in (data.ordered_train_dataloader(), data.test_dataloader()):
+                for batch in loader:
+                    maps = [part[batch["label"] == 0] for part in network(batch["image"])]
+                    if len(maps[0]):
+                        patches.append(model.memory.embedder(maps))
+        grids = torch.cat(patches)
+        rates: dict[tuple[Calibration, float], list[float]] = {}
+        for split in range(splits):
+            order = torch.randperm(len(grids), generator=torch.Generator().manual_seed(split))
+            learnt, new = order[: len(grids) // 2], order[len(grids) // 2 :]
+            memory = PatchMemory(network.channels, options, None)
+            memory.fit_basis(grids[learnt])
+            known, index = memory.scaled(grids[learnt]), torch.arange(len(learnt))
+            memory.reduce(memory.bank, known, index)
+            fresh = memory.score(memory.scaled(grids[new])).image
+            for way in WAYS:
+                held = (memory.cross if way == Calibration.cross else memory.held_out)(known, index)
+                for alpha in ALPHAS:
+                    threshold = Conformal(alpha).fit(NormalScores(held.image, held.image)).image
+                    rates.setdefault((way, alpha), []).append(
+                        float((fresh > threshold).double().mean())
+                    )
+        for (way, alpha), values in rates.items():
+            error = np.std(values, ddof=1) / len(values) ** 0.5
+            print(f"{name}: {way} at {alpha:g}: false alarms {np.mean(values):.4f} "
+                  f"+- {error:.4f} over {splits} halves of {len(grids)}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["halves"]:
+        halves(int(sys.argv[2]) if len(sys.argv) > 2 else 50)
+    else:
+        table()
