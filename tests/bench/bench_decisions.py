@@ -6,9 +6,9 @@
 Every set below DATA_DIR is tried: folders with `train/good` and `test`. The settings are those of a
 laptop, the same for all sets: EfficientNet-Lite0, 1 %, cross-calibration.
 
-`halves` asks whether the promise is kept: half of a set's good pictures, drawn at random, are learnt
-and calibrated on, the others are new parts. The parts are exchangeable, so what is measured is the
-method, not the difference between one day's pictures and another's.
+`halves` asks whether the promise is kept: half of a set's good pictures, drawn at random, are
+learnt and calibrated on, the others are new parts. The parts are exchangeable, so what is measured
+is the method, not the difference between one day's pictures and another's.
 """
 
 from __future__ import annotations

@@ -147,12 +147,13 @@ class PatchMemory(nn.Module):
         return chosen
 
     def fit_basis(self, grids: Tensor) -> None:
+        """Learn `normalise` from raw patches (n, h, w, D) of normal images."""
         kind = self.options.normalise
         if kind != Normalise.none:
             self.basis = fit_normalisation(grids.flatten(0, 2), self.embedder.channels, kind)
 
     def scaled(self, patches: Tensor) -> Tensor:
-        """Patches (..., D) as they are compared."""
+        """Raw patches (..., D) of the embedder as they are compared."""
         patches = normalise(patches, self.basis)
         cosine = self.options.distance == Distance.cosine
         return F.normalize(patches, dim=-1) if cosine else patches
