@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src import manifest
 from src.data.build import build_datamodule
@@ -50,7 +50,6 @@ def begin(
             found=f"the files of {cfg.backbone.name}",
             do="start it again",
         )
-    OmegaConf.update(cfg, "data.bit_depth", data.bit_depth, force_add=True)  # as it was settled
     if not run.has(DATA):
         say_what_changed(run.directory, data.record)
     backbone = getattr(model.backbone, "identity", None)

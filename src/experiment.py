@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from src import manifest, processes, tracking
 from src.beginning import Beginning, begin, find_run
-from src.data.build import build_datamodule
+from src.data.build import build_datamodule, write_settled
 from src.data.datamodule import AnomalyDataModule
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
@@ -65,6 +65,7 @@ def lead(cfg: DictConfig) -> Result:
 
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         data.setup()
+        write_settled(cfg, data)
         data.announce()
         model = build_model(cfg, data.image_size)
         begun = begin(cfg, run, data, model, weights)
@@ -100,6 +101,7 @@ def follow(cfg: DictConfig) -> Result:
             pl.seed_everything(cfg.seed, workers=True, verbose=False)
             data = build_datamodule(cfg)
             data.setup()
+            write_settled(cfg, data)
             model = build_model(cfg, data.image_size)
             trainer = build_trainer(cfg, begun.run.directory, [], single_pass=model.single_pass)
             fit(begun, trainer, model, data)

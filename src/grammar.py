@@ -15,8 +15,8 @@ from typing import Any
 #: Keys that hold a path. `null` is no path (./null is one); with `-m` a comma separates paths.
 PATHS = frozenset(
     (
-        "backbone.weights", "checkpoints", "data.abnormal_dir", "data.mask_dir", "data.normal_dir",
-        "data.normal_test_dir", "data.root", "file", "folder", "image", "images",
+        "backbone.weights", "calibration.dir", "checkpoints", "data.abnormal_dir", "data.mask_dir",
+        "data.normal_dir", "data.normal_test_dir", "data.root", "file", "folder", "image", "images",
         "model.cache.folder", "model.weights", "out", "replay", "run", "run_a", "run_b", "runs",
         "runs_dir", "sweeps_dir", "tables_dir",
     )

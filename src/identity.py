@@ -33,7 +33,7 @@ _NOT_IDENTITY = (
     "runs_dir", "force", "debug", "replay", "logger", "report", "hydra",
     "hardware.num_workers", "hardware.threads", "data.root", "data.download", "data.archives",
     "data.prepare", "data.cache", "evaluation.memory_gb", "evaluation.latency_images",
-    "backbone.weights",
+    "backbone.weights", "calibration.dir", "data.calibration_dir",
 )  # fmt: skip
 
 
@@ -71,8 +71,9 @@ def locate_run(cfg: DictConfig, known: MutableMapping[str, str] | None = None) -
     weights = weights_fingerprint(cfg)
     if weights is None:
         return _bare_folder(cfg)
-    key = json.dumps([OmegaConf.to_container(cfg.data.index, resolve=True), *place_of(cfg.data)],
-                     default=str)  # fmt: skip
+    index = OmegaConf.to_container(cfg.data.index, resolve=True)
+    listed = [index, cfg.data.get("calibration_dir"), *place_of(cfg.data)]
+    key = json.dumps(listed, default=str)
     known = {} if known is None else known
     if key not in known:
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
+from src.data.aspect import view_of
 from src.data.depth import settle_depth
 from src.data.doctor import examine
 from src.data.doctor_sheet import draw_report, print_report, write_json
@@ -29,7 +30,9 @@ def check_data_set(cfg: DictConfig) -> int:
         partial_of(data.prepare)(root, category)
     found = list_samples(data)
     samples, _ = settle_depth(found, data.get("bit_depth"))
-    transform = ImageTransform.from_config(cfg.transform) if cfg.get("transform") else None
+    train = [sample.image_path for sample in samples if sample.split == "train"]
+    view = view_of(data.view, train) if data.get("view") else None
+    transform = ImageTransform.from_config(cfg.transform) if cfg.get("transform") else view
     published = (data.get("counts") or {}).get(category)
     named = bool(data.get("mask_dir", True))  # data sets without the key know where masks are
     report = examine(samples, transform=transform, published=published, masks_named=named)

@@ -119,6 +119,7 @@ def _merge(saved: DictConfig, cfg: DictConfig) -> DictConfig:
     with open_dict(merged):
         if cfg.get("data") is not None:
             merged.data = OmegaConf.to_container(cfg.data, resolve=False)
+            merged.data.calibration_dir = None  # the threshold is the run's
         for node, mine in ((merged.report, cfg.report), (merged.evaluation, cfg.evaluation)):
             node.update({key: value for key, value in mine.items() if value is not None})
     assert isinstance(merged, DictConfig)

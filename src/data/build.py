@@ -11,15 +11,20 @@ from typing import Any, cast
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from src.data.aspect import AUTO
 from src.data.datamodule import AnomalyDataModule
 from src.data.options import DataOptions, Protocol, UseOptions
+from src.data.record import lister
 from src.data.transforms import ImageTransform
 from src.partials import partial_of
 
 
 def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
     """AnomalyDataModule from the nodes data, transform, calibration, hardware and the top level."""
-    prepare = cfg.data.get("prepare")
+    prepare, transform = cfg.data.get("prepare"), dict(cfg.transform)
+    keep_aspect = transform["resize"] == AUTO
+    if keep_aspect:
+        transform["resize"] = [cfg.data.view.side] * 2
     return AnomalyDataModule(
         data_options(cfg.data),
         UseOptions(
@@ -28,12 +33,20 @@ def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
             calibration_fraction=cfg.calibration.fraction,
             validation_fraction=cfg.validation.fraction,
             shuffle_train=not _single_pass(cfg.get("model") or {}),
+            keep_aspect=keep_aspect,
             num_workers=worker_count(cfg.hardware.num_workers),
         ),
-        transform=ImageTransform.from_config(cfg.transform),
-        index=partial_of(cfg.data.index),
+        transform=ImageTransform.from_config(transform),
+        index=lister(cfg.data),
         prepare=None if prepare is None else partial_of(prepare),
     )
+
+
+def write_settled(cfg: DictConfig, data: AnomalyDataModule) -> None:
+    """Put what the images decided into the config: bits of deep grey, and the size of the view."""
+    OmegaConf.update(cfg, "data.bit_depth", data.bit_depth, force_add=True)
+    if cfg.transform.resize == AUTO:
+        OmegaConf.update(cfg, "transform.resize", list(data.image_size))
 
 
 def data_options(data: DictConfig) -> DataOptions:

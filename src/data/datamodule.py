@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from src import processes
+from src.data.aspect import fitting_size
 from src.data.dataset import (
     CACHE_LIMIT_BYTES,
     CheckedLoader,
@@ -25,7 +26,7 @@ from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
 from src.data.options import Cache, DataOptions, Protocol, UseOptions
 from src.data.record import DataRecord, Entry
-from src.data.samples import DEFECTIVE, Found, Sample, summary
+from src.data.samples import DEFECTIVE, Found, Sample, some, summary
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError
@@ -40,9 +41,10 @@ Prepare = Callable[[Path, str], None]  # root, category: download or generate wh
 class AnomalyDataModule(pl.LightningDataModule):
     """Training normals, held-out normals for calibration, and the test set of one category.
 
-    Training and calibration hold normal images only. Test labels and masks are in the batches,
-    but only evaluation may read them. Fewer than `LEAST_VALIDATION` images for validation train
-    instead.
+    Training and calibration hold normal images only; those for calibration come from a folder of
+    their own (`calibration.dir`) or are held out of the training images. Test labels and masks are
+    in the batches, but only evaluation may read them. Fewer than `LEAST_VALIDATION` images for
+    validation train instead.
 
     Args:
         options: node `data`; root and category are completed.
@@ -101,11 +103,19 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.look()
         use = self.use
         self.found, self.bit_depth = settle_depth(self.found, self.bit_depth)
-        train = [sample for sample in self.found if sample.split == "train"]
-        test = [sample for sample in self.found if sample.split == "test"]
+        train, given, test = (
+            [sample for sample in self.found if sample.split == split]
+            for split in ("train", "calibration", "test")
+        )
         self._check_training(train)
+        self._check_apart(train, given)
+        if use.keep_aspect:
+            paths = [sample.image_path for sample in train]
+            self.transform = self.transform.resized_to(fitting_size(paths, self.image_size[0]))
         train = limit_train(train, self.options.limit_train, use.seed)
-        train, self.calibration_samples = hold_out(train, use.calibration_fraction, use.seed)
+        share = 0.0 if given else use.calibration_fraction
+        train, held_out = hold_out(train, share, use.seed)
+        self.calibration_samples = given or held_out
         kept, chosen = hold_out(train, use.validation_fraction, use.seed, "validation")
         few = len(chosen) < LEAST_VALIDATION
         self.train_samples, self.validation_samples = (train, []) if few else (kept, chosen)
@@ -186,6 +196,8 @@ class AnomalyDataModule(pl.LightningDataModule):
     def announce(self) -> None:
         """Say what the run consists of, and what was noticed about it."""
         log.info("%s", summary(self.samples))
+        if self.use.keep_aspect:
+            log.info("images are seen at %d x %d pixels (data.view)", *self.image_size[::-1])
         masks, _ = measure_masks(self.test_samples)
         for finding in (*self.found.findings, *empty_masks(masks)):
             log.warning("%s", finding)
@@ -280,6 +292,18 @@ class AnomalyDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.use.seed),  # seeds the workers
         )
+
+    def _check_apart(self, train: Sequence[Sample], given: Sequence[Sample]) -> None:
+        """Refuse pictures for the threshold that are also learnt from."""
+        learnt = {self.entry_of(sample).content for sample in train}
+        twice = [one.image_path for one in given if self.entry_of(one).content in learnt]
+        if twice:
+            raise DataError(
+                "Pictures that set the threshold are also in training.",
+                found=some(twice),
+                do="keep calibration.dir outside of the training folder, and take these pictures "
+                "out of one of them",
+            )
 
     def _check_training(self, train: Sequence[Sample]) -> None:
         defective = [sample.image_path for sample in train if sample.label == DEFECTIVE]

@@ -65,6 +65,18 @@ def normals(paths: Iterable[Path], split: str) -> list[Sample]:
     return [Sample(path, None, NORMAL, "good", split) for path in paths]
 
 
+def with_calibration(found: Found, folder: Path) -> Found:
+    """The samples and those of good parts in `folder`, which set the threshold and nothing else.
+
+    Raises:
+        DataError: there are no images.
+    """
+    there = walk(folder)
+    if not there.images:
+        raise no_images(folder)
+    return Found([*found, *normals(there.images, "calibration")], found.findings)
+
+
 def no_images(folder: Path) -> DataError:
     """The error for a folder that must not be empty, with what is there instead."""
     there = walk(folder)

@@ -46,4 +46,5 @@ class UseOptions:
     calibration_fraction: float  # share of the training normals that sets the threshold
     validation_fraction: float  # share that chooses the epoch; none of them calibrates
     shuffle_train: bool  # False for methods fitted in a single pass
+    keep_aspect: bool  # the transform's square becomes a rectangle of the images' shape
     num_workers: int  # loader processes for sets that are not cached

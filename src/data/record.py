@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from src.contents import content_hashes
+from src.data.layout import with_calibration
 from src.data.samples import Found, Sample
 from src.files import ESCAPE
 from src.partials import partial_of
@@ -144,14 +145,24 @@ def place_of(data: DictConfig) -> tuple[Path, str]:
     return root, str(data.get("category") or root.name)
 
 
+def lister(data: DictConfig) -> Callable[[Path, str], Found]:
+    """What lists the samples of the `data` node below a root, for a category."""
+    index, folder = partial_of(data.index), data.get("calibration_dir")
+
+    def listed(root: Path, category: str) -> Found:
+        found: Found = index(root, category)
+        return with_calibration(found, root / folder) if folder else found
+
+    return listed
+
+
 def list_samples(data: DictConfig) -> Found:
     """The samples of the `data` node as they lie on disk; nothing is downloaded or drawn.
 
     Raises:
         DataError: they are not there.
     """
-    found: Found = partial_of(data.index)(*place_of(data))
-    return found
+    return lister(data)(*place_of(data))
 
 
 def list_record(data: DictConfig) -> DataRecord:

@@ -69,19 +69,18 @@ def some(files: Sequence[Path]) -> str:
 
 
 def summary(samples: Sequence[Sample]) -> str:
-    """The line "train n, test good n, defective n (types), masks n".
-
-    Normals held out for the calibration count as training images.
-    """
+    """The line "train n, calibration n, test good n, defective n (types), masks n"."""
     bad = Counter(s.defect for s in samples if s.label == DEFECTIVE)
-    train = sum(s.split != "test" for s in samples)
+    test = sum(s.split == "test" for s in samples)
+    calibration = sum(s.split == "calibration" for s in samples)
     types = [f"{name} {count}" for name, count in bad.items()]
     if len(types) > _TYPES_SHOWN:
         types[_TYPES_SHOWN:] = [f"{len(types) - _TYPES_SHOWN} more types"]
     masks = sum(s.mask_path is not None for s in samples if s.label == DEFECTIVE)
     parts = [
-        f"train {train}",
-        f"test good {len(samples) - train - bad.total()}",
+        f"train {len(samples) - test - calibration}",
+        *([f"calibration {calibration}"] if calibration else []),
+        f"test good {test - bad.total()}",
         f"defective {bad.total()}" + (f" ({', '.join(types)})" if types else ""),
         f"masks {masks}",
     ]

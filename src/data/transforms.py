@@ -73,6 +73,13 @@ class ImageTransform:
         """From the config node `transform`, whose keys are the arguments."""
         return cls(**{str(name): value for name, value in transform.items()})
 
+    def resized_to(self, size: tuple[int, int]) -> ImageTransform:
+        """The same with another `resize`, (H, W)."""
+        return ImageTransform(
+            resize=size, crop=self.crop, interpolation=self.interpolation,
+            antialias=self.antialias, mean=self.mean, std=self.std,
+        )  # fmt: skip
+
     # --- forward: file to network input ------------------------------------------------------
 
     def __call__(self, image: Picture) -> Tensor:

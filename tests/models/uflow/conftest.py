@@ -101,6 +101,7 @@ def toy_data(toy_root):
             calibration_fraction=0.0 if protocol == "paper" else fraction,
             validation_fraction=0.0 if protocol == "paper" else validation,
             shuffle_train=True,
+            keep_aspect=False,
             num_workers=0,
         )
         return AnomalyDataModule(options, use, transform, index_mvtec)
