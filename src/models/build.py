@@ -34,19 +34,20 @@ def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
         dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True, enum_to_str=True)
     )
     stages, members = options.get("stages"), options.get("backbones")
-    if members:
-        backbone: Any = [
-            build_backbone(
-                cast(DictConfig, OmegaConf.merge(cfg.backbone, member)), stages, image_size
-            )
-            for member in cfg.model.backbones
-        ]
-    else:
-        backbone = build_backbone(cfg.backbone, stages, image_size)
     for key in _NOT_ARGUMENTS:
         options.pop(key, None)
     method = cast(Any, method_class(cfg))
-    return cast(AnomalyModule, method(backbone, image_size, read_options(method.Options, options)))
+    typed = read_options(method.Options, options)
+    size = getattr(getattr(typed, "windows", None), "size", None)
+    seen = (size, size) if size else image_size
+    if members:
+        backbone: Any = [
+            build_backbone(cast(DictConfig, OmegaConf.merge(cfg.backbone, member)), stages, seen)
+            for member in cfg.model.backbones
+        ]
+    else:
+        backbone = build_backbone(cfg.backbone, stages, seen)
+    return cast(AnomalyModule, method(backbone, image_size, typed))
 
 
 def read_options(kind: type[T], values: Mapping[str, Any], key: str = "model") -> T:

@@ -37,6 +37,7 @@ from src.models.patchcore.memory import PatchMemory
 from src.models.patchcore.official_banks import take_official
 from src.models.patchcore.options import HeldOut, Normalisation, PatchCoreOptions
 from src.models.patchcore.scores import Scored, length
+from src.models.patchcore.windows import Windowed
 from src.processes import leads
 from src.result import Calibration, LineChart, NormalScores, Prediction
 
@@ -92,8 +93,13 @@ class PatchCore(AnomalyModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.backbone = Backbones(backbone if isinstance(backbone, Sequence) else [backbone])
         self.image_size, self.options = (image_size[0], image_size[1]), options
+        networks = backbone if isinstance(backbone, Sequence) else [backbone]
+        seen = options.windows
+        self.backbone = Backbones(
+            Windowed(one, seen.size, seen.overlap, image_size) if seen and seen.size else one
+            for one in networks
+        )
         budget = options.memory_budget_gb
         share = None if budget is None else budget / len(self.backbone)
         self.memories = nn.ModuleList(

@@ -99,9 +99,18 @@ class SearchOptions:
 
 
 @dataclass
+class WindowOptions:
+    """The `model.windows` group."""
+
+    size: int | None  # side in pixels of the view, a multiple of the coarsest cell; None: whole
+    overlap: int  # pixels that a window gives up at least to each neighbour, the same multiple
+
+
+@dataclass
 class PatchCoreOptions:
     """The `model` group."""
 
+    windows: WindowOptions | None  # through which large images are seen
     embedding: Embedding
     patch_size: int  # side of the neighbourhood in feature cells, odd; 1 means none
     patch_stride: int  # step between patches in feature cells

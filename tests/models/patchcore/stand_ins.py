@@ -30,7 +30,7 @@ def options(**changes) -> PatchCoreOptions:
         "reweight_neighbors": 4, "squared": False, "sigma": 2.0, "normalisation": "held_out",
         "memory_budget_gb": None, "weights": None, "seed": 0, "search": search(),
         "normalise": "none", "score": "max", "top_share": 0.05, "held_out": "leave_one_out",
-        "folds": None,
+        "folds": None, "windows": None,
         "coreset": coreset(**changes.pop("coreset", {})),
     }  # fmt: skip
     return PatchCoreOptions(**(values | changes))
