@@ -13,8 +13,8 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
-from types import NoneType
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -103,6 +103,7 @@ PATH = Rule("a path (./null for a folder of that name)", lambda x: isinstance(x,
 BOOLEAN = Rule("true or false", lambda x: isinstance(x, bool))
 WHOLE = Rule("a whole number", _whole, lambda found: round(_value(found)))
 NUMBER = Rule("a number", _number, _value)
+NULL = Rule("null", lambda x: x is None)
 POSITIVE = Rule("a number of at least 0", lambda x: _number(x) and x >= 0,
                 lambda found: f"{max(_value(found), 0):g}")  # fmt: skip
 PAIR = Rule("[height,width]", lambda x: several(whole(1)).fits(x) and len(x) == 2)
@@ -271,19 +272,17 @@ def _rule(key: str, default: Any, declared: Any) -> Rule | None:
 
 
 def _rule_of(declared: Any) -> Rule | None:
-    """The rule that a type is."""
-    if get_origin(declared) is dict:
-        return None
-    inner = [kind for kind in get_args(declared) if kind is not NoneType]
-    if get_origin(declared) is list:
+    """The rule that a type is; None: anything, or what Hydra alone can tell."""
+    origin, inner = get_origin(declared), get_args(declared)
+    if origin is list:
         item = _rule_of(inner[0])
         return several(item) if item else None
-    if inner:
-        rules = [rule for kind in inner if (rule := _rule_of(kind))]
-        return either(*rules, *[NOTHING] * (NoneType in get_args(declared))) if rules else None
+    if origin in (Union, UnionType):
+        rules = [_rule_of(kind) for kind in inner]
+        return either(*(rule for rule in rules if rule)) if all(rules) else None
     if isinstance(declared, type) and issubclass(declared, Enum):
         return choice(*declared.__members__)
-    return {bool: BOOLEAN, int: WHOLE, float: NUMBER, str: TEXT}.get(declared)
+    return {bool: BOOLEAN, int: WHOLE, float: NUMBER, str: TEXT, NoneType: NULL}.get(declared)
 
 
 def _kind(default: Any) -> Rule | None:
@@ -292,7 +291,7 @@ def _kind(default: Any) -> Rule | None:
             if default and several(item).fits(default):
                 return several(item)
         return several(Rule("anything", lambda x: True), "a list [a,b,...]")
-    return _rule_of(type(default))
+    return None if default is None else _rule_of(type(default))
 
 
 def _listed(key: str, keys: tuple[str, ...]) -> bool:

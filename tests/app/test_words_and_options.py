@@ -265,3 +265,10 @@ def test_every_config_of_the_repository_passes_its_own_check():
         compose_checked("run", [f"experiment={chosen.pop('experiment')}"])
         words = [f"{group}={name}" for group, name in chosen.items()]
         compose_checked("run", [*words, "data.root=x"])
+
+
+@pytest.mark.parametrize("model", ["crn", "dagan", "haloae", "patchcore_ensemble", "uflow"])
+def test_every_method_passes_the_gate_with_its_own_defaults(model):
+    from src.composing import compose_checked
+
+    assert compose_checked("run", [f"model={model}"]).model.name == model
