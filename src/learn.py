@@ -1,0 +1,8 @@
+"""Confirmed good parts join a finished run: `python -m src.learn run=runs/... images=folder`."""
+
+from src.command_line import program
+
+main = program("learn", "src.commands.learn:learn_images")
+
+if __name__ == "__main__":
+    main()
