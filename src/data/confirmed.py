@@ -37,7 +37,8 @@ def index_with_confirmed(
                 found=some(wrong),
                 do="take them out of one of the two",
             )
-        fresh, again = [], []
+        fresh: list[Path] = []
+        again: list[Path] = []
         for path, content in hashed:
             (again if content in seen else fresh).append(path)
             seen.add(content)
