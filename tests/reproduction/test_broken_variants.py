@@ -34,7 +34,8 @@ METRICS = ("test/image_auroc", "test/pixel_auroc", "test/aupro")  # of conf/pape
 PAPER, OURS = (0, 1), (2, 3, 4, 5)  # seeds
 CELL = 8  # pixels of a feature cell
 SMALL = ("model=patchcore", "backbone=efficientnet_lite0", "hardware=cpu", "hardware.num_workers=0",
-         "evaluation.bootstrap=0", "model.target_dim=256")  # fmt: skip
+         "evaluation.bootstrap=0", "model.target_dim=256", "model.embedding=official",
+         "model.normalise=none", "model.score=max", "calibration.method=leave_one_out")  # fmt: skip
 DRAWN = (
     *SMALL, "data=synthetic", "data.synthetic.size=96", "data.synthetic.train=12",
     "data.synthetic.test_normal=8", "data.synthetic.test_defective=18", "evaluation.size=96",
