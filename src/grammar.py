@@ -26,7 +26,9 @@ NAMES = frozenset(
     ("data.category", "logger.wandb.entity", "logger.wandb.group", "logger.wandb.project", "name")
 )
 #: Keys that hold one of the above or a [list] of them.
-LISTS = frozenset(("backbone.weights", "categories", "checkpoints", "data.abnormal_dir"))
+LISTS = frozenset(
+    ("backbone.weights", "categories", "checkpoints", "data.abnormal_dir", "data.exclude")
+)
 
 _WORD = re.compile(r"(\+{0,2})([\w./@]+)=(.*)", re.DOTALL)
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""

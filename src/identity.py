@@ -72,8 +72,8 @@ def locate_run(cfg: DictConfig, known: MutableMapping[str, str] | None = None) -
     if weights is None:
         return _bare_folder(cfg)
     index = OmegaConf.to_container(cfg.data.index, resolve=True)
-    listed = [index, cfg.data.get("calibration_dir"), *place_of(cfg.data)]
-    key = json.dumps(listed, default=str)
+    own = [cfg.data.get(name) for name in ("calibration_dir", "exclude")]
+    key = json.dumps([index, *own, *place_of(cfg.data)], default=str)
     known = {} if known is None else known
     if key not in known:
         try:

@@ -18,6 +18,7 @@ from src.data.images import read_sample
 from src.data.samples import NORMAL, Sample
 from src.detector import Detection, Detector
 from src.evaluation.evaluator import Evaluator
+from src.evaluation.operating_points import POINTS, Deciding, deciding, operating_points
 from src.evaluation.view import pixel_convention
 from src.explaining import explain
 from src.extras import write_extras
@@ -28,7 +29,6 @@ from src.reporting.charts import score_chart
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png, triptych
 from src.reporting.records import (
-    Calibration,
     ImageResult,
     Picture,
     ProtocolFacts,
@@ -38,10 +38,11 @@ from src.reporting.records import (
 from src.reporting.report import write_report
 from src.reporting.run_table import print_run_table
 from src.reporting.wording import checkpoint_choice, method_title
-from src.result import LineChart, Threshold
+from src.result import Calibration, LineChart, Threshold
 from src.saved_run import SavedRun, ScoreRow
 
 _SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
+_DECIDERS = 6  # pictures that set the threshold
 
 
 def write_outputs(
@@ -71,13 +72,17 @@ def write_outputs(
     run.write_json("figures/scale.json", asdict(scale))
     for i in chosen:  # drawn when they are needed, one at a time
         images[i] = replace(images[i], picture=_picture(samples[i], detector, sources))
-    manifest = run.read_json("manifest.json")
+    manifest, normal = run.read_json("manifest.json"), run.calibration()
+    decides, points = deciding(normal, threshold), []
+    if normal and not threshold.own_mask:
+        points = operating_points(normal, [r.score for r in rows], [r.label for r in rows])
+        run.write_rows(POINTS, [point._asdict() for point in points])
     report = ReportData(
         title=f"{method_title(cfg.model.name)} on {data.name} {data.category}",
         subtitle=f"seed {cfg.seed}, backbone {cfg.backbone.name or 'none'}",
         metrics=metrics,
         threshold=threshold,
-        protocol=_protocol(cfg, data, threshold, metrics),
+        protocol=_protocol(cfg, data, threshold, metrics, normal.way if normal else None),
         images=images,
         scale=scale,
         recalls=evaluator.defect_recalls(data.samples),
@@ -86,6 +91,10 @@ def write_outputs(
         manifest=manifest,
         command=shlex.join(["python", "-m", "src.run", *manifest.get("command", [])[1:]]),
         notes=evaluator.notes(),
+        normal_scores=sorted(normal.image.tolist()) if normal else (),
+        points=points,
+        deciding=decides,
+        deciders=_deciders(decides, detector, data),
     )
     pictures = write_figures(run, report, chosen[:_SHEET_IMAGES])
     for name, chart in model.diagnostics().items():
@@ -169,20 +178,19 @@ def print_result(run: SavedRun, *, repeated: bool = False) -> None:
 
 
 def _protocol(
-    cfg: DictConfig, data: AnomalyDataModule, threshold: Threshold, metrics: Mapping[str, float]
+    cfg: DictConfig,
+    data: AnomalyDataModule,
+    threshold: Threshold,
+    metrics: Mapping[str, float],
+    way: Calibration | None,
 ) -> ProtocolFacts:
-    held_out = len(data.calibration_samples)
-    if threshold.oracle:
-        calibration = Calibration.TEST_LABELS
-    elif threshold.own_mask and not (held_out and cfg.model.nfa.calibrate):
-        calibration = Calibration.NONE
-    else:
-        calibration = Calibration.HELD_OUT if held_out else Calibration.LEAVE_ONE_OUT
+    if threshold.oracle or (threshold.own_mask and not cfg.model.nfa.calibrate):
+        way = None
     return ProtocolFacts(
         name=cfg.protocol,
         train_images=len(data.train_samples),
-        calibration=calibration,
-        held_out=held_out,
+        calibration=way,
+        held_out=len(data.calibration_samples),
         selection=checkpoint_choice(cfg.protocol, metrics),
         pixels=pixel_convention(cfg) if "test/pixel_auroc" in metrics else "",
     )
@@ -218,6 +226,21 @@ def _picture(
         )
 
     return make
+
+
+def _deciders(
+    decides: Deciding | None, detector: Detector, data: AnomalyDataModule
+) -> dict[str, np.ndarray]:
+    """The pictures that set the threshold as the network sees them, (H, W, 3) uint8 by path.
+
+    Without a map: most models know these pictures, and would find nothing on them.
+    """
+    if decides is None:
+        return {}
+    paths = [decides.path, *(path for path, _ in decides.above[: _DECIDERS - 1])]
+    samples = {data.entry_of(sample).path: sample for sample in data.found}
+    known = [path for path in paths if path in samples]  # a run may be tested on other data
+    return {path: detector.transform.display(read_sample(samples[path])) for path in known}
 
 
 def _scale(detector: Detector, samples: list[Sample]) -> ColourScale:

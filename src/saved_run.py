@@ -164,6 +164,11 @@ class SavedRun:
         }
         write_text(self.directory / name, json.dumps(clean, indent=2, default=str) + "\n")
 
+    def read_rows(self, name: str) -> list[dict[str, str]]:
+        """The rows of a CSV file, one dict a row."""
+        with self._rows(name) as rows:
+            return list(rows)
+
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a CSV file atomically, one dict a row."""
         write_rows(self.directory / name, rows)

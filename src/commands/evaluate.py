@@ -45,6 +45,7 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
     facts = run.read_json("manifest.json") | {"data_fingerprint": data.record.fingerprint}
     out.start(merged, facts, force=True)
     out.write_rows(DATA, data.record.rows())
+    out.write_calibration(run.calibration())
     write_outputs(merged, out, detector.model, data, evaluator, threshold, metrics, sources_of(run))
     out.finish(metrics)
     print_result(out)

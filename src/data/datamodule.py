@@ -25,12 +25,11 @@ from src.data.depth import settle_depth
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
 from src.data.options import Cache, DataOptions, Protocol, UseOptions
-from src.data.record import DataRecord, Entry
+from src.data.record import DataRecord, Entry, path_below
 from src.data.samples import DEFECTIVE, Found, Sample, some, summary
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError
-from src.files import shown
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         if not seen:
             return list(test)
         told = f"{len(seen)} of {len(test)} test images are the very images that were fitted on"
-        named = ", ".join(_below(path, self.root) for path in seen[:5])
+        named = ", ".join(path_below(path, self.root) for path in seen[:5])
         named += ", ..." if len(seen) > 5 else ""
         if self.use.protocol is Protocol.paper:
             log.warning("%s; they stay in the test, as protocol=paper asks: %s", told, named)
@@ -195,7 +194,7 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     def announce(self) -> None:
         """Say what the run consists of, and what was noticed about it."""
-        log.info("%s", summary(self.samples))
+        log.info("%s", summary(self.samples, self.options.exclude))
         if self.use.keep_aspect:
             log.info("images are seen at %d x %d pixels (data.view)", *self.image_size[::-1])
         masks, _ = measure_masks(self.test_samples)
@@ -313,7 +312,3 @@ class AnomalyDataModule(pl.LightningDataModule):
                 found=f"{len(train)} training images, {len(defective)} of them defective",
                 do=f"check the folders below {self.root}, or run python -m src.check",
             )
-
-
-def _below(path: Path, root: Path) -> str:
-    return shown(path.relative_to(root) if path.is_relative_to(root) else path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -27,10 +27,12 @@ _COLOUR = {"train": "#4477aa", "test": "#ee6677", "calibration": "#228833"}
 _SHOWN = 12  # pictures on the contact sheet
 
 
-def print_report(report: Report, console: Console, title: str) -> None:
+def print_report(
+    report: Report, console: Console, title: str, excluded: Sequence[str] = ()
+) -> None:
     """Counts and findings as tables."""
     console.print(title, style="bold", soft_wrap=True, highlight=False)
-    console.print(summary(report.samples), soft_wrap=True, highlight=False, markup=False)
+    console.print(summary(report.samples, excluded), soft_wrap=True, highlight=False, markup=False)
     counts = Table()
     for name in ("split", "defect", "images", "with mask"):
         counts.add_column(name, justify="right" if name in ("images", "with mask") else "left")
@@ -73,16 +75,29 @@ def draw_report(report: Report, path: Path) -> None:
     _shapes(charts[3], report.images)
     charts[0].legend(frameon=False, fontsize=8)
     chosen = contact_sheet(report)
-    below.suptitle(
-        "Reported and most unusual images" if chosen else "No image to show", fontsize=10
-    )
-    for axes, (picture, caption, colour) in zip(
-        below.subplots(2, _SHOWN // 2).flat, _pictures(chosen), strict=False
-    ):
+    _place(below, chosen, "Reported and most unusual images" if chosen else "No image to show")
+    _save(figure, path)
+
+
+def draw_pictures(chosen: Sequence[tuple[Path, str]], title: str, path: Path) -> None:
+    """PNG: up to 12 pictures, each under its name and what is said of it."""
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    _place(figure, chosen, title)
+    _save(figure, path)
+
+
+def _place(place: Figure | SubFigure, chosen: Sequence[tuple[Path, str]], title: str) -> None:
+    place.suptitle(title, fontsize=10)
+    grid = place.subplots(2, _SHOWN // 2).flat
+    for axes, (picture, caption, colour) in zip(grid, _pictures(chosen), strict=False):
         axes.imshow(picture)
         axes.set_title(caption, fontsize=7, color=colour)
-    for axes in below.axes:
+    for axes in place.axes:
         axes.set_axis_off()
+
+
+def _save(figure: Figure, path: Path) -> None:
     with atomic(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
 

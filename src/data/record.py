@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from src.contents import content_hashes
 from src.data.layout import with_calibration
 from src.data.samples import Found, Sample
+from src.errors import ConfigError, did_you_mean
 from src.files import ESCAPE
 from src.partials import partial_of
 
@@ -54,11 +55,10 @@ class DataRecord:
     def of(cls, samples: Sequence[Sample], root: Path) -> DataRecord:
         """Hash the files of `samples`; `used` is filled in by `with_use`."""
         hashes = content_hashes(path for sample in samples for path in files_of(sample))
-        prefix = f"{root}{os.sep}"
         return cls([
             Entry(
-                _text((path := str(sample.image_path)).removeprefix(prefix)), sample.split, "",
-                sample.label, _text(sample.defect), hashes[path],
+                path_below(sample.image_path, root), sample.split, "",
+                sample.label, _text(sample.defect), hashes[str(sample.image_path)],
                 hashes[str(sample.mask_path)] if sample.mask_path else "",
                 " ".join([hashes[str(path)] for path in sample.channel_paths]),
             )
@@ -133,6 +133,11 @@ def _text(path: str) -> str:
     return path.encode(errors=ESCAPE).decode()
 
 
+def path_below(path: Path, root: Path) -> str:
+    """The path below `root`, whole when it lies elsewhere, as data.csv and scores.csv have it."""
+    return _text(str(path).removeprefix(f"{root}{os.sep}"))
+
+
 def files_of(sample: Sample) -> list[Path]:
     """Image, mask and channels of a sample."""
     masks = [sample.mask_path] if sample.mask_path else []
@@ -151,7 +156,8 @@ def lister(data: DictConfig) -> Callable[[Path, str], Found]:
 
     def listed(root: Path, category: str) -> Found:
         found: Found = index(root, category)
-        return with_calibration(found, root / folder) if folder else found
+        found = with_calibration(found, root / folder) if folder else found
+        return excluding(found, data.get("exclude") or [], root)
 
     return listed
 
@@ -163,6 +169,29 @@ def list_samples(data: DictConfig) -> Found:
         DataError: they are not there.
     """
     return lister(data)(*place_of(data))
+
+
+def excluding(found: Found, names: Sequence[str], root: Path) -> Found:
+    """The images but those that are named by their path below `root` or its end.
+
+    Raises:
+        ConfigError: no image or several have such a name.
+    """
+    paths = [path_below(sample.image_path, root) for sample in found]
+    left_out: set[str] = set()
+    for name in names:
+        hits = [path for path in paths if path == name or path.endswith(f"/{name.lstrip('/')}")]
+        if len(hits) != 1:
+            ends = [path.rpartition("/")[2] for path in paths] if "/" not in name else paths
+            several = f"it is the end of {', '.join(hits[:3])}; give more of the path"
+            raise ConfigError(
+                f"data.exclude must name images below {root}.",
+                found=f"{name!r}, which is the name of {len(hits)} images",
+                do=several if hits else did_you_mean(name, set(ends)),
+            )
+        left_out.update(hits)
+    kept = [sample for sample, path in zip(found, paths, strict=True) if path not in left_out]
+    return Found(kept, found.findings)
 
 
 def list_record(data: DictConfig) -> DataRecord:

@@ -68,8 +68,8 @@ def some(files: Sequence[Path]) -> str:
     return f"{len(files)} files: {names}{', ...' if len(files) > 3 else ''}"
 
 
-def summary(samples: Sequence[Sample]) -> str:
-    """The line "train n, calibration n, test good n, defective n (types), masks n"."""
+def summary(samples: Sequence[Sample], excluded: Sequence[str] = ()) -> str:
+    """The line "train n, calibration n, test good n, defective n (types), masks n, excluded n"."""
     bad = Counter(s.defect for s in samples if s.label == DEFECTIVE)
     test = sum(s.split == "test" for s in samples)
     calibration = sum(s.split == "calibration" for s in samples)
@@ -86,4 +86,6 @@ def summary(samples: Sequence[Sample]) -> str:
     ]
     if samples and (bits := samples[0].bit_depth):
         parts.append(f"deep grey of {bits} bits (white is {2**bits - 1}; data.bit_depth)")
+    if excluded:
+        parts.append(f"excluded {len(excluded)} ({', '.join(excluded[:_TYPES_SHOWN])})")
     return ", ".join(parts)

@@ -54,8 +54,10 @@ class _OrderStatistic(Rule):
         image, map_max = calibration_scores(normal)
         n = image.size
         k, alpha = self._order(n)
+        ordered = np.sort(image)
+        self._tell(ordered, k)
         return Threshold(
-            image=float(np.sort(image)[k - 1]),
+            image=float(ordered[k - 1]),
             pixel=float(np.sort(map_max)[k - 1]),
             rule=self.name,
             alpha=alpha,
@@ -67,6 +69,9 @@ class _OrderStatistic(Rule):
         """Which of n scores, 1..n, and the wanted probability of a false alarm."""
         raise NotImplementedError
 
+    def _tell(self, ordered: NDArray[Any], k: int) -> None:
+        """Say what the k-th of the sorted scores (n,) cannot keep."""
+
 
 class Conformal(_OrderStatistic):
     """Split-conformal threshold: on average, a share `alpha` of good parts or less alarms.
@@ -77,7 +82,8 @@ class Conformal(_OrderStatistic):
     Papadopoulos 2002). That is an average over calibrations, not a promise for each: the rate that
     one of them has in use follows Beta(n + 1 - k, k), and with n = 209 and alpha = 0.01 exceeds
     alpha with probability 0.38. `Threshold.attained_limit` is what 95 in 100 calibrations keep.
-    With leave-one-image-out scores exchangeability is approximate.
+    Scores of other ways than a held-out share are not exchangeable with those of parts to come:
+    `src.reporting.wording` says what is known of each way (`src.result.Calibration`).
 
     n images cannot promise less than 1 / (n + 1). Then the highest score is used, and the level
     that it does promise is stored in `attained` and logged with the number of images needed. A
@@ -96,16 +102,18 @@ class Conformal(_OrderStatistic):
         self.alpha = alpha
 
     def _order(self, n: int) -> tuple[int, float]:
-        # Fractions: 100 * (1 - 0.01) is 99.00000000000001 in floating point, one rank too many.
-        alpha = Fraction(str(self.alpha))
-        order = math.ceil((n + 1) * (1 - alpha))
-        if order > n:
+        return min(conformal_order(n, self.alpha), n), self.alpha
+
+    def _tell(self, ordered: NDArray[Any], k: int) -> None:
+        n = ordered.size
+        if conformal_order(n, self.alpha) > n:
             log.warning(
-                "%d normal calibration images cannot promise a false alarm rate of %g; the highest "
-                "score is the threshold: %.3g (1/%d) on average. For %g use at least %d images.",
-                n, self.alpha, 1 / (n + 1), n + 1, self.alpha, math.ceil(1 / alpha) - 1,
+                "%d good images: %.3g %% false alarms is not possible; at %.3g %% (1/%d) the "
+                "highest of their scores decides alone, threshold %.4g. For %.3g %% use at least "
+                "%d images.",
+                n, 100 * self.alpha, 100 / (n + 1), n + 1, ordered[-1],
+                100 * self.alpha, images_needed(self.alpha),
             )  # fmt: skip
-        return min(order, n), self.alpha
 
 
 class Quantile(_OrderStatistic):
@@ -190,6 +198,17 @@ class F1Oracle(Rule):
             pixels = rank(np.asarray(finite(map_max), dtype=np.float32), is_defect)
         found = best_f1(images).threshold, best_f1(pixels).threshold
         return Threshold(*found, self.name, oracle=True)
+
+
+def conformal_order(n: int, alpha: float) -> int:
+    """Which of n sorted scores promises `alpha`: ceil((n + 1)(1 - alpha)); n + 1: none does."""
+    # Fractions: 100 * (1 - 0.01) is 99.00000000000001 in floating point, one rank too many.
+    return math.ceil((n + 1) * (1 - Fraction(str(alpha))))
+
+
+def images_needed(alpha: float) -> int:
+    """The least number of calibration images that can promise `alpha`."""
+    return math.ceil(1 / Fraction(str(alpha))) - 1
 
 
 def build_rule(cfg: DictConfig) -> Rule:

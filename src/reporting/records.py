@@ -5,7 +5,6 @@ Alphabet: H, W pixels of the picture that is shown; h, w cells of an anomaly map
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from src.data.samples import DEFECTIVE, NORMAL
+from src.evaluation.operating_points import Deciding, OperatingPoint
 from src.metrics import HIGH, LOW
-from src.result import Curve, DefectRecall, Threshold
+from src.result import Calibration, Curve, DefectRecall, Threshold
 
 if TYPE_CHECKING:
     from src.reporting.colour_scale import ColourScale
@@ -81,22 +81,13 @@ class ImageResult:
         return self.picture() if callable(self.picture) else self.picture
 
 
-class Calibration(enum.Enum):
-    """Which images set the threshold."""
-
-    HELD_OUT = enum.auto()  # normal images kept out of training
-    LEAVE_ONE_OUT = enum.auto()  # each training image by a memory without it
-    TEST_LABELS = enum.auto()  # an oracle
-    NONE = enum.auto()
-
-
 @dataclass(frozen=True, slots=True)
 class ProtocolFacts:
     """Which images and labels were used for what."""
 
     name: str  # "honest" | "paper"
     train_images: int
-    calibration: Calibration = Calibration.NONE
+    calibration: Calibration | None = None  # None: an oracle, or nothing was calibrated
     held_out: int = 0  # normal images kept out of training
     selection: str = ""  # how the checkpoint was chosen; empty: nothing to choose
     pixels: str = ""  # what pixel metrics were measured on; empty: none were
@@ -123,6 +114,10 @@ class ReportData:
     manifest: Mapping[str, Any]
     command: str  # reproduces the run
     notes: Sequence[str]  # warnings that belong at the top
+    normal_scores: Sequence[float] = ()  # of the calibration images, rising
+    points: Sequence[OperatingPoint] = ()  # other thresholds that were possible
+    deciding: Deciding | None = None
+    deciders: Mapping[str, np.ndarray] = field(default_factory=dict)  # their pictures, (H, W, 3)
 
     def interval(self, key: str) -> tuple[float, float] | None:
         """The 95 % interval of a metric, if it has one."""

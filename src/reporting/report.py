@@ -20,7 +20,7 @@ import numpy as np
 
 from src.files import write_text
 from src.metrics import HIGH, LOW, METRICS
-from src.reporting import charts, page_images, wording
+from src.reporting import charts, figures, page_images, wording
 from src.reporting.page_images import Layers
 from src.reporting.pages import render_page
 from src.reporting.records import OUTCOMES, ImageResult, ReportData, choose_pictures
@@ -72,6 +72,10 @@ def write_report(
         ),
         protocol=wording.protocol_rows(data),
         chart=charts.score_chart(data.images, threshold),
+        points=[(point.threshold == data.threshold.image, wording.point_texts(point))
+                for point in data.points],
+        deciding=data.deciding and wording.deciding_sentence(data.deciding),
+        deciders=_decider_cards(data, max_side),
         cards=[
             Card(i, data.images[i], wording.score(data.images[i].score), layers.get(i))
             for i in shown
@@ -111,14 +115,15 @@ def score_threshold(data: ReportData) -> float:
 
 
 def page_data(data: ReportData, threshold: float) -> dict[str, Any]:
-    """What the script needs: one short row an image, the threshold and the ends of its axis."""
+    """What the script needs: a short row an image, the threshold, its axis and what it rests on."""
     scores = np.array([row.score for row in data.images], dtype=np.float64)
     low, high = charts.axis_range(scores[np.isfinite(scores)], threshold)
     rows = [
         [row.path, row.label, row.defect, _finite(row.score), int(row.decision)]
         for row in data.images
     ]
-    return {"rows": rows, "threshold": _finite(threshold), "low": low, "high": high}
+    return {"rows": rows, "threshold": _finite(threshold), "low": low, "high": high,
+            "normal": list(data.normal_scores)}  # fmt: skip
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -150,6 +155,21 @@ def _encode(
             break
         layers[index] = encoded
     return layers
+
+
+def _decider_cards(data: ReportData, max_side: int) -> list[tuple[str, str, str]]:
+    """(path, score, picture) of the images that set the threshold, as far as they are here."""
+    if data.deciding is None:
+        return []
+    scores = {data.deciding.path: data.deciding.score, **dict(data.deciding.above)}
+    return [
+        (
+            path,
+            wording.score(scores[path]),
+            page_images.webp(figures.fit_within(picture, min(max_side, max(picture.shape)))),
+        )
+        for path, picture in data.deciders.items()
+    ]
 
 
 def _worst_first(data: ReportData, index: int, threshold: float) -> tuple[bool, float, int]:

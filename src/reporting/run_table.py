@@ -7,9 +7,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from src.evaluation.operating_points import POINTS, OperatingPoint, deciding
 from src.evaluation.view import pixel_convention
 from src.metrics import HEADLINES, HIGH, LOW
-from src.reporting.wording import checkpoint_choice, interval, number
+from src.reporting.wording import (
+    aim,
+    checkpoint_choice,
+    deciding_sentence,
+    interval,
+    number,
+    point_texts,
+)
 from src.result import Threshold
 from src.saved_run import SavedRun
 
@@ -32,11 +40,16 @@ def print_run_table(run: SavedRun) -> None:
         console.print(f"checkpoint: {chosen}")
     if run.has("model/threshold.json"):
         threshold = Threshold.from_json(run.read_json("model/threshold.json"))
+        normal = run.calibration()
         labels = "TEST LABELS WERE USED" if threshold.oracle else "no test label was used"
         console.print(
             f"protocol {config.protocol}: {labels}; threshold {threshold.image:.4g} by rule "
-            f"{threshold.rule}{_promise(threshold)}"
+            f"{threshold.rule} {aim(threshold, normal.way if normal else None)}".rstrip()
         )
+        if run.has(POINTS):
+            _print_points(run, threshold, console)
+        if decides := deciding(normal, threshold):
+            console.print(deciding_sentence(decides), soft_wrap=True, highlight=False)
     if (speed := metrics.get("speed/latency_p50_ms")) is not None:
         fitted = metrics.get("fit/seconds")
         took = f", fitted in {fitted:.1f} s" if fitted is not None else ""
@@ -49,11 +62,13 @@ def print_run_table(run: SavedRun) -> None:
         console.print(f"report  {run.directory / 'report.html'}", soft_wrap=True)
 
 
-def _promise(threshold: Threshold) -> str:
-    average, limit = threshold.attained, threshold.attained_limit
-    if average is None or limit is None:
-        return ""
-    return (
-        f": {100 * average:.2g} % of good parts alarm on average, up to {100 * limit:.2g} % with "
-        f"these {threshold.n} calibration images (95 %)"
-    )
+def _print_points(run: SavedRun, threshold: Threshold, console: Console) -> None:
+    """Few of the thresholds that were possible: the strictest, the usual and the run's own."""
+    points = [OperatingPoint.from_row(row) for row in run.read_rows(POINTS)]
+    wanted = (points[0].attained, 0.05, 0.1, threshold.alpha)
+    shown = {point.threshold: point for point in reversed(points) if point.possible}
+    table = Table("alpha", "threshold", "promised", "defects found", "false alarms")
+    for point in reversed(shown.values()):
+        if point.alpha in wanted or point.threshold == threshold.image:
+            table.add_row(*point_texts(point))
+    console.print(table)

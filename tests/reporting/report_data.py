@@ -7,8 +7,8 @@ import math
 import numpy as np
 from scipy.stats import binomtest
 
-from src.reporting.records import Calibration, ProtocolFacts, ReportData
-from src.result import Curve, DefectRecall, Threshold
+from src.reporting.records import ProtocolFacts, ReportData
+from src.result import Calibration, Curve, DefectRecall, Threshold
 from tests.reporting.pictures import SCALE, make_picture, make_results
 
 EVIL = """<script>alert("1")</script>'"&amp;{{ 7 * 7 }}</title>\N{SNOWMAN}.png"""
@@ -42,7 +42,7 @@ def make_report(count=12, *, match=False, extra=False, evil=False, **changes):
             "test/image_auroc_ci_high": 0.95, "test/aupro": math.nan, "fit/seconds": 12.0,
         },
         "threshold": Threshold(1.0, 1.0, "conformal", 0.05, 0.04, 24),
-        "protocol": ProtocolFacts("honest", 24, Calibration.LEAVE_ONE_OUT),
+        "protocol": ProtocolFacts("honest", 24, Calibration.leave_one_out),
         "images": rows,
         "scale": SCALE,
         "recalls": recalls,

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
+from src.evaluation.operating_points import Deciding
 from src.reporting import wording
-from src.reporting.records import Calibration, ProtocolFacts
-from src.result import Threshold
+from src.reporting.records import ProtocolFacts
+from src.result import Calibration, Threshold
 from tests.reporting.pictures import make_results
 from tests.reporting.report_data import make_report
 
@@ -16,7 +19,7 @@ def facts(**changes):
 
 
 def text(threshold):
-    return " ".join(wording.threshold_sentences(threshold, Calibration.NONE)).replace(
+    return " ".join(wording.threshold_sentences(threshold, None)).replace(
         "\N{NO-BREAK SPACE}", " "
     )
 
@@ -52,7 +55,7 @@ def test_an_unknown_rule_still_says_whether_labels_were_used():
 
 
 def test_the_protocol_box_says_what_the_labels_did_in_each_case():
-    def box(name="honest", how=Calibration.LEAVE_ONE_OUT, **changes):
+    def box(name="honest", how=Calibration.leave_one_out, **changes):
         images, protocol = make_results(8, pictures=False), ProtocolFacts(name, 1, how, held_out=21)
         return dict(wording.protocol_rows(
             make_report(images=images, protocol=protocol, threshold=facts(**changes))
@@ -67,14 +70,40 @@ def test_the_protocol_box_says_what_the_labels_did_in_each_case():
     assert "Another processor rounds differently" in rows["Repeating"]
     assert "also chose the threshold" in box(oracle=True)["Test"]
     assert "test labels included" in box("paper")["Test"]
-    assert box(how=Calibration.HELD_OUT)["Calibration"] == "21 held-out normal images"
-    assert "shift log NFA" in box(how=Calibration.HELD_OUT, rule="nfa")["Calibration"]
+    assert box(how=Calibration.held_out)["Calibration"] == "21 held-out normal images"
+    assert "shift log NFA" in box(how=Calibration.held_out, rule="nfa")["Calibration"]
 
 
-def test_only_leave_one_out_scores_make_the_promise_approximate():
-    said = [" ".join(wording.threshold_sentences(facts(), how)) for how in Calibration]
-    approximate = ["approximately" in each for each in said]
-    assert approximate == [how is Calibration.LEAVE_ONE_OUT for how in Calibration]
+@pytest.mark.parametrize("rule", ["conformal", "quantile"])
+def test_each_way_of_calibrating_is_said_to_promise_what_is_proven_of_it(rule):
+    said = {
+        how: " ".join(wording.threshold_sentences(facts(rule=rule), how)) for how in Calibration
+    }
+    assert [how for how in said if "This is proven" in said[how]] == [Calibration.held_out]
+    assert "2/n" in said[Calibration.cross] and "2021" in said[Calibration.cross]
+    assert "without its fold" in said[Calibration.cross]
+    assert "Nothing is proven" in said[Calibration.leave_one_out]
+    assert "too high" in said[Calibration.leave_one_out]
+    assert all("exchangeable" in each for each in said.values())
+    assert [how for how in said if "were they held out" not in said[how]] == [Calibration.held_out]
+
+
+def test_one_line_names_the_aim_and_its_ground():
+    lines = [wording.aim(facts(), how) for how in Calibration]
+    assert all("0.95 % false alarms on average, up to 2.2 %" in line for line in lines)
+    assert ["no proof" in line for line in lines] == [False, True, True]
+    assert wording.aim(facts(attained=None), None) == ""
+
+
+def test_a_decision_is_told_with_the_picture_that_made_it():
+    decides = Deciding("good/023.png", 248.04, 223.1, 2 / 55, [("good/7.png", 260.0)])
+    said = wording.deciding_sentence(decides).replace("\N{NO-BREAK SPACE}", " ")
+    assert said == (
+        "Threshold 248 comes from good/023.png; without it 223.1, alpha 3.6 %. "
+        "Above it: good/7.png (260)."
+    )
+    lowest = wording.deciding_sentence(decides._replace(lower=None, above=()))
+    assert lowest == "Threshold 248 comes from good/023.png."
 
 
 def test_numbers_that_do_not_exist_are_words():
@@ -96,8 +125,8 @@ def test_tiles_keep_their_order_and_leave_out_what_was_not_measured():
 
 def test_a_shifted_nfa_is_not_called_uncalibrated():
     nfa = Threshold(image=0.0, pixel=0.0, rule="nfa")
-    plain = " ".join(wording.threshold_sentences(nfa, Calibration.NONE))
-    shifted = " ".join(wording.threshold_sentences(nfa, Calibration.HELD_OUT))
+    plain = " ".join(wording.threshold_sentences(nfa, None))
+    shifted = " ".join(wording.threshold_sentences(nfa, Calibration.held_out))
     assert "Nothing was calibrated" in plain
     assert "Nothing was calibrated" not in shifted
     assert "held-out" in shifted
@@ -114,7 +143,7 @@ def test_the_choice_of_the_epoch_is_told_with_the_images_it_rests_on():
 def test_no_level_is_promised_for_a_number_of_false_alarms():
     rule = facts(rule="nfa", alpha=None, attained=None, n=0)
     plain, shifted = (
-        wording.threshold_sentences(rule, how) for how in (Calibration.NONE, Calibration.HELD_OUT)
+        wording.threshold_sentences(rule, how) for how in (None, Calibration.held_out)
     )
     assert "nothing is promised" in " ".join(plain)
     assert "promises no level" in " ".join(shifted)

@@ -95,6 +95,10 @@
   const slider = byId("threshold");
   const exact = byId("threshold-value");
   const fraction = (value) => (value - page.low) / (page.high - page.low);
+  const promise = byId("promise"); // missing where nothing was calibrated
+  const above = (value) => page.normal.filter((score) => score > value).length;
+  const promised = (value) => (1 + above(value)) / (page.normal.length + 1);
+  const percent = (share) => `${Number((100 * share).toPrecision(3))} %`;
   let announcement = 0;
 
   const showThreshold = () => {
@@ -108,7 +112,9 @@
       byId("threshold-text").textContent = show(value);
     }
     slider.value = String(1000 * fraction(value));
-    slider.setAttribute("aria-valuetext", show(value));
+    const kept = promise ? `${percent(promised(value))} promised` : "";
+    slider.setAttribute("aria-valuetext", `${show(value)} ${kept}`.trim());
+    if (promise) byId("promised").textContent = percent(promised(value));
     byId("threshold-reset").disabled = !state.moved;
   };
 
@@ -148,6 +154,14 @@
     if (exact.value !== "") move(Number(exact.value));
     sort();
   });
+  if (promise)
+    promise.addEventListener("change", () => {
+      const n = page.normal.length;
+      const order = Math.ceil((n + 1) * (1 - Number(promise.value) / 100) - 1e-9);
+      move(page.normal[Math.min(n, Math.max(1, order)) - 1]);
+      exact.value = show(state.threshold);
+      sort();
+    });
   byId("threshold-reset").addEventListener("click", () => {
     state.threshold = page.threshold;
     state.moved = false;

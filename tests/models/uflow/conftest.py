@@ -92,6 +92,7 @@ def toy_data(toy_root):
             cache=Cache.memory,
             drop_last=False,
             samples_per_epoch=None,
+            exclude=[],
             limit_train=None,
             limit_test=None,
         )
