@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,8 +36,8 @@ class OperatingPoint(NamedTuple):
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
         """From a row of `POINTS`."""
-        return cls(*(float(row[name]) for name in cls._fields[:3]),
-                   *(int(row[name]) for name in cls._fields[3:]))  # fmt: skip
+        kinds = get_type_hints(cls)
+        return cls(**{name: kinds[name](row[name]) for name in cls._fields})
 
 
 class Deciding(NamedTuple):

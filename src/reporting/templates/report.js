@@ -114,7 +114,10 @@
     slider.value = String(1000 * fraction(value));
     const kept = promise ? `${percent(promised(value))} promised` : "";
     slider.setAttribute("aria-valuetext", `${show(value)} ${kept}`.trim());
-    if (promise) byId("promised").textContent = percent(promised(value));
+    if (promise) {
+      byId("promised").textContent = percent(promised(value));
+      promise.value = String(Number((100 * promised(value)).toPrecision(3)));
+    }
     byId("threshold-reset").disabled = !state.moved;
   };
 
