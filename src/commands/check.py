@@ -78,11 +78,9 @@ def rank_by_suspicion(run: SavedRun) -> int:
     console.print(table)
     console.print("p: share of these pictures with at least this score. Bad shots can be left out "
                   f"with data.exclude=[{ranked[0][0]},...]", soft_wrap=True)  # fmt: skip
-    names = ("path", "score", "p")
-    run.write_rows("suspicion.csv", [dict(zip(names, row, strict=True)) for row in ranked])
+    run.write_rows("suspicion.csv", [{"path": a, "score": b, "p": c} for a, b, c in ranked])
     sheet = run.directory / "suspicion.png"
     chosen = [(root / path, f"{score:.4g}, p {p:.3f}") for path, score, p in ranked[:_TOLD]]
     draw_pictures(chosen, "Most suspicious pictures", sheet)
-    console.print(f"All: {run.directory / 'suspicion.csv'}", soft_wrap=True, highlight=False)
-    console.print(f"Picture: {sheet}", soft_wrap=True, highlight=False)
+    console.print(f"All: {sheet.with_suffix('.csv')}, picture: {sheet}", soft_wrap=True)
     return 0

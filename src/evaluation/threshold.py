@@ -53,9 +53,8 @@ class _OrderStatistic(Rule):
         """The threshold of n >= 2 scores; ConfigError with fewer."""
         image, map_max = calibration_scores(normal)
         n = image.size
-        k, alpha = self._order(n)
         ordered = np.sort(image)
-        self._tell(ordered, k)
+        k, alpha = self._order(ordered)
         return Threshold(
             image=float(ordered[k - 1]),
             pixel=float(np.sort(map_max)[k - 1]),
@@ -65,12 +64,9 @@ class _OrderStatistic(Rule):
             n=n,
         )
 
-    def _order(self, n: int) -> tuple[int, float]:
-        """Which of n scores, 1..n, and the wanted probability of a false alarm."""
+    def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:
+        """Which of n sorted scores, 1..n, and the wanted probability of a false alarm."""
         raise NotImplementedError
-
-    def _tell(self, ordered: NDArray[Any], k: int) -> None:
-        """Say what the k-th of the sorted scores (n,) cannot keep."""
 
 
 class Conformal(_OrderStatistic):
@@ -101,12 +97,10 @@ class Conformal(_OrderStatistic):
             )
         self.alpha = alpha
 
-    def _order(self, n: int) -> tuple[int, float]:
-        return min(conformal_order(n, self.alpha), n), self.alpha
-
-    def _tell(self, ordered: NDArray[Any], k: int) -> None:
+    def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:
         n = ordered.size
-        if conformal_order(n, self.alpha) > n:
+        order = conformal_order(n, self.alpha)
+        if order > n:
             log.warning(
                 "%d good images: %.3g %% false alarms is not possible; at %.3g %% (1/%d) the "
                 "highest of their scores decides alone, threshold %.4g. For %.3g %% use at least "
@@ -114,6 +108,7 @@ class Conformal(_OrderStatistic):
                 n, 100 * self.alpha, 100 / (n + 1), n + 1, ordered[-1],
                 100 * self.alpha, images_needed(self.alpha),
             )  # fmt: skip
+        return min(order, n), self.alpha
 
 
 class Quantile(_OrderStatistic):
@@ -134,9 +129,9 @@ class Quantile(_OrderStatistic):
             )
         self.q = q
 
-    def _order(self, n: int) -> tuple[int, float]:
+    def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:
         share = Fraction(str(self.q))
-        return math.ceil(share * n), float(1 - share)
+        return math.ceil(share * ordered.size), float(1 - share)
 
 
 class Nfa(Rule):
