@@ -51,11 +51,6 @@ _GUARANTEE = {
     "alarms less often than this and finds fewer defects. Nothing is proven; calibration.method="
     "cross comes nearer.",
 }
-_BASIS = {
-    Calibration.held_out: "held out",
-    Calibration.cross: "cross-calibrated, no proof",
-    Calibration.leave_one_out: "left out one by one, conservative, no proof",
-}
 _SPACE = "\N{NO-BREAK SPACE}"  # keeps numbers and units on one line
 
 
@@ -158,7 +153,8 @@ def aim(threshold: Threshold, calibration: Calibration | None) -> str:
     """The false alarms that a threshold aims at and the ground for it, for one line of text."""
     if threshold.attained is None or threshold.attained_limit is None:
         return ""
-    how = f", {_BASIS[calibration]}" if calibration else ""
+    proof = "" if calibration is Calibration.held_out else ", not proven"
+    how = f" by {calibration.replace('_', ' ')} scores{proof}" if calibration else ""
     return (
         f"aims at {100 * threshold.attained:.2g} % false alarms on average, up to "
         f"{100 * threshold.attained_limit:.2g} % with these {threshold.n} images (95 %){how}"

@@ -19,9 +19,7 @@ def facts(**changes):
 
 
 def text(threshold):
-    return " ".join(wording.threshold_sentences(threshold, None)).replace(
-        "\N{NO-BREAK SPACE}", " "
-    )
+    return " ".join(wording.threshold_sentences(threshold, None)).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_kept_promise_names_its_level_and_the_images_behind_it():
@@ -91,7 +89,7 @@ def test_each_way_of_calibrating_is_said_to_promise_what_is_proven_of_it(rule):
 def test_one_line_names_the_aim_and_its_ground():
     lines = [wording.aim(facts(), how) for how in Calibration]
     assert all("0.95 % false alarms on average, up to 2.2 %" in line for line in lines)
-    assert ["no proof" in line for line in lines] == [False, True, True]
+    assert ["not proven" in line for line in lines] == [False, True, True]
     assert wording.aim(facts(attained=None), None) == ""
 
 
