@@ -94,7 +94,7 @@ def write_outputs(
         normal_scores=sorted(normal.image.tolist()) if normal else (),
         points=points,
         deciding=decides,
-        deciders=_deciders(decides, detector, data),
+        deciders=_deciders(decides, detector, sources),
     )
     pictures = write_figures(run, report, chosen[:_SHEET_IMAGES])
     for name, chart in model.diagnostics().items():
@@ -229,7 +229,7 @@ def _picture(
 
 
 def _deciders(
-    decides: Deciding | None, detector: Detector, data: AnomalyDataModule
+    decides: Deciding | None, detector: Detector, sources: Sequence[Sample]
 ) -> dict[str, np.ndarray]:
     """The pictures that set the threshold as the network sees them, (H, W, 3) uint8 by path.
 
@@ -238,9 +238,12 @@ def _deciders(
     if decides is None:
         return {}
     paths = [decides.path, *(path for path, _ in decides.above[: _DECIDERS - 1])]
-    samples = {data.entry_of(sample).path: sample for sample in data.found}
-    known = [path for path in paths if path in samples]  # a run may be tested on other data
-    return {path: detector.transform.display(read_sample(samples[path])) for path in known}
+    return {
+        path: detector.transform.display(read_sample(sample))
+        for path in paths  # below the data root of the fit
+        for sample in sources
+        if shown(sample.image_path).endswith(f"/{path.lstrip('/')}")
+    }
 
 
 def _scale(detector: Detector, samples: list[Sample]) -> ColourScale:
