@@ -2,6 +2,7 @@
 
     python tests/bench/bench_decisions.py                 one run a set, the table of README
     python tests/bench/bench_decisions.py halves 50       random halves of the good pictures
+    python tests/bench/bench_decisions.py halves 50 bottle      of one set
 
 Every set below DATA_DIR is tried: folders with `train/good` and `test`. The settings are those of a
 laptop, the same for all sets: EfficientNet-Lite0, 1 %, cross-calibration.
@@ -84,8 +85,10 @@ def table() -> None:
     print(f"mean share of defects found at 0.05: {np.mean(found):.3f}, least {min(found):.3f}")
 
 
-def halves(splits: int) -> None:
+def halves(splits: int, chosen: list[str]) -> None:
     for name, words in sets().items():
+        if chosen and name not in chosen:
+            continue
         cfg = compose("run", words)
         data = build_datamodule(cfg)
         data.setup()
@@ -123,6 +126,6 @@ def halves(splits: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["halves"]:
-        halves(int(sys.argv[2]) if len(sys.argv) > 2 else 50)
+        halves(int(sys.argv[2]) if len(sys.argv) > 2 else 50, sys.argv[3:])
     else:
         table()
