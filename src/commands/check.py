@@ -70,7 +70,7 @@ def rank_by_suspicion(run: SavedRun) -> int:
             found=f"no calibration.csv in {run.directory}",
             do="give a PatchCore run, or one with calibration.fraction=0.1",
         )
-    ranked, console = suspicion(normal), Console()
+    ranked, console = suspicion(normal), Console(markup=False, highlight=False)
     root, _ = place_of(run.config().data)
     table = Table("picture", "score", "p", title=f"most suspicious of {len(ranked)}, {normal.way}")
     for path, score, p in ranked[:_TOLD]:

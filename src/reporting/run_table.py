@@ -49,7 +49,7 @@ def print_run_table(run: SavedRun) -> None:
         if run.has(POINTS):
             _print_points(run, threshold, console)
         if decides := deciding(normal, threshold):
-            console.print(deciding_sentence(decides), soft_wrap=True, highlight=False)
+            console.print(deciding_sentence(decides), soft_wrap=True, highlight=False, markup=False)
     if (speed := metrics.get("speed/latency_p50_ms")) is not None:
         fitted = metrics.get("fit/seconds")
         took = f", fitted in {fitted:.1f} s" if fitted is not None else ""
