@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -12,15 +13,20 @@ from src.saved_run import SavedRun
 from tests.conftest import compose_app
 
 
+def fitted_images(run) -> list[Path]:
+    saved = SavedRun(run)
+    return sorted(Path(saved.config().data.root) / one.path for one in saved.record().fitted)
+
+
 @pytest.fixture
-def confirmed(tmp_path, drawn_data, monkeypatch):
+def confirmed(tmp_path, drawn_data, finished_run, monkeypatch):
     """A folder with two good parts that the finished run has not seen, drawn with another seed."""
     monkeypatch.setenv("DATA_DIR", str(drawn_data))
     from PIL import Image
 
     folder = tmp_path / "confirmed"
     folder.mkdir()
-    for i, path in enumerate(sorted(drawn_data.rglob("train/good/*.png"))[:2]):
+    for i, path in enumerate(fitted_images(finished_run)[:2]):
         with Image.open(path) as image:
             image.rotate(90 * (i + 1)).save(folder / f"{i}.png")
     return folder
@@ -33,9 +39,9 @@ def learn(run, folder, out, *words):
 
 
 def test_confirmed_parts_make_a_new_run_that_says_where_it_comes_from(
-    finished_run, confirmed, tmp_path, drawn_data, capsys
+    finished_run, confirmed, tmp_path, capsys
 ):
-    known = sorted(drawn_data.rglob("train/good/*.png"))[0]
+    known = fitted_images(finished_run)[0]
     shutil.copy(known, confirmed / "copy.png")
     before, files = SavedRun(finished_run), sorted(finished_run.rglob("*"))
     after = learn(finished_run, confirmed, tmp_path / "runs")
@@ -66,7 +72,7 @@ def test_confirmed_parts_make_a_new_run_that_says_where_it_comes_from(
 
 
 def test_what_cannot_be_learnt_is_refused_before_anything_is_written(
-    finished_run, confirmed, tmp_path, drawn_data, drawn_images
+    finished_run, confirmed, tmp_path, drawn_images
 ):
     runs = tmp_path / "runs"
     (confirmed / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nthe rest is missing")
@@ -79,7 +85,7 @@ def test_what_cannot_be_learnt_is_refused_before_anything_is_written(
         learn(finished_run, confirmed, runs)
     with pytest.raises(DataError, match="There are no images"):
         learn(finished_run, tmp_path / "nowhere", runs)
-    known = next(path.parent for path in sorted(drawn_data.rglob("train/good/*.png")))
+    known = fitted_images(finished_run)[0].parent
     with pytest.raises(DataError, match="nothing to learn"):
         learn(finished_run, known, runs)
     assert not runs.exists()

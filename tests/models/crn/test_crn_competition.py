@@ -17,7 +17,7 @@ from src.models.optimizers import make_optimizer
 from tests.reference_crn import SlowCompetition
 
 WEIGHTS = LossWeights(0.5, 1.0, 2.0)
-OPTIMIZERS = {path.stem: path for path in (CONF / "model" / "optimizer").glob("*.yaml")}
+OPTIMIZERS = {path.stem: path for path in (CONF / "optimizer").glob("*.yaml")}
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def gradients(unit):
 
 
 def adam(units, name="adam", lr=1e-3):
-    node = OmegaConf.to_container(OmegaConf.load(OPTIMIZERS[name])) | {"lr": lr}
+    node = OmegaConf.to_container(OmegaConf.load(OPTIMIZERS[name]).model.optimizer) | {"lr": lr}
     if name == "sgd":
         node["momentum"] = 0.9
     return make_optimizer(node, [p for unit in units for p in unit.parameters()])

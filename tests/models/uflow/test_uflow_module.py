@@ -21,7 +21,7 @@ from src.models.uflow.module import LOG_NFA, anomaly_likelihood, feature_shapes
 from tests.models.uflow.conftest import SIDE, ToyBackbone
 
 SCHEDULES = {
-    "constant": {}, "linear": OmegaConf.load(CONF / "model" / "scheduler" / "linear.yaml")
+    "constant": {}, "linear": OmegaConf.load(CONF / "scheduler" / "linear.yaml").model.scheduler
 }  # fmt: skip
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
