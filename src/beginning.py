@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
 from src.data.record import FILE_NAME as DATA
 from src.errors import WeightsError
+from src.files import atomic
 from src.fitted import say_what_changed
 from src.identity import run_folder, weights_fingerprint
 from src.models.base import AnomalyModule
@@ -56,6 +58,9 @@ def begin(
     facts = manifest.describe_run(data.record.fingerprint, backbone)
     run.start(cfg, facts, force=cfg.force)
     run.write_rows(DATA, data.record.rows())
+    if data.roi_file is not None:
+        with atomic(run.directory / "roi.png") as partial:
+            shutil.copyfile(data.roi_file, partial)
     return Beginning(run, run.fitted, last_checkpoint(run.directory))
 
 

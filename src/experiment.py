@@ -67,7 +67,7 @@ def lead(cfg: DictConfig) -> Result:
         data.setup()
         write_settled(cfg, data)
         data.announce()
-        model = build_model(cfg, data.image_size)
+        model = _model_for(cfg, data)
         begun = begin(cfg, run, data, model, weights)
         with tracking.open_loggers(cfg, run.directory) as loggers:
             processes.from_first(begun)
@@ -102,7 +102,7 @@ def follow(cfg: DictConfig) -> Result:
             data = build_datamodule(cfg)
             data.setup()
             write_settled(cfg, data)
-            model = build_model(cfg, data.image_size)
+            model = _model_for(cfg, data)
             trainer = build_trainer(cfg, begun.run.directory, [], single_pass=model.single_pass)
             fit(begun, trainer, model, data)
             normal_scores(cfg, trainer, model, data)
@@ -174,7 +174,7 @@ def evaluate(
 
     A missing threshold is an oracle's: it is chosen here, from labels, and marked as such.
     """
-    evaluator = build_evaluator(cfg, data.transform, data.samples)
+    evaluator = build_evaluator(cfg, data.transform, data.samples, model.roi)
     score_images(trainer, model, data.test_dataloader(shared=True), evaluator.update)
     threshold = threshold or evaluator.oracle_threshold()
     metrics = evaluator.compute(threshold, data.samples)
@@ -182,6 +182,14 @@ def evaluate(
         log.warning("%s", note)
     speed = measure_latency(model, data.test_dataloader(), cfg.evaluation.latency_images)
     return evaluator, threshold, metrics | speed
+
+
+def _model_for(cfg: DictConfig, data: AnomalyDataModule) -> AnomalyModule:
+    """The method, which looks at the part of the images that counts."""
+    model, roi = build_model(cfg, data.image_size), data.roi()
+    if roi is not None:
+        model.look_at(roi)
+    return model
 
 
 def _already(run: SavedRun, cfg: DictConfig) -> Result:

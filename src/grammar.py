@@ -16,9 +16,9 @@ from typing import Any
 PATHS = frozenset(
     (
         "backbone.weights", "calibration.dir", "checkpoints", "data.abnormal_dir", "data.mask_dir",
-        "data.normal_dir", "data.normal_test_dir", "data.root", "file", "folder", "image", "images",
-        "model.cache.folder", "model.weights", "out", "replay", "run", "run_a", "run_b", "runs",
-        "runs_dir", "sweeps_dir", "tables_dir",
+        "data.normal_dir", "data.normal_test_dir", "data.roi", "data.root", "file", "folder",
+        "image", "images", "model.cache.folder", "model.weights", "out", "replay", "run", "run_a",
+        "run_b", "runs", "runs_dir", "sweeps_dir", "tables_dir",
     )
 )  # fmt: skip
 #: Keys that hold a free name: `0`, `1e5` and `null` are names too; a comma separates names.

@@ -33,7 +33,7 @@ _NOT_IDENTITY = (
     "runs_dir", "force", "debug", "replay", "logger", "report", "hydra",
     "hardware.num_workers", "hardware.threads", "data.root", "data.download", "data.archives",
     "data.prepare", "data.cache", "evaluation.memory_gb", "evaluation.latency_images",
-    "backbone.weights", "calibration.dir", "data.calibration_dir",
+    "backbone.weights", "calibration.dir", "data.calibration_dir", "data.roi",
 )  # fmt: skip
 
 
@@ -144,6 +144,8 @@ def _weight_files(cfg: DictConfig) -> Iterator[Path | str | None]:
                 yield Path(file)
     if isinstance(cfg.model.get("weights"), str):  # a trained model to start from
         yield Path(cfg.model.weights)
+    if cfg.data.get("roi"):
+        yield place_of(cfg.data)[0] / cfg.data.roi
 
 
 def _bare_folder(cfg: DictConfig) -> Path:

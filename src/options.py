@@ -145,6 +145,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("ratio", "alpha", "q", "top_share"), share(zero=False)),
     **dict.fromkeys(("max_epochs", "max_steps"), whole(-1)),
     **dict.fromkeys(("resize", "crop"), either(whole(1), PAIR)),
+    "data.rotations": either(whole(2, 360), several(NUMBER)),
     "data.view.resize": either(whole(1), PAIR, choice("auto")),
     "camera_size": PAIR,
     "extras": several(choice("numbers", "maps", "pictures", "arrays")),

@@ -123,7 +123,8 @@ def _distances(
     batch = detector.transform(image).to(detector.device)[None]
     patches = model.patches(batch)[0][0]  # (h, w, D)
     both = euclidean_and_cosine(patches, model.memory.bank.vectors())
-    euclidean, cosine = (distance.cpu().numpy() for distance in both)
+    spread = model.memory.region.spread
+    euclidean, cosine = (spread(distance[None])[0].cpu().numpy() for distance in both)
     marked = 0.0 if picture.segmentation is None else float(picture.segmentation.mean())
     hot = np.quantile(euclidean, 1.0 - max(marked, 1.5 / euclidean.size))
     scale = ColourScale.fit([euclidean], float(hot))

@@ -16,6 +16,7 @@ from src.data.datamodule import AnomalyDataModule
 from src.data.options import DataOptions, Protocol, UseOptions
 from src.data.record import lister
 from src.data.transforms import ImageTransform
+from src.errors import ConfigError
 from src.partials import partial_of
 
 
@@ -25,6 +26,13 @@ def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
     keep_aspect = transform["resize"] == AUTO
     if keep_aspect:
         transform["resize"] = [cfg.data.view.side] * 2
+    single_pass = _single_pass(cfg.get("model") or {})
+    if cfg.data.get("rotations") and not single_pass:
+        raise ConfigError(
+            "Turned copies fill a memory bank, which this method has not.",
+            found=f"data.rotations={cfg.data.rotations} model={cfg.model.name}",
+            do="use model=patchcore, or leave data.rotations out",
+        )
     return AnomalyDataModule(
         data_options(cfg.data),
         UseOptions(
@@ -32,7 +40,7 @@ def build_datamodule(cfg: DictConfig) -> AnomalyDataModule:
             protocol=Protocol[cfg.protocol],
             calibration_fraction=cfg.calibration.fraction,
             validation_fraction=cfg.validation.fraction,
-            shuffle_train=not _single_pass(cfg.get("model") or {}),
+            shuffle_train=not single_pass,
             keep_aspect=keep_aspect,
             num_workers=worker_count(cfg.hardware.num_workers),
         ),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from src import processes
 from src.data.aspect import fitting_size
@@ -26,6 +27,7 @@ from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
 from src.data.options import Cache, DataOptions, Protocol, UseOptions
 from src.data.record import DataRecord, Entry, path_below
+from src.data.roi import read_roi
 from src.data.samples import DEFECTIVE, Found, Sample, some, summary
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
@@ -258,6 +260,18 @@ class AnomalyDataModule(pl.LightningDataModule):
     def protocol(self) -> str:
         """Honest or paper."""
         return self.use.protocol.value
+
+    @property
+    def roi_file(self) -> Path | None:
+        """The picture that says where to look."""
+        return self.root / self.options.roi if self.options.roi else None
+
+    def roi(self) -> Tensor | None:
+        """Pixels (H, W) bool of the images that count; None: all. DataError: see `read_roi`."""
+        if self.roi_file is None:
+            return None
+        train = [sample.image_path for sample in self.train_samples]
+        return torch.from_numpy(read_roi(self.roi_file, self.transform, train))
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -34,6 +34,7 @@ class DataOptions:
     drop_last: bool  # leave out an incomplete last training batch
     samples_per_epoch: int | None  # length of a training epoch with repeats; None: each once
     exclude: list[str]  # images that are not used: paths below root as in data.csv, or their ends
+    roi: str | None  # picture below root, white where to look; None: everywhere
     limit_train: int | None  # at most so many training images, before the hold-out; None: all
     limit_test: int | None  # at most so many test images, of both classes; None: all
 

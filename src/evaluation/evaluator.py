@@ -76,7 +76,9 @@ class Evaluator:
         scores = ranking.finite(prediction.score.float(), what="image scores").tolist()
         highest = prediction.anomaly_map.flatten(1).amax(dim=1).tolist()
         maps = self.view.maps(index, prediction.anomaly_map.float()).cpu().numpy()
+        within = self.view.within(index)
         masks = self.view.masks(index, batch["mask"]).cpu().numpy()
+        masks = masks if within is None else masks & within
         marked = batch["mask"].flatten(1).any(dim=1).tolist()
         own = prediction.mask
         detected = None if own is None else self.view.maps(index, own.float(), 0.0).cpu().numpy()
@@ -91,7 +93,8 @@ class Evaluator:
                 row = row._replace(own_alarm=bool(own[b].any()), own_counts=counts)
             self._rows[image] = row
             if state == "known":
-                self._pixels.add(image, maps[b], masks[b])
+                kept = None if within is None else within[b]
+                self._pixels.add(image, maps[b], masks[b], kept)
 
     # --- numbers ------------------------------------------------------------------------------
 
@@ -250,13 +253,21 @@ class Evaluator:
 
 
 def build_evaluator(
-    cfg: DictConfig, transform: ImageTransform, samples: Sequence[Sample]
+    cfg: DictConfig, transform: ImageTransform, samples: Sequence[Sample], roi: Tensor | None = None
 ) -> Evaluator:
-    """The evaluator of the config group `evaluation` for images of this geometry."""
+    """The evaluator of the config group `evaluation` for images of this geometry.
+
+    `roi`: the pixels (H, W) of the network's view that count; None: all.
+    """
     options = cfg.evaluation
     return Evaluator(
         View(
-            options.size, transform, samples, whole_image=options.whole_image, masks=options.masks
+            options.size,
+            transform,
+            samples,
+            whole_image=options.whole_image,
+            masks=options.masks,
+            roi=roi,
         ),
         memory_gb=options.memory_gb,
         resamples=options.bootstrap,

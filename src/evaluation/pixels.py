@@ -87,15 +87,24 @@ class PixelStore:
         """Whether part of the scores lies on disk."""
         return self._spool is not None
 
-    def add(self, index: int, anomaly_map: Scores, mask: NDArray[np.bool_]) -> None:
+    def add(
+        self,
+        index: int,
+        anomaly_map: Scores,
+        mask: NDArray[np.bool_],
+        within: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Keep one image: scores (H, W), any finite numbers, and its mask (H, W).
+
+        Normal pixels outside of `within` (H, W) are left out, where it is given.
 
         Raises:
             DataError: a score is NaN or infinite.
         """
         flat = finite(anomaly_map, what=f"map values of image {index}").astype(np.float32)
         marked = mask.ravel()
-        defect, sizes, normal = flat[marked], region_sizes(mask), np.sort(flat[~marked])
+        fine = ~marked if within is None else ~marked & within.ravel()
+        defect, sizes, normal = flat[marked], region_sizes(mask), np.sort(flat[fine])
         order = np.argsort(defect)
         self._free -= normal.nbytes
         kept = normal if self._free >= 0 else self._write(normal)

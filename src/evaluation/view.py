@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from src.data.images import image_size, read_mask
@@ -45,6 +46,7 @@ class View:
         samples: what `batch["index"]` points into.
         whole_image: measure over the whole image instead of the network's view.
         masks: how masks are resized, one of `MASK_RULES`.
+        roi: pixels (h, w) of the network's view that count; None: all.
 
     Raises:
         ConfigError: an unknown rule.
@@ -58,12 +60,14 @@ class View:
         *,
         whole_image: bool = False,
         masks: str = "nearest",
+        roi: Tensor | None = None,
     ) -> None:
         only("evaluation.masks", [masks], MASK_RULES)
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.cropped = transform if transform is not None and transform.crops else None
         self.transform, self.samples, self.rule = transform, samples, masks
         self.whole_image = whole_image and self.cropped is not None
+        self.roi = None if roi is None else roi.cpu().float()
 
     def maps(self, index: Sequence[int], maps: Tensor, unseen: float = NEVER_FOUND) -> Tensor:
         """Maps (B, h, w) of any grid -> (B, H, W); pixels that are never seen get `unseen`."""
@@ -75,6 +79,13 @@ class View:
             for one, size in zip(maps, sizes, strict=True)
         ]
         return torch.stack(placed)
+
+    def within(self, index: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Pixels (B, H, W) bool of the grid that count; None: all."""
+        if self.roi is None:
+            return None
+        maps = self.roi.expand(len(index), *self.roi.shape)
+        return (self.maps(index, maps, 0.0) > 0.5).numpy()
 
     def masks(self, index: Sequence[int], masks: Tensor) -> Tensor:
         """Masks (B, h, w) bool of a batch -> (B, H, W) bool by the chosen rule.

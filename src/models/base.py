@@ -13,7 +13,7 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from src.errors import SavedModelError
+from src.errors import ConfigError, SavedModelError
 from src.files import atomic, write_text
 from src.result import LineChart, NormalScores, Prediction
 
@@ -57,6 +57,19 @@ class AnomalyModule(pl.LightningModule):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Prediction:
         """One batch of `trainer.predict`."""
         return self(batch["image"])
+
+    def look_at(self, roi: Tensor) -> None:
+        """Look at the pixels `roi` (H, W) bool of the images only; called before the fit."""
+        raise ConfigError(
+            f"{type(self).__name__} cannot leave out a part of the images.",
+            found="data.roi",
+            do="use model=patchcore, or paint over that part in the images",
+        )
+
+    @property
+    def roi(self) -> Tensor | None:
+        """What `look_at` was given, (H, W) bool, also after `load`; None: whole images."""
+        return None
 
     def held_out_scores(self) -> NormalScores | None:
         """Scores for calibration when the method can hold out its own training images.

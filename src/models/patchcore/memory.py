@@ -34,6 +34,7 @@ from src.models.patchcore.options import (
     Reweight,
 )
 from src.models.patchcore.patches import PatchEmbedder
+from src.models.patchcore.region import Region
 from src.models.patchcore.scores import (
     Scored,
     image_score,
@@ -68,6 +69,7 @@ class PatchMemory(nn.Module):
         self.options, self.budget_gb = options, budget_gb
         self.embedder = PatchEmbedder(channels, options)
         self.bank = MemoryBank(options.search)
+        self.region = Region()
         for name in ("basis", "radius"):
             self.register_buffer(name, torch.empty(0))
         self._images = 0
@@ -81,7 +83,7 @@ class PatchMemory(nn.Module):
 
     def add(self, maps: list[Tensor], batch: Mapping[str, Tensor]) -> None:
         """Take the feature maps of a batch (B images); the first process takes those of all."""
-        patches = whole(self.embedder(maps), batch)  # (B, h, w, D)
+        patches = whole(self.region.cut(self.embedder(maps)), batch)  # (B, h, w, D)
         index = whole(batch["index"], batch)
         if not leads():
             return
@@ -108,12 +110,15 @@ class PatchMemory(nn.Module):
     def finish(self, progress: Progress | None = None) -> Scored | None:
         """Reduce what was added to the bank.
 
-        Returns: held-out scores of the training images in image order; None after streaming,
-            when their patches are gone.
+        Of several grids with one index, the first is the image and the others are turned copies.
+
+        Returns: held-out scores of the training images, not of their copies, in image order; None
+            after streaming, when their patches are gone.
         """
         patches, self._patches = self._patches, None
         if isinstance(patches, StreamingCoreset):
-            self.bank.fill(*patches.finish())
+            rows, origin = patches.finish()
+            self.bank.fill(rows, self.region.origins(origin))
             self.radius = torch.tensor([patches.cover_radius])
             return None
         if patches is None:
@@ -126,10 +131,11 @@ class PatchMemory(nn.Module):
         if self.options.search.backend == Backend.ivf:
             error = self.bank.score_error(grids[:64].flatten(1, 2))
             log.info("inverted lists: image scores %.3f %% too high on normal images", 100 * error)
-        if self.options.held_out == HeldOut.cross and len(index) > 1:
-            return self.cross(grids, index)
-        nearest = None if chosen.nearest is None else chosen.nearest.view(len(index), -1)
-        return self.held_out(grids, index, nearest)
+        first = torch.cat([index.new_ones(1), index.diff()]) > 0  # (n,) the images themselves
+        if self.options.held_out == HeldOut.cross and first.sum() > 1:
+            return self.cross(grids, index, first)
+        nearest = None if chosen.nearest is None else chosen.nearest.view(len(index), -1)[first]
+        return self.held_out(grids[first.to(grids.device)], index[first], nearest)
 
     def reduce(
         self, bank: MemoryBank, grids: Tensor, index: Tensor, progress: Progress | None = None
@@ -143,7 +149,7 @@ class PatchMemory(nn.Module):
         features = grids.reshape(-1, D)
         chosen = select(features, self.options.coreset, self.options.seed, progress)
         rows = features[chosen.rows.to(features.device)]
-        bank.fill(rows, patch_origins(index, h, w)[chosen.rows])
+        bank.fill(rows, self.region.origins(patch_origins(index, h, w)[chosen.rows]))
         return chosen
 
     def fit_basis(self, grids: Tensor) -> None:
@@ -170,8 +176,8 @@ class PatchMemory(nn.Module):
     # --- scoring ------------------------------------------------------------------------------
 
     def patches(self, maps: list[Tensor]) -> Tensor:
-        """Patch vectors (B, h, w, D), of unit length for the cosine distance."""
-        return self.scaled(self.embedder(maps))
+        """Patch vectors (B, h, w, D), of a region (B, 1, P, D); unit length for cosine."""
+        return self.scaled(self.region.cut(self.embedder(maps)))
 
     def score(
         self, patches: Tensor, without: int | None = None, bank: MemoryBank | None = None
@@ -187,23 +193,29 @@ class PatchMemory(nn.Module):
         match = bank.search(patches.flatten(0, 2), self.options.neighbors, without)
         return self._scored(bank, patches, match, without)
 
-    def cross(self, grids: Tensor, index: Tensor) -> Scored:
-        """Scores of training images (n, h, w, D), n > 1, by banks made without their fold.
+    def cross(self, grids: Tensor, index: Tensor, first: Tensor | None = None) -> Scored:
+        """Scores of n > 1 training images by banks made without their fold.
 
         Folds are dealt by the seed, the same for every memory. Memory: the patches a second time.
+
+        Args:
+            grids: (m, h, w, D) patches of the images and of their turned copies, which belong to
+                the fold of their image.
+            index: (m,) image of each, ascending.
+            first: (m,) bool: the n images themselves, which alone are scored; None: all.
         """
-        n = len(index)
+        own = torch.arange(len(index)) if first is None else first.nonzero()[:, 0]
+        n, of = len(own), torch.searchsorted(index[own], index)  # (m,) image, 0..n-1
         folds = min(n, self.options.folds or (20 if n < 100 else 10))
         dealt = torch.randperm(n, generator=torch.Generator().manual_seed(self.options.seed))
-        image, grid = grids.new_empty(n), grids.new_empty(grids.shape[:3])
+        image, grid = grids.new_empty(n), grids.new_empty(n, *grids.shape[1:3])
         for fold in range(folds):
             mine = dealt[fold::folds]
-            rest = torch.ones(n, dtype=torch.bool)
-            rest[mine] = False
+            rest = ~torch.isin(of, mine)
             bank = MemoryBank(self.options.search).to(grids.device)
             self.reduce(bank, grids[rest.to(grids.device)], index[rest])
             for part in torch.split(mine, _IMAGES):
-                image[part], grid[part] = self.score(grids[part], bank=bank)
+                image[part], grid[part] = self.score(grids[own[part].to(grids.device)], bank=bank)
         return Scored(image, grid)
 
     def held_out(self, grids: Tensor, index: Tensor, nearest: Tensor | None = None) -> Scored:

@@ -31,12 +31,12 @@ from tqdm import tqdm
 from src.backbones.features import FeatureExtractor
 from src.errors import ConfigError
 from src.models.base import AnomalyModule
-from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import Progress
 from src.models.patchcore.memory import PatchMemory
 from src.models.patchcore.official_banks import take_official
 from src.models.patchcore.options import HeldOut, Normalisation, PatchCoreOptions
 from src.models.patchcore.scores import Scored, length
+from src.models.patchcore.turning import angles_of, turned
 from src.models.patchcore.windows import Windowed
 from src.processes import leads
 from src.result import Calibration, LineChart, NormalScores, Prediction
@@ -108,6 +108,7 @@ class PatchCore(AnomalyModule):
         )
         for name in ("scale", "held_out_image", "held_out_map_max"):
             self.register_buffer(name, torch.empty(0))
+        self.rotations = angles_of(options.rotations)
         self._way = Calibration.leave_one_out
         # Lightning's distributed strategy insists on a parameter that could be trained.
         self.anchor = nn.Parameter(torch.zeros(()))
@@ -128,6 +129,18 @@ class PatchCore(AnomalyModule):
         """The memories, one for each backbone."""
         return iter(cast(Iterable[PatchMemory], self.memories))
 
+    @torch.no_grad()
+    def look_at(self, roi: Tensor) -> None:
+        """Patches whose centre lies outside are neither remembered nor scored."""
+        grids = self.patches(torch.zeros(1, 3, *self.image_size))
+        for memory, patches in zip(self.each_memory(), grids, strict=True):
+            memory.region.limit(roi, patches.shape[1:3])
+
+    @property
+    def roi(self) -> Tensor | None:
+        """The pixels that `look_at` was given."""
+        return self.memory.region.roi if self.memory.region.limited else None
+
     # --- learning -----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> None:
@@ -143,13 +156,16 @@ class PatchCore(AnomalyModule):
             )
         loader: Any = self.trainer.train_dataloader
         batches = int(self.trainer.num_training_batches)
+        images = min(batches * int(loader.batch_size), len(loader.dataset))
         for memory in self.each_memory():
-            memory.begin(min(batches * int(loader.batch_size), len(loader.dataset)))
+            memory.begin(images * (1 + len(self.rotations)))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Remember the patches of a batch of normal images."""
-        for memory, maps in zip(self.each_memory(), self.backbone(batch["image"]), strict=True):
-            memory.add(maps, batch)
+        """Remember the patches of a batch of normal images and of their turned copies."""
+        for degrees in (0.0, *self.rotations):
+            image = turned(batch["image"], degrees)
+            for memory, maps in zip(self.each_memory(), self.backbone(image), strict=True):
+                memory.add(maps, batch)
 
     def on_train_epoch_end(self) -> None:
         """Reduce the patches to the banks and score the training images without themselves."""
@@ -230,12 +246,14 @@ class PatchCore(AnomalyModule):
         """One prediction from the scores of each memory."""
         size, sigma = size or self.image_size, self.options.sigma
         if len(members) == 1:
-            return Prediction(members[0].image, smooth_maps(members[0].grid, size, sigma))
+            whole = self.memory.region.smooth_maps(members[0].grid, size, sigma)
+            return Prediction(members[0].image, whole)
         scores, maps = [], []
-        for scored, scale in zip(members, self.scale, strict=True):
+        for memory, scored, scale in zip(self.each_memory(), members, self.scale, strict=True):
             (image_at, image_unit), (patch_at, patch_unit) = scale.unbind(0)
             scores.append((scored.image - image_at) / image_unit)
-            maps.append(smooth_maps((scored.grid - patch_at) / patch_unit, size, sigma))
+            grid = (scored.grid - patch_at) / patch_unit
+            maps.append(memory.region.smooth_maps(grid, size, sigma))
         return Prediction(torch.stack(scores).mean(0), torch.stack(maps).mean(0))
 
     @torch.no_grad()
@@ -251,8 +269,10 @@ class PatchCore(AnomalyModule):
         low = torch.full((len(self.memories), 2), torch.inf, device=self.device)
         high = -low
         for batch in loader:
-            for i, scored in enumerate(self._scores(batch["image"].to(self.device))):
-                maps = smooth_maps(scored.grid, self.image_size, self.options.sigma)
+            found = self._scores(batch["image"].to(self.device))
+            for i, (memory, scored) in enumerate(zip(self.each_memory(), found, strict=True)):
+                region, sigma = memory.region, self.options.sigma
+                maps = region.smooth_maps(scored.grid, self.image_size, sigma)
                 for j, values in enumerate((scored.image, maps)):
                     low[i, j] = torch.minimum(low[i, j], values.min())
                     high[i, j] = torch.maximum(high[i, j], values.max())
@@ -262,14 +282,14 @@ class PatchCore(AnomalyModule):
     def nearest_patches(self, image: Tensor) -> NearestPatches:
         """For every patch of one image (3, H, W): its nearest bank row and where that is from.
 
-        An ensemble shows its first member.
+        An ensemble shows its first member. What lies outside the region has distance 0.
         """
         patches, bank = self.patches(image[None])[0], self.memory.bank
-        h, w = patches.shape[1:3]
-        match = bank.search(patches.flatten(0, 2), 1)
-        row = match.row.view(h, w)
+        match, spread = bank.search(patches.flatten(0, 2), 1), self.memory.region.spread
+        row = spread(match.row.view(patches.shape[:3]))[0]
         source = bank.origin[row]  # (h, w, 3)
-        distance = length(match.distance, self.options.distance).view(h, w)
+        distance = length(match.distance, self.options.distance)
+        distance = spread(distance.view(patches.shape[:3]))[0]
         return NearestPatches(distance, row, source[..., 0], source[..., 1:])
 
     def export_form(self) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from src.errors import ConfigError
 
@@ -130,6 +131,7 @@ class PatchCoreOptions:
     normalisation: Normalisation
     held_out: HeldOut
     folds: int | None  # of cross; None: 20 below 100 images, else 10
+    rotations: Any  # degrees of turned copies in the bank, or how many turns to go round
     memory_budget_gb: float | None  # most memory for patches and coreset; None: no limit
     weights: str | None  # banks to start from instead of a fit, see official_banks; None: fit
     seed: int  # of coreset starts and projections

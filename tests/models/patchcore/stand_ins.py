@@ -28,7 +28,7 @@ def options(**changes) -> PatchCoreOptions:
         "embedding": "concat", "patch_size": 3, "patch_stride": 1, "pretrain_dim": 16,
         "target_dim": 16, "neighbors": 1, "distance": "euclidean", "reweight": "none",
         "reweight_neighbors": 4, "squared": False, "sigma": 2.0, "normalisation": "held_out",
-        "memory_budget_gb": None, "weights": None, "seed": 0, "search": search(),
+        "memory_budget_gb": None, "rotations": [], "weights": None, "seed": 0, "search": search(),
         "normalise": "none", "score": "max", "top_share": 0.05, "held_out": "leave_one_out",
         "folds": None, "windows": None,
         "coreset": coreset(**changes.pop("coreset", {})),
