@@ -158,6 +158,8 @@ def _member(number: int, work: Callable[[DictConfig], Any], cfg: Any, port: int,
     torch.set_num_threads(max(1, torch.get_num_threads() // all_))
     try:
         work(cfg)
+        if dist.is_initialized():
+            dist.destroy_process_group()  # its threads must not outlive the process
     except Exception as error:
         store: Any = TCPStore("127.0.0.1", port, is_master=False)
         store.set("error", _packed(error))
