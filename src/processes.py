@@ -9,6 +9,7 @@ again in the order of the batch, and results are those of one process.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -158,8 +159,7 @@ def _member(number: int, work: Callable[[DictConfig], Any], cfg: Any, port: int,
     torch.set_num_threads(max(1, torch.get_num_threads() // all_))
     try:
         work(cfg)
-        if dist.is_initialized():
-            dist.destroy_process_group()  # its threads must not outlive the process
+        _leave()  # such a process calls no exit handlers
     except Exception as error:
         store: Any = TCPStore("127.0.0.1", port, is_master=False)
         store.set("error", _packed(error))
@@ -185,7 +185,14 @@ def _join(processes: int) -> Any:
     # Decisions travel by gloo, tensors on a GPU by NCCL.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
+    atexit.register(_leave)
     return store
+
+
+def _leave() -> None:
+    """End the threads of the group before the process ends; they abort it otherwise."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _by_srun() -> bool:

@@ -16,6 +16,7 @@ from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.detector import Detection
 from src.errors import ConfigError
+from src.models.patchcore.region import Region
 
 
 class TinyMemory(torch.nn.Module):
@@ -24,7 +25,8 @@ class TinyMemory(torch.nn.Module):
     def __init__(self, bank):
         super().__init__()
         self.bank_rows = bank  # (M, 3)
-        self.memory = SimpleNamespace(bank=SimpleNamespace(vectors=lambda: self.bank_rows))
+        rows = SimpleNamespace(vectors=lambda: self.bank_rows)
+        self.memory = SimpleNamespace(bank=rows, region=Region())
 
     def __len__(self):
         return len(self.bank_rows)

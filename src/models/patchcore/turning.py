@@ -22,6 +22,8 @@ def turned(image: Tensor, degrees: float) -> Tensor:
     Right angles of square images are exact; otherwise bilinear, and what lies beyond the frame has
     the colour of its edge.
     """
+    if degrees == 0:
+        return image
     quarter, rest = divmod(degrees, 90.0)
     if rest == 0 and (image.shape[2] == image.shape[3] or quarter % 2 == 0):
         return image.rot90(int(quarter), (2, 3))

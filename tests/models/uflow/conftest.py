@@ -93,6 +93,7 @@ def toy_data(toy_root):
             drop_last=False,
             samples_per_epoch=None,
             exclude=[],
+            roi=None,
             limit_train=None,
             limit_test=None,
         )
