@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
-import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Of `model.json`; raised when saved models of before cannot be read any more.
 FORMAT_VERSION = 2
-
-_FROZEN = "backbone."  # what keys of frozen features start with
 
 
 class AnomalyModule(pl.LightningModule):
@@ -89,14 +86,6 @@ class AnomalyModule(pl.LightningModule):
         """Numbers noted while learning, by metric key, for metrics.json; also after `load`."""
         return {}
 
-    def callbacks(self) -> list[pl.Callback]:
-        """Trainer callbacks that belong to the method: early stopping, its own checkpoints."""
-        return []
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """Lightning's hook for `callbacks`."""
-        return self.callbacks()
-
     def diagnostics(self) -> Mapping[str, LineChart | Figure]:
         """Charts of the fitted method itself, by name; drawn once at the end of a run."""
         return {}
@@ -154,18 +143,21 @@ class AnomalyModule(pl.LightningModule):
         """JSON-able facts that are not tensors (counts, names, normalisation constants)."""
         return {}
 
+    @property
+    def _backbone_identity(self) -> str | None:
+        return getattr(getattr(self, "backbone", None), "identity", None)
+
     def save(self, directory: Path) -> None:
         """Write `model.safetensors` and `model.json` into `directory`, each atomically."""
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.trained_tensors().items()}
         with atomic(directory / "model.safetensors") as partial:
             save_file(tensors, partial)
             digest = _sha256(partial)
-        backbone = getattr(self, "backbone", None)
         card = {
             "format": FORMAT_VERSION,
             "method": type(self).__name__,
             "sha256": digest,
-            "backbone": getattr(backbone, "identity", None),
+            "backbone": self._backbone_identity,
             "facts": self.trained_facts(),
         }
         write_text(directory / "model.json", json.dumps(card, indent=2) + "\n")
@@ -186,62 +178,44 @@ class AnomalyModule(pl.LightningModule):
                 found="its sha256 is not the one in model.json" if weights.exists() else "no file",
                 do="copy the run again from its source, or run it again with force=true",
             )
-        self._check_backbone(card)
-        try:
-            tensors = load_file(weights)
-        except (safetensors.SafetensorError, OSError) as error:
+        ours, saved = self._backbone_identity, card.get("backbone")
+        if ours is not None and saved not in (None, ours):
             raise SavedModelError(
-                f"{weights} is not a readable safetensors file.",
-                found=str(error),
-                do="copy the run again from its source, or run it again with force=true",
-            ) from error
-        self.restore_tensors(tensors, card.get("facts") or {})
-
-    def _check_backbone(self, card: dict[str, Any]) -> None:
-        identity = getattr(getattr(self, "backbone", None), "identity", None)
-        saved = card.get("backbone")
-        if identity is None or saved is None or identity == saved:
-            return
-        raise SavedModelError(
-            "The backbone is not the one this model was fitted with.",
-            found=f"{identity}; the model needs {saved}",
-            do="restore the same backbone weights (WEIGHTS_DIR), or fit again with force=true",
-        )
+                "The backbone is not the one this model was fitted with.",
+                found=f"{ours}; the model needs {saved}",
+                do="restore the same backbone weights (WEIGHTS_DIR), or fit again with force=true",
+            )
+        self.restore_tensors(load_file(weights), card.get("facts") or {})
 
 
 def read_model_card(directory: Path) -> dict[str, Any]:
     """The JSON card of a saved model, checked for readability and version."""
     path = directory / "model.json"
     try:
-        card = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        card = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise SavedModelError(
             f"No usable model in {directory}.",
             found=f"{path.name}: {error}",
             do="give the folder of a finished run (it has metrics.json and model/)",
         ) from error
-    found = card.get("format") if isinstance(card, dict) else None
+    found = card.get("format")
     if found != FORMAT_VERSION:
+        age = "an earlier" if isinstance(found, int) and found < FORMAT_VERSION else "another"
         raise SavedModelError(
             f"{path} has another format.",
-            found=f"format {found}; {_age(found)} version of this program wrote the folder",
+            found=f"format {found}; {age} version of this program wrote the folder",
             do=f"this version reads format {FORMAT_VERSION}: run the experiment again; its results "
             "then lie in a folder of their own",
         )
     return card
 
 
-def _age(found: object) -> str:
-    return "an earlier" if isinstance(found, int) and found < FORMAT_VERSION else "another"
-
-
 def _learnt(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in state.items() if not key.startswith(_FROZEN)}
+    """A state dict without frozen features."""
+    return {key: value for key, value in state.items() if not key.startswith("backbone.")}
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

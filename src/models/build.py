@@ -1,20 +1,22 @@
-"""From the `model` and `backbone` config groups to a method."""
+"""From the `model` and `backbone` config groups to a method on its frozen features."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from src.backbones.build import build_backbone
 from src.errors import ConfigError, did_you_mean
 from src.models.base import AnomalyModule
 
+if TYPE_CHECKING:
+    from torch import nn
+
 #: Keys of the `model` group that configure the experiment around the method, not its constructor.
-_NOT_ARGUMENTS = ("_target_", "name", "stages", "recipe", "backbones")
+_NOT_OPTIONS = {"_target_", "name", "stages", "recipe", "backbones"}
 
 T = TypeVar("T")
 
@@ -27,36 +29,50 @@ def method_class(cfg: DictConfig) -> type[AnomalyModule]:
 def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
     """The method of a composed config for images of (H, W) pixels.
 
-    A method with several backbones (an ensemble) lists their config names under `model.backbones`
-    and gets them as one list.
+    A method with several backbones (an ensemble) lists what they change of the `backbone` group
+    under `model.backbones` and gets them as one list.
     """
-    options = cast(
-        dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True, enum_to_str=True)
-    )
-    stages, members = options.get("stages"), options.get("backbones")
-    for key in _NOT_ARGUMENTS:
-        options.pop(key, None)
+    group = _plain(cfg.model)
     method = cast(Any, method_class(cfg))
-    typed = read_options(method.Options, options)
-    size = getattr(getattr(typed, "windows", None), "size", None)
-    seen = (size, size) if size else image_size
-    if members:
-        backbone: Any = [
-            build_backbone(cast(DictConfig, OmegaConf.merge(cfg.backbone, member)), stages, seen)
-            for member in cfg.model.backbones
-        ]
-    else:
-        backbone = build_backbone(cfg.backbone, stages, seen)
-    return cast(AnomalyModule, method(backbone, image_size, typed))
+    options = read_options(
+        method.Options, {key: group[key] for key in group if key not in _NOT_OPTIONS}
+    )
+    window = getattr(getattr(options, "windows", None), "size", None)
+    seen = (window, window) if window else image_size
+    networks = [
+        build_backbone(_plain(cfg.backbone) | member, group.get("stages"), seen)
+        for member in group.get("backbones") or [{}]
+    ]
+    backbone = networks if group.get("backbones") else networks[0]
+    return cast(AnomalyModule, method(backbone, image_size, options))
 
 
-def read_options(kind: type[T], values: Mapping[str, Any], key: str = "model") -> T:
-    """The dataclass `kind`, filled and checked by OmegaConf, nested ones and enums as well.
+def build_backbone(
+    group: dict[str, Any], wanted: list[int] | None, image_size: tuple[int, int]
+) -> nn.Module | None:
+    """The frozen features of a `backbone` group, or None for methods that learn from pixels.
 
-    Args:
-        kind: options of a method, one field a key; see `AnomalyModule.Options`.
-        values: what stands in the configuration, resolved.
-        key: where it stands there, for the message.
+    `wanted`: 1-based numbers of the stages to take where the group names no layers.
+    """
+    if group["name"] is None:
+        return None
+    options = {key: group[key] for key in group if key not in ("_target_", "stages", "mean", "std")}
+    if "layers" in options and not options["layers"]:
+        known = group.get("stages") or []
+        if not wanted or min(wanted) < 1 or max(wanted) > len(known):
+            raise ConfigError(
+                f"The method asks for stages {wanted} of the backbone {group['name']}.",
+                found=f"its stages: {known}",
+                do="name modules with backbone.layers=[...] or choose model.stages within range",
+            )
+        options["layers"] = [known[stage - 1] for stage in wanted]
+    return get_class(group["_target_"])(image_size=image_size, **options)
+
+
+def read_options(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass `kind` (see `AnomalyModule.Options`), filled and checked by OmegaConf.
+
+    `values`: resolved, as they stand under `model`; nested dataclasses and enums are made as well.
 
     Raises:
         ConfigError: a key is unknown or missing, or its value has another type.
@@ -65,11 +81,14 @@ def read_options(kind: type[T], values: Mapping[str, Any], key: str = "model") -
         merged = OmegaConf.merge(OmegaConf.structured(kind), dict(values))
         return cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        found, first = f"{key}.{error.full_key}", str(error.msg or error).splitlines()[0]
-        known = map(str, getattr(error.object_type, "__dataclass_fields__", ()))
+        key, known = f"model.{error.full_key}", getattr(error.object_type, "__annotations__", ())
         unknown = isinstance(error, ConfigKeyError)
         raise ConfigError(
-            f"{found} is no option." if unknown else f"{found} does not fit.",
-            found=first,
+            f"{key} is no option." if unknown else f"{key} does not fit.",
+            found=str(error.msg or error).splitlines()[0],
             do=did_you_mean(str(error.key), known) if unknown else "see conf/model",
         ) from error
+
+
+def _plain(group: DictConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(group, resolve=True, enum_to_str=True))

@@ -85,7 +85,7 @@ class CRN(AnomalyModule):
         """Last values of the curves, see `checks.py`."""
         return dict(self.curve_values)
 
-    def callbacks(self) -> list[pl.Callback]:
+    def configure_callbacks(self) -> list[pl.Callback]:
         """The curves of the run."""
         options, paper = self.options, self.options.protocol == "paper"
         judge = instantiate(options.judge)

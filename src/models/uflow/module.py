@@ -174,7 +174,7 @@ class UFlow(AnomalyModule):
         schedule = make_scheduler(wanted, optimizer, **known)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def callbacks(self) -> list[pl.Callback]:
+    def configure_callbacks(self) -> list[pl.Callback]:
         """The best epoch is kept, see best_epochs.py."""
         return [self.keep_best]
 
