@@ -7,6 +7,7 @@ layers, weights) and the stored dtype, so a stale entry cannot be found.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -19,12 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from src.errors import ConfigError, did_you_mean
+from src.errors import only
 from src.files import atomic
 
 log = logging.getLogger(__name__)
 
-PLACES = ("off", "memory", "disk")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 GB = 10**9
 
@@ -47,25 +47,20 @@ class FeatureCache:
     def __init__(
         self, place: str, folder: Path | str, limit_gb: float, dtype: str, identity: str
     ) -> None:
-        for key, value, options in (("place", place, PLACES), ("dtype", dtype, tuple(DTYPES))):
-            if value not in options:
-                raise ConfigError(
-                    f"Unknown model.cache.{key}.",
-                    found=f"{value!r}",
-                    do=did_you_mean(value, options),
-                )
+        only("model.cache.place", [place], ("off", "memory", "disk"))
+        only("model.cache.dtype", [dtype], DTYPES)
         self.place, self.limit, self.dtype = place, int(limit_gb * GB), DTYPES[dtype]
-        digest = hashlib.sha256(f"{identity}\n{dtype}".encode()).hexdigest()[:20]
-        self.root, self.folder = Path(folder), Path(folder) / digest
-        self.hits = self.misses = 0
+        kind = hashlib.sha256(f"{identity}\n{dtype}".encode()).hexdigest()[:20]
+        self.root, self.folder = Path(folder), Path(folder) / kind
         self._memory: dict[str, Maps] = {}
-        self._held = 0  # bytes in memory, or on disk when last counted
         self._keys: dict[int, str] = {}
-        self._began = time.time()
-        self._full = False
+        self._began, self._full = time.time(), False
+        self._held = 0  # bytes in memory, or on disk when last counted
         if place == "disk":
             self.folder.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(self.root)
+            for changed, _, path in _files(self.root, "partial"):
+                if changed < self._began - 3600:  # more than any write takes: its run has died
+                    path.unlink(missing_ok=True)
             self._held = sum(size for _, size, _ in _files(self.root))
 
     def fetch(
@@ -79,27 +74,21 @@ class FeatureCache:
         if self.place == "off":
             return list(compute(image))
         keys = self._keys_of(image, index)
-        rows = [self._read(key) for key in keys]
-        missing = [row for row, maps in enumerate(rows) if maps is None]
-        self.misses += len(missing)
-        self.hits += len(rows) - len(missing)
+        found = {key: self._read(key) for key in keys}
+        missing = [row for row, key in enumerate(keys) if found[key] is None]
         if missing:
-            fresh = compute(image if len(missing) == len(rows) else image[missing])
-            for position, row in enumerate(missing):
-                maps = [scale[position].detach().to("cpu", self.dtype) for scale in fresh]
-                rows[row] = maps
-                self._write(keys[row], maps)
-        found = [maps for maps in rows if maps is not None]
+            fresh = compute(image if len(missing) == len(keys) else image[missing])
+            for row, *maps in zip(missing, *fresh, strict=True):
+                found[keys[row]] = kept = [scale.detach().to("cpu", self.dtype) for scale in maps]
+                self._write(keys[row], kept)
+        rows = [found[key] or [] for key in keys]
         return [
-            torch.stack([maps[scale] for maps in found]).to(image.device, torch.float32)
-            for scale in range(len(found[0]))
+            torch.stack(scale).to(image.device, torch.float32) for scale in zip(*rows, strict=True)
         ]
 
     def forget_positions(self) -> None:
         """Call when the list behind `index` may have changed; entries stay valid."""
         self._keys.clear()
-
-    # --- keys --------------------------------------------------------------------------------
 
     def _keys_of(self, image: Tensor, index: Tensor | None) -> list[str]:
         if index is None:
@@ -108,8 +97,6 @@ class FeatureCache:
             if position not in self._keys:
                 self._keys[position] = _digest(pixels)
         return [self._keys[position] for position in index.tolist()]
-
-    # --- entries -----------------------------------------------------------------------------
 
     def _read(self, key: str) -> Maps | None:
         if self.place == "memory":
@@ -130,8 +117,7 @@ class FeatureCache:
         if self._full:
             return
         if self.place == "memory":
-            size = sum(scale.numel() * scale.element_size() for scale in maps)
-            if self._make_room(size):
+            if self._make_room(sum(scale.nbytes for scale in maps)):
                 self._memory[key] = [scale.clone() for scale in maps]
             return
         raw = save({str(n): scale.contiguous() for n, scale in enumerate(maps)})
@@ -144,8 +130,6 @@ class FeatureCache:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
-
-    # --- bounds ------------------------------------------------------------------------------
 
     def _make_room(self, size: int) -> bool:
         """Book `size` bytes if they fit, on disk at the cost of entries of earlier runs."""
@@ -180,23 +164,11 @@ def _digest(pixels: Tensor) -> str:
     return total.hexdigest()
 
 
-def _files(root: Path) -> list[tuple[float, int, Path]]:
+def _files(root: Path, ending: str = "safetensors") -> list[tuple[float, int, Path]]:
     """(last use, bytes, path) of every entry below `root`; files may vanish while we look."""
     found = []
-    for path in root.glob("*/*.safetensors"):
-        try:
+    for path in root.glob(f"*/*.{ending}"):
+        with contextlib.suppress(FileNotFoundError):
             facts = path.stat()
-        except FileNotFoundError:
-            continue
-        found.append((facts.st_mtime, facts.st_size, path))
+            found.append((facts.st_mtime, facts.st_size, path))
     return found
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Half-written files of runs that died; an hour is more than any write takes."""
-    for path in root.glob("*/*.partial"):
-        try:
-            if path.stat().st_mtime < time.time() - 3600:
-                path.unlink()
-        except FileNotFoundError:
-            continue

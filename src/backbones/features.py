@@ -12,34 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from src.backbones import weights as weight_sources
-from src.backbones.fusion import fold_batchnorms
-from src.errors import ConfigError, did_you_mean
+from src.backbones.weights import digest, fill
+from src.errors import ConfigError, did_you_mean, only
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def check_precision(precision: str) -> None:
-    """Raise a ConfigError unless `precision` is one of PRECISIONS."""
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            "Unknown backbone.precision.",
-            found=precision,
-            do=did_you_mean(precision, PRECISIONS),
-        )
-
-
 #: ours, on a CPU: two images of 224 pixels. Maps of eight are larger than the blocks that the C
 #: library keeps for reuse (32 MB in glibc), and clearing new pages was a third of a run's CPU time.
 _PIXELS_AT_ONCE = 2 * 224 * 224
-
-
-def autocast(image: Tensor, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Autocast on the device of `image`; nothing for float32."""
-    dtype = PRECISIONS[precision]
-    return contextlib.nullcontext() if dtype is None else torch.autocast(image.device.type, dtype)
 
 
 class FeatureExtractor(nn.Module):
@@ -70,40 +52,35 @@ class FeatureExtractor(nn.Module):
         channels_last: bool,
     ) -> None:
         super().__init__()
-        check_precision(precision)
-        model = _create(name)
+        only("backbone.precision", [precision], PRECISIONS)
         self.name, self.layers, self.precision = name, tuple(layers), precision
-        self.channels_last = channels_last
+        self.channels_last, self._padding = channels_last, padding_mode
+        model = create(name)
+        # Position embeddings or windows may be bound to one image size.
+        if getattr(model, "pretrained_cfg", {}).get("fixed_input_size", False):
+            model = create(name, img_size=image_size)
         self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         self.channels_at_end = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        self.fixed_size = tuple(image_size) if _fixed_input(model) else None
-        if self.fixed_size:
-            model = _create(name, img_size=self.fixed_size)
         if padding_mode:
             _set_padding(model, padding_mode)
-        self.network = _cut(model, self.layers, name)
-        self._padding = padding_mode
-        self.source = self._fill(weights, model)
-        self.weights_sha256 = weight_sources.digest(self.network)
-        self.network = fold_batchnorms(self.network)
-        self.network.requires_grad_(False)
+        network = _cut(model, self.layers, name)
+        fill(network, name, model, weights)
+        self.weights_sha256 = digest(network)
+        self.network: Any = fold_batchnorms(network).requires_grad_(False)
         if channels_last:
             for weight in self.network.parameters():
                 if weight.ndim == 4:
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self.eval()
-        self.channels, self.reductions = self._measure(image_size)
+        maps = self(torch.zeros(1, 3, *image_size))
+        self.channels = tuple(m.shape[1] for m in maps)
+        self.reductions = tuple(max(1, round(image_size[0] / m.shape[2])) for m in maps)
 
     @property
     def identity(self) -> str:
         """Name, layers and a digest of the weights that matter; equal means equal features."""
         padding = "" if self._padding is None else f"+{self._padding}"
         return f"{self.name}{padding}[{','.join(self.layers)}]@{self.weights_sha256[:16]}"
-
-    @property
-    def image_size(self) -> int | None:
-        """Side in pixels that the network insists on, or None when any size goes."""
-        return self.fixed_size[0] if self.fixed_size else None
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stay in evaluation mode: BatchNorm statistics of a frozen network must not move."""
@@ -116,9 +93,9 @@ class FeatureExtractor(nn.Module):
             return self._maps(image)
         few = max(1, _PIXELS_AT_ONCE // (image.shape[2] * image.shape[3]))
         parts = [self._maps(image[i : i + few]) for i in range(0, len(image), few)]
-        return (
-            parts[0] if len(parts) == 1 else [torch.cat(maps) for maps in zip(*parts, strict=True)]
-        )
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
     def _maps(self, image: Tensor) -> list[Tensor]:
         if self.channels_last:
@@ -131,41 +108,23 @@ class FeatureExtractor(nn.Module):
         """Tokens (B, N, C) or (B, h, w, C) to a map (B, C, h, w); maps pass through."""
         if feature.ndim == 3:
             tokens = feature[:, self.prefix_tokens :]  # (B, h*w, C)
-            h, w = _grid(tokens.shape[1], image.shape[-2] / image.shape[-1])
-            return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)  # (B, C, h, w)
+            h = round((tokens.shape[1] * image.shape[-2] / image.shape[-1]) ** 0.5)
+            return tokens.transpose(1, 2).reshape(*tokens.shape[::2], h, -1)  # (B, C, h, w)
         return feature.permute(0, 3, 1, 2) if self.channels_at_end else feature
 
-    def _fill(self, weights: str, model: nn.Module) -> str:
-        if weights == "random":
-            return "random"
-        found = weight_sources.find_weights(self.name, model, weights)
-        weight_sources.load_into(self.network, found, self.name)
-        return found.source
 
-    def _measure(self, image_size: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        maps = self(torch.zeros(1, 3, *image_size))
-        return (
-            tuple(m.shape[1] for m in maps),
-            tuple(max(1, round(image_size[0] / m.shape[2])) for m in maps),
-        )
-
-
-def _create(name: str, **options: Any) -> nn.Module:
+def create(name: str, **options: Any) -> Any:
+    """The timm model `name` without weights, in evaluation mode; ConfigError if there is none."""
     import timm
 
-    architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        raise ConfigError(
-            f"timm has no model {architecture!r}.",
-            found=f"backbone.name={name}",
-            do=did_you_mean(architecture, timm.list_models()),
-        )
+    only("backbone.name", [name.split(".")[0]], timm.list_models())
     return timm.create_model(name, pretrained=False, **options).eval()
 
 
-def _fixed_input(model: nn.Module) -> bool:
-    """Whether the network has position embeddings or windows bound to one image size."""
-    return bool(getattr(model, "pretrained_cfg", {}).get("fixed_input_size", False))
+def autocast(image: Tensor, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Autocast on the device of `image`; nothing for float32."""
+    dtype = PRECISIONS[precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(image.device.type, dtype)
 
 
 def _set_padding(model: nn.Module, mode: str) -> None:
@@ -180,7 +139,7 @@ def _set_padding(model: nn.Module, mode: str) -> None:
             model.set_submodule(name, new)
 
 
-def _cut(model: nn.Module, layers: Sequence[str], name: str) -> Any:
+def _cut(model: nn.Module, layers: Sequence[str], name: str) -> fx.GraphModule:
     from timm.models import create_feature_extractor
 
     modules = dict(model.named_modules())
@@ -196,7 +155,25 @@ def _cut(model: nn.Module, layers: Sequence[str], name: str) -> Any:
         return create_feature_extractor(model, {layer: layer for layer in layers}).eval()
 
 
-def _grid(tokens: int, aspect: float) -> tuple[int, int]:
-    """Rows and columns of `tokens` patches of an image with height / width = `aspect`."""
-    h = round((tokens * aspect) ** 0.5)
-    return h, tokens // h
+def fold_batchnorms(network: fx.GraphModule) -> fx.GraphModule:
+    """The same function as a traced network in evaluation mode; the network given is used up.
+
+    BatchNorm is then an affine map per channel and goes into weight and bias of the convolution
+    before it: values agree to 3e-6 relative. Convolutions whose output something else reads too,
+    and BatchNorms without a convolution or without running statistics, stay as they are.
+    """
+    modules = dict(network.eval().named_modules())
+    for node in network.graph.nodes:
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+            continue
+        (source,) = node.all_input_nodes
+        convolution = modules.get(str(source.target)) if source.op == "call_module" else None
+        if not isinstance(convolution, nn.Conv2d) or len(source.users) != 1:
+            continue
+        # In double: the quotient of two small numbers is where precision would go.
+        fused = fuse_conv_bn_eval(convolution.double(), norm.double()).float()
+        network.set_submodule(str(source.target), fused)
+        # timm's BatchNorm may hold the activation itself.
+        network.set_submodule(str(node.target), getattr(norm, "act", nn.Identity()))
+    return network

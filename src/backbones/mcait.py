@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.backbones import weights as weight_sources
-from src.backbones.features import autocast, check_precision
-from src.errors import ConfigError, did_you_mean
+from src.backbones.features import PRECISIONS, autocast
+from src.backbones.weights import digest, fill
+from src.errors import ConfigError, only
 
 
 class CaitPair(nn.Module):
@@ -53,34 +53,40 @@ class CaitPair(nn.Module):
         precision: str,
     ) -> None:
         super().__init__()
-        check_precision(precision)
+        only("backbone.precision", [precision], PRECISIONS)
         self.name, self.names, self.precision = name, tuple(networks), precision
+        files = [weights] * len(networks) if weights in ("auto", "random") else weights
+        if isinstance(files, str) or len(files) != len(networks):
+            raise ConfigError(
+                f"backbone.weights must be auto or a list of {len(networks)} files.",
+                found=f"{weights!r}",
+                do="set backbone.weights=auto, or name one file per network in their order",
+            )
         random = weights == "random"
         cut = [_truncated_cait(net, n, random) for net, n in zip(networks, blocks, strict=True)]
-        self.networks = nn.ModuleList(cut)
         self.sizes = [int(net.patch_embed.img_size[0]) for net in cut]
-        self._check_size(image_size, size)
-        if not random:
-            for net, network, file in zip(cut, networks, _files(weights, len(cut)), strict=True):
-                found = weight_sources.find_weights(network, nn.Identity(), file)
-                weight_sources.load_into(net, found, network)
+        side = self.sizes[0]
+        if tuple(image_size) != (side, side) or size != side:
+            raise ConfigError(
+                f"The backbone {name} sees squares of {side} pixels only.",
+                found=f"images of {image_size[0]}x{image_size[1]}",
+                do=f"set transform.resize=[{side},{side}] transform.crop=null, or choose a "
+                "convolutional backbone (backbone=wide_resnet50_2) for other sizes",
+            )
+        for net, network, file in zip(cut, networks, files, strict=True):
+            fill(net, network, nn.Identity(), file)
+        self.networks = nn.ModuleList(cut)
         self.requires_grad_(False)
         self.eval()
         self.channels = tuple(int(net.embed_dim) for net in cut)
         self.reductions = tuple(size // int(net.patch_embed.grid_size[0]) for net in cut)
-        self.weights_sha256 = hashlib.sha256(
-            "".join(weight_sources.digest(net) for net in cut).encode()
-        ).hexdigest()
+        digests = "".join(map(digest, cut))
+        self.weights_sha256 = hashlib.sha256(digests.encode()).hexdigest()
 
     @property
     def identity(self) -> str:
         """Name, networks and a digest of their weights; equal means equal features."""
         return f"{self.name}[{'+'.join(self.names)}]@{self.weights_sha256[:16]}"
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels that the position embeddings insist on."""
-        return self.sizes[0]
 
     def train(self, mode: bool = True) -> CaitPair:
         """Stay in evaluation mode."""
@@ -96,28 +102,13 @@ class CaitPair(nn.Module):
                 maps.append(_cait_map(net, view).float())
         return maps
 
-    def _check_size(self, image_size: tuple[int, int], size: int) -> None:
-        wanted = (self.sizes[0], self.sizes[0])
-        if tuple(image_size) != wanted or size != self.sizes[0]:
-            raise ConfigError(
-                f"The backbone {self.name} sees squares of {self.sizes[0]} pixels only.",
-                found=f"images of {image_size[0]}x{image_size[1]}",
-                do=f"set transform.resize=[{wanted[0]},{wanted[1]}] transform.crop=null, or choose "
-                "a convolutional backbone (backbone=wide_resnet50_2) for other sizes",
-            )
-
 
 def _truncated_cait(name: str, kept: int, random: bool) -> Any:
     """A CaiT without the blocks, class attention and head that are never used."""
     import timm
 
     architecture = name.split(".")[0]
-    if not (architecture.startswith("cait_") and timm.is_model(architecture)):
-        raise ConfigError(
-            f"timm has no CaiT called {architecture!r}.",
-            found=f"backbone.networks has {name}",
-            do=did_you_mean(architecture, timm.list_models("cait_*")),
-        )
+    only("backbone.networks", [architecture], timm.list_models("cait_*"))
     # Without memory first: the initial weights of 403 million parameters would be thrown away.
     with contextlib.nullcontext() if random else torch.device("meta"):
         net: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
@@ -131,18 +122,6 @@ def _truncated_cait(name: str, kept: int, random: bool) -> Any:
     net.blocks_token_only = nn.ModuleList()
     del net.cls_token
     return net if random else net.to_empty(device="cpu")
-
-
-def _files(weights: str | Sequence[str], count: int) -> list[str]:
-    if weights == "auto":
-        return ["auto"] * count
-    if isinstance(weights, str) or len(weights) != count:
-        raise ConfigError(
-            f"backbone.weights must be auto or a list of {count} files.",
-            found=f"{weights!r}",
-            do="set backbone.weights=auto, or name one file per network in their order",
-        )
-    return list(weights)
 
 
 def _shrink(image: Tensor, side: int) -> Tensor:

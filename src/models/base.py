@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -172,10 +173,18 @@ class AnomalyModule(pl.LightningModule):
                 do="point to the run folder that was made with this config",
             )
         weights = directory / "model.safetensors"
-        if not weights.is_file() or _sha256(weights) != card.get("sha256"):
+        try:
+            whole = _sha256(weights) == card.get("sha256")
+            wrong = "" if whole else "its sha256 is not the one in model.json"
+            tensors = load_file(weights) if whole else {}
+        except OSError as error:
+            wrong = "no file" if isinstance(error, FileNotFoundError) else str(error)
+        except SafetensorError as error:
+            wrong = f"not a readable safetensors file: {error}"
+        if wrong:
             raise SavedModelError(
                 f"{weights} is damaged or was changed.",
-                found="its sha256 is not the one in model.json" if weights.exists() else "no file",
+                found=wrong,
                 do="copy the run again from its source, or run it again with force=true",
             )
         ours, saved = self._backbone_identity, card.get("backbone")
@@ -185,7 +194,7 @@ class AnomalyModule(pl.LightningModule):
                 found=f"{ours}; the model needs {saved}",
                 do="restore the same backbone weights (WEIGHTS_DIR), or fit again with force=true",
             )
-        self.restore_tensors(load_file(weights), card.get("facts") or {})
+        self.restore_tensors(tensors, card.get("facts") or {})
 
 
 def read_model_card(directory: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from timm.models import create_feature_extractor
 from torch import nn
 
-from src.backbones.fusion import fold_batchnorms
+from src.backbones.features import fold_batchnorms
 
 CASES = [
     ("resnet18", ["layer2", "layer3"]),

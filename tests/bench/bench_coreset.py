@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 import src.composing  # noqa: F401  tells Hydra the schemas of conf/
-from src.backbones.onednn import linear
 from src.models.patchcore.coreset import greedy_coreset, random_projection
-from src.models.patchcore.nearest import nearest
+from src.models.patchcore.nearest import linear, nearest
 
 OFFICIAL_DIM = 128
 BLOCK = 768

@@ -32,8 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.backbones.onednn import linear
-from src.models.patchcore.nearest import squared_norms, tiles
+from src.models.patchcore.nearest import linear, squared_norms, tiles
 from src.models.patchcore.options import CoresetMethod, CoresetOptions, CoresetStart
 
 #: Called after every pass with picks done, picks wanted and the cover radius reached.

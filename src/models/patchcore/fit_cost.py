@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from src.backbones.onednn import linear
+from src.models.patchcore.nearest import linear
 from src.models.patchcore.options import CoresetOptions
 
 _FLOAT = 4  # bytes

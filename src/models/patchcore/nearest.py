@@ -9,14 +9,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-from src.backbones.onednn import linear
 
 # Measured: 512 x 1024 distances (2 MB) reach 97 % of the bare product; 16,384 columns only 60 %.
 _QUERY_TILE, _ROW_TILE = 512, 1024
 _GPU_TILE_VALUES = 64 << 20  # on a GPU memory is the bound: 256 MB of distances at a time
 _GROUP = 64  # columns per partial minimum: the first of two steps of the row minimum
+_AVX512 = (
+    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+)
 
 
 class Match(NamedTuple):
@@ -104,6 +107,18 @@ def _lowest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return value, at
     value, at = values.sort(dim=1, stable=True)
     return value[:, :k], at[:, :k]
+
+
+def linear(left: Tensor, right: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Left (t, d) times right (p, d)^T plus offset (p,), full float32 -> (t, p).
+
+    With AVX-512 a private operator of torch is called: oneDNN reaches 245 GFLOP/s a core where MKL
+    on AMD reaches 110 (measured); with AVX2 both are equal.
+    """
+    on_cpu = left.dtype == torch.float32 and left.device.type == "cpu"
+    if _AVX512 and on_cpu and not torch.compiler.is_compiling():
+        return torch.ops.mkldnn._linear_pointwise(left, right, offset, "none", [], "")
+    return F.linear(left, right, offset)
 
 
 def squared_norms(rows: Tensor) -> Tensor:

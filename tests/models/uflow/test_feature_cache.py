@@ -45,7 +45,6 @@ def test_each_image_is_computed_once_and_comes_back_exactly(tmp_path, place):
     for ours, expected in zip(found, maps_of(images[mixed]), strict=True):
         assert torch.equal(ours, expected)
     assert compute.images == 5
-    assert (features.hits, features.misses) == (2, 5)
 
 
 def test_off_computes_every_time(tmp_path):

@@ -57,7 +57,6 @@ def test_channels_strides_and_sizes_are_reported(whole):
     extractor = pair(whole[1])
     assert extractor.channels == (192, 192)
     assert extractor.reductions == (16, 27)  # 384/24 and 384/14; the paper's pair has 16 and 32
-    assert extractor.image_size == 384
     assert extractor.normalised
 
 
