@@ -23,8 +23,6 @@ from torch import Tensor
 from src.evaluation.speed import peak_memory_mb
 from src.models.patchcore.bank import MemoryBank
 from src.models.patchcore.coreset import select
-from src.models.patchcore.feature_store import FeatureStore, patch_origins
-from src.models.patchcore.fit_cost import FitCost
 from src.models.patchcore.nearest import nearest
 from src.models.patchcore.options import (
     Backend,
@@ -34,9 +32,10 @@ from src.models.patchcore.options import (
     SearchOptions,
     Storage,
 )
-from src.models.patchcore.streaming import StreamingCoreset
+from src.models.patchcore.streaming import FitCost, Rows, StreamingCoreset, patch_origins
 
 GRID, DIM, IMAGES, BATCH = (28, 28), 256, 560, 8
+PATCHES = IMAGES * GRID[0] * GRID[1]
 OPTIONS = CoresetOptions(CoresetMethod.greedy, 0.01, CoresetStart.official, None, None, 1024)
 BUDGET_GB = 0.128  # a quarter of what all patches need
 
@@ -58,20 +57,19 @@ def images(seed: int, count: int) -> Iterator[Tensor]:
 
 
 def fit(mode: str) -> MemoryBank:
-    cost = FitCost.of(IMAGES, GRID, DIM, OPTIONS, BUDGET_GB if mode == "stream" else None)
+    cost = FitCost.of(PATCHES, DIM, OPTIONS, BUDGET_GB if mode == "stream" else None)
     bank = MemoryBank(SearchOptions(Backend.flat, None, 1, Storage.float32))
-    patches: FeatureStore | StreamingCoreset = (
-        StreamingCoreset(cost, OPTIONS, 0) if cost.streams else FeatureStore(IMAGES)
+    patches: Rows | StreamingCoreset = (
+        StreamingCoreset(cost, OPTIONS, 0) if cost.streams else Rows(PATCHES, torch.empty(0, DIM))
     )
     for at, batch in enumerate(images(1, IMAGES)):
-        patches.add(batch, torch.arange(at * BATCH, (at + 1) * BATCH))
+        index = torch.arange(at * BATCH, (at + 1) * BATCH)
+        patches.add(batch.flatten(0, 2), patch_origins(index, *GRID))
     if isinstance(patches, StreamingCoreset):
         bank.fill(*patches.finish())
     else:
-        grids, index = patches.collect()
-        features = grids.view(-1, DIM)
-        rows = select(features, OPTIONS, 0).rows
-        bank.fill(features[rows], patch_origins(index, *GRID)[rows])
+        rows = select(patches.values, OPTIONS, 0).rows
+        bank.fill(patches.values[rows], patches.origin[rows])
     return bank
 
 
@@ -118,7 +116,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         child(sys.argv[1])
         return
-    cost = FitCost.of(IMAGES, GRID, DIM, OPTIONS, BUDGET_GB)
+    cost = FitCost.of(PATCHES, DIM, OPTIONS, BUDGET_GB)
     print(cost.describe())
     found = {}
     for mode in ("draw", "hold", "stream"):

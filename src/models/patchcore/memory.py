@@ -20,11 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.patchcore.bank import MemoryBank
-from src.models.patchcore.coreset import Coreset, Progress, select
-from src.models.patchcore.feature_store import FeatureStore, patch_origins
-from src.models.patchcore.fit_cost import FitCost
+from src.models.patchcore.coreset import Coreset, select
 from src.models.patchcore.nearest import Match
-from src.models.patchcore.normalising import fit_normalisation, normalise
 from src.models.patchcore.options import (
     Backend,
     Distance,
@@ -33,7 +30,7 @@ from src.models.patchcore.options import (
     PatchCoreOptions,
     Reweight,
 )
-from src.models.patchcore.patches import PatchEmbedder
+from src.models.patchcore.patches import PatchEmbedder, fit_normalisation, normalise
 from src.models.patchcore.region import Region
 from src.models.patchcore.scores import (
     Scored,
@@ -42,7 +39,7 @@ from src.models.patchcore.scores import (
     neighbourhood_weight,
     patch_score,
 )
-from src.models.patchcore.streaming import StreamingCoreset
+from src.models.patchcore.streaming import FitCost, Rows, StreamingCoreset, patch_origins
 from src.processes import leads, whole
 
 log = logging.getLogger(__name__)
@@ -73,13 +70,14 @@ class PatchMemory(nn.Module):
         for name in ("basis", "radius"):
             self.register_buffer(name, torch.empty(0))
         self._images = 0
-        self._patches: FeatureStore | StreamingCoreset | None = None
+        self._grid = (0, 0)  # patches of an image
+        self._rows: Rows | StreamingCoreset | None = None
 
     # --- filling ------------------------------------------------------------------------------
 
     def begin(self, images: int) -> None:
         """Expect at most `images` images."""
-        self._images, self._patches = images, None
+        self._images, self._rows = images, None
 
     def add(self, maps: list[Tensor], batch: Mapping[str, Tensor]) -> None:
         """Take the feature maps of a batch (B images); the first process takes those of all."""
@@ -87,27 +85,30 @@ class PatchMemory(nn.Module):
         index = whole(batch["index"], batch)
         if not leads():
             return
-        if self._patches is None:
-            self._patches = self._open(patches)
-        streams = isinstance(self._patches, StreamingCoreset)
-        self._patches.add(self.scaled(patches) if streams else patches, index)
+        if self._rows is None:
+            self._rows = self._open(patches)
+        rows = patches.flatten(0, 2)
+        streams = isinstance(self._rows, StreamingCoreset)
+        self._rows.add(self.scaled(rows) if streams else rows, patch_origins(index, *self._grid))
 
-    def _open(self, patches: Tensor) -> FeatureStore | StreamingCoreset:
+    def _open(self, patches: Tensor) -> Rows | StreamingCoreset:
         """Say what will happen, then choose between holding all patches and streaming.
 
         A stream takes its normalisation from the first batch.
         """
+        coreset, cross = self.options.coreset, self.options.held_out == HeldOut.cross
         _, h, w, D = patches.shape
-        cross = self.options.held_out == HeldOut.cross
-        cost = FitCost.of(self._images, (h, w), D, self.options.coreset, self.budget_gb, cross)
-        log.info("PatchCore plan: %s", cost.describe())
-        if cost.streams:
-            self.fit_basis(patches)
-            cost = cost._replace(dim=self.scaled(patches[:1]).shape[3])
-            return StreamingCoreset(cost, self.options.coreset, self.options.seed)
-        return FeatureStore(self._images)
+        self._grid, count = (h, w), self._images * h * w
+        cost = FitCost.of(count, D, coreset, self.budget_gb, cross)
+        plan = f"{self._images:,} images x {h * w:,} patches = {cost.describe()}"
+        log.info("PatchCore plan: %s", plan)
+        if not cost.streams:
+            return Rows(count, patches.flatten(0, 2))
+        self.fit_basis(patches)
+        cost = FitCost.of(count, self.scaled(patches[:1]).shape[3], coreset, self.budget_gb)
+        return StreamingCoreset(cost, coreset, self.options.seed, patches.device)
 
-    def finish(self, progress: Progress | None = None) -> Scored | None:
+    def finish(self) -> Scored | None:
         """Reduce what was added to the bank.
 
         Of several grids with one index, the first is the image and the others are turned copies.
@@ -115,18 +116,22 @@ class PatchMemory(nn.Module):
         Returns: held-out scores of the training images, not of their copies, in image order; None
             after streaming, when their patches are gone.
         """
-        patches, self._patches = self._patches, None
-        if isinstance(patches, StreamingCoreset):
-            rows, origin = patches.finish()
+        kept, self._rows = self._rows, None
+        if isinstance(kept, StreamingCoreset):
+            rows, origin = kept.finish()
             self.bank.fill(rows, self.region.origins(origin))
-            self.radius = torch.tensor([patches.cover_radius])
+            self.radius = torch.tensor([kept.cover_radius])
             return None
-        if patches is None:
+        if kept is None:
             raise RuntimeError("no training images were added")
-        grids, index = patches.collect()
+        grids = kept.values.unflatten(0, (-1, *self._grid))  # type: ignore[no-untyped-call]
+        index = kept.origin[:: self._grid[0] * self._grid[1], 0].long()
+        order = index.argsort(stable=True)
+        if not torch.equal(order, torch.arange(len(index))):
+            grids, index = grids[order.to(grids.device)], index[order]
         self.fit_basis(grids)
         grids = self._scaled_in_place(grids)
-        chosen = self.reduce(self.bank, grids, index, progress)
+        chosen = self.reduce(self.bank, grids, index)
         self.radius = chosen.radius
         if self.options.search.backend == Backend.ivf:
             error = self.bank.score_error(grids[:64].flatten(1, 2))
@@ -137,9 +142,7 @@ class PatchMemory(nn.Module):
         nearest = None if chosen.nearest is None else chosen.nearest.view(len(index), -1)[first]
         return self.held_out(grids[first.to(grids.device)], index[first], nearest)
 
-    def reduce(
-        self, bank: MemoryBank, grids: Tensor, index: Tensor, progress: Progress | None = None
-    ) -> Coreset:
+    def reduce(self, bank: MemoryBank, grids: Tensor, index: Tensor) -> Coreset:
         """Fill a bank from the patches (n, h, w, D) of the images with numbers `index` (n,).
 
         Returns: what was selected; its `nearest` (n*h*w,) is the bank row nearest to each patch,
@@ -147,7 +150,7 @@ class PatchMemory(nn.Module):
         """
         _, h, w, D = grids.shape
         features = grids.reshape(-1, D)
-        chosen = select(features, self.options.coreset, self.options.seed, progress)
+        chosen = select(features, self.options.coreset, self.options.seed)
         rows = features[chosen.rows.to(features.device)]
         bank.fill(rows, self.region.origins(patch_origins(index, h, w)[chosen.rows]))
         return chosen
@@ -236,7 +239,7 @@ class PatchMemory(nn.Module):
             if len(again):
                 distance[again], row[again] = self.bank.search(flat[again], 1, image)
             parts.append(self._scored(self.bank, grid, Match(distance, row), image))
-        return Scored(*(_finite(torch.cat(values)) for values in zip(*parts, strict=True)))
+        return Scored(*map(_finite, Scored.joined(parts)))
 
     def _scored(
         self, bank: MemoryBank, patches: Tensor, match: Match, without: int | None

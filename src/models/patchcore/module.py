@@ -17,21 +17,17 @@ normal images, which are known after the fit and saved with the model.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from src.backbones.features import FeatureExtractor
 from src.errors import ConfigError
 from src.models.base import AnomalyModule
-from src.models.patchcore.coreset import Progress
 from src.models.patchcore.memory import PatchMemory
 from src.models.patchcore.official_banks import take_official
 from src.models.patchcore.options import HeldOut, Normalisation, PatchCoreOptions
@@ -81,6 +77,7 @@ class PatchCore(AnomalyModule):
     Options: ClassVar[type] = PatchCoreOptions
     single_pass = True
 
+    memories: Sequence[PatchMemory]  # one for each backbone
     scale: Tensor  # (members, image | patch, location | unit); empty without an ensemble
     held_out_image: Tensor  # (n,) see `held_out_scores`
     held_out_map_max: Tensor  # (n,)
@@ -95,17 +92,14 @@ class PatchCore(AnomalyModule):
         self.automatic_optimization = False
         self.image_size, self.options = (image_size[0], image_size[1]), options
         networks = backbone if isinstance(backbone, Sequence) else [backbone]
-        seen = options.windows
+        seen, budget = options.windows, options.memory_budget_gb
         self.backbone = Backbones(
             Windowed(one, seen.size, seen.overlap, image_size) if seen and seen.size else one
             for one in networks
         )
-        budget = options.memory_budget_gb
-        share = None if budget is None else budget / len(self.backbone)
-        self.memories = nn.ModuleList(
-            PatchMemory(cast(FeatureExtractor, network).channels, options, share)
-            for network in self.backbone
-        )
+        share = None if budget is None else budget / len(networks)
+        memories = [PatchMemory(network.channels, options, share) for network in networks]
+        self.memories = cast(Sequence[PatchMemory], nn.ModuleList(memories))
         for name in ("scale", "held_out_image", "held_out_map_max"):
             self.register_buffer(name, torch.empty(0))
         self.rotations = angles_of(options.rotations)
@@ -118,22 +112,18 @@ class PatchCore(AnomalyModule):
     @property
     def memory(self) -> PatchMemory:
         """The only memory, or the first of an ensemble."""
-        return cast(PatchMemory, self.memories[0])
+        return self.memories[0]
 
     def patches(self, image: Tensor) -> list[Tensor]:
         """Patch vectors (B, h, w, D) of images (B, 3, H, W) for each memory."""
-        pairs = zip(self.each_memory(), self.backbone(image), strict=True)
+        pairs = zip(self.memories, self.backbone(image), strict=True)
         return [memory.patches(maps) for memory, maps in pairs]
-
-    def each_memory(self) -> Iterator[PatchMemory]:
-        """The memories, one for each backbone."""
-        return iter(cast(Iterable[PatchMemory], self.memories))
 
     @torch.no_grad()
     def look_at(self, roi: Tensor) -> None:
         """Patches whose centre lies outside are neither remembered nor scored."""
         grids = self.patches(torch.zeros(1, 3, *self.image_size))
-        for memory, patches in zip(self.each_memory(), grids, strict=True):
+        for memory, patches in zip(self.memories, grids, strict=True):
             memory.region.limit(roi, patches.shape[1:3])
 
     @property
@@ -157,31 +147,27 @@ class PatchCore(AnomalyModule):
         loader: Any = self.trainer.train_dataloader
         batches = int(self.trainer.num_training_batches)
         images = min(batches * int(loader.batch_size), len(loader.dataset))
-        for memory in self.each_memory():
+        for memory in self.memories:
             memory.begin(images * (1 + len(self.rotations)))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Remember the patches of a batch of normal images and of their turned copies."""
         for degrees in (0.0, *self.rotations):
             image = turned(batch["image"], degrees)
-            for memory, maps in zip(self.each_memory(), self.backbone(image), strict=True):
+            for memory, maps in zip(self.memories, self.backbone(image), strict=True):
                 memory.add(maps, batch)
 
     def on_train_epoch_end(self) -> None:
         """Reduce the patches to the banks and score the training images without themselves."""
         if not leads():
             return
-        found = []
-        for memory in self.each_memory():
-            with coreset_bar() as progress:
-                found.append(memory.finish(progress))
-        self.log("fit/bank_rows", float(sum(len(memory.bank) for memory in self.each_memory())))
+        found = [memory.finish() for memory in self.memories]
+        self.log("fit/bank_rows", float(sum(len(memory.bank) for memory in self.memories)))
         if len(self.memory.radius):
-            self.log("fit/cover_radius", max(float(m.radius[-1]) for m in self.each_memory()))
+            self.log("fit/cover_radius", max(float(m.radius[-1]) for m in self.memories))
         members = [scored for scored in found if scored is not None]
         if len(members) == len(found):
-            several = len(members[0].image) > 1
-            cross = self.options.held_out == HeldOut.cross and several
+            cross = self.options.held_out == HeldOut.cross and len(members[0].image) > 1
             self._note_held_out(members, Calibration.cross if cross else Calibration.leave_one_out)
 
     @torch.no_grad()
@@ -192,32 +178,22 @@ class PatchCore(AnomalyModule):
         """
         if len(self.held_out_image) or self.options.weights is not None:
             return
-        parts = [
-            [
-                memory.held_out(patches, batch["index"])
-                for memory, patches in zip(
-                    self.each_memory(), self.patches(batch["image"].to(self.device)), strict=True
-                )
-            ]
-            for batch in loader
-        ]
-        self._note_held_out(
-            [
-                Scored(*(torch.cat(values) for values in zip(*member, strict=True)))
-                for member in zip(*parts, strict=True)
-            ],
-            Calibration.leave_one_out,
-        )
+        parts: list[list[Scored]] = [[] for _ in self.memories]
+        for batch in loader:
+            grids = self.patches(batch["image"].to(self.device))
+            for memory, patches, part in zip(self.memories, grids, parts, strict=True):
+                part.append(memory.held_out(patches, batch["index"]))
+        self._note_held_out([Scored.joined(part) for part in parts], Calibration.leave_one_out)
 
     def _note_held_out(self, members: list[Scored], way: Calibration) -> None:
         """Fix the scale of an ensemble, then keep the held-out scores of all memories together."""
         self._way = way
         if len(members) > 1:
             self.scale = torch.stack([held_out_scale(member) for member in members])
-        parts = [
-            self._combined([Scored(*(v[at : at + _MAP_BATCH] for v in m)) for m in members])
-            for at in range(0, len(members[0].image), _MAP_BATCH)
-        ]
+        parts = []
+        for at in range(0, len(members[0].image), _MAP_BATCH):
+            some = [Scored(*(v[at : at + _MAP_BATCH] for v in member)) for member in members]
+            parts.append(self._combined(some, self.image_size))
         self.held_out_image = torch.cat([part.score for part in parts])
         self.held_out_map_max = torch.cat([part.anomaly_map.amax((1, 2)) for part in parts])
 
@@ -239,21 +215,18 @@ class PatchCore(AnomalyModule):
         return self._combined(self._scores(image), (int(image.shape[2]), int(image.shape[3])))
 
     def _scores(self, image: Tensor) -> list[Scored]:
-        pairs = zip(self.each_memory(), self.patches(image), strict=True)
+        pairs = zip(self.memories, self.patches(image), strict=True)
         return [memory.score(patches) for memory, patches in pairs]
 
-    def _combined(self, members: list[Scored], size: tuple[int, int] | None = None) -> Prediction:
+    def _combined(self, members: list[Scored], size: tuple[int, int]) -> Prediction:
         """One prediction from the scores of each memory."""
-        size, sigma = size or self.image_size, self.options.sigma
-        if len(members) == 1:
-            whole = self.memory.region.smooth_maps(members[0].grid, size, sigma)
-            return Prediction(members[0].image, whole)
+        scales = self.scale if len(members) > 1 else self.scale.new_tensor([[[0.0, 1.0]] * 2])
         scores, maps = [], []
-        for memory, scored, scale in zip(self.each_memory(), members, self.scale, strict=True):
+        for memory, scored, scale in zip(self.memories, members, scales, strict=True):
             (image_at, image_unit), (patch_at, patch_unit) = scale.unbind(0)
             scores.append((scored.image - image_at) / image_unit)
             grid = (scored.grid - patch_at) / patch_unit
-            maps.append(memory.region.smooth_maps(grid, size, sigma))
+            maps.append(memory.region.smooth_maps(grid, size, self.options.sigma))
         return Prediction(torch.stack(scores).mean(0), torch.stack(maps).mean(0))
 
     @torch.no_grad()
@@ -265,17 +238,16 @@ class PatchCore(AnomalyModule):
         given = loaders[0] if isinstance(loaders, list) else loaders
         # Lightning's own iteration is already under way and cannot be entered twice.
         images = getattr(given.dataset, "data", given.dataset)  # all, not this process's share
-        loader = DataLoader(images, _RANGE_BATCH, collate_fn=given.collate_fn)
-        low = torch.full((len(self.memories), 2), torch.inf, device=self.device)
-        high = -low
-        for batch in loader:
+        ends: list[Tensor] = []  # (image | patch, low | high) of each batch and member
+        for batch in DataLoader(images, _RANGE_BATCH, collate_fn=given.collate_fn):
             found = self._scores(batch["image"].to(self.device))
-            for i, (memory, scored) in enumerate(zip(self.each_memory(), found, strict=True)):
-                region, sigma = memory.region, self.options.sigma
-                maps = region.smooth_maps(scored.grid, self.image_size, sigma)
-                for j, values in enumerate((scored.image, maps)):
-                    low[i, j] = torch.minimum(low[i, j], values.min())
-                    high[i, j] = torch.maximum(high[i, j], values.max())
+            for memory, scored in zip(self.memories, found, strict=True):
+                grid, sigma = scored.grid, self.options.sigma
+                maps = memory.region.smooth_maps(grid, self.image_size, sigma)
+                both = [torch.stack(values.aminmax()) for values in (scored.image, maps)]
+                ends.append(torch.stack(both))
+        low, high = torch.stack(ends).view(-1, len(self.memories), 2, 2).unbind(3)
+        low, high = low.amin(0), high.amax(0)  # (members, image | patch)
         self.scale = torch.stack([low, (high - low).clamp_min(1e-12)], 2)
 
     @torch.no_grad()
@@ -304,7 +276,7 @@ class PatchCore(AnomalyModule):
         """
         lines = {
             f"member {i}": (range(len(memory.radius)), memory.radius.tolist())
-            for i, memory in enumerate(self.each_memory())
+            for i, memory in enumerate(self.memories)
             if len(memory.radius) > 1
         }
         chart = LineChart("rows kept", "distance of the worst covered patch", lines, log_x=True)
@@ -335,16 +307,3 @@ def held_out_scale(scored: Scored) -> Tensor:
         unit = top - median
         rows.append(torch.stack([median, unit if unit > 0 else torch.ones_like(unit)]))
     return torch.stack(rows)
-
-
-@contextmanager
-def coreset_bar() -> Iterator[Progress]:
-    """A progress bar for a selection when a person is watching."""
-    with tqdm(desc="coreset", unit="row", leave=False, disable=not sys.stderr.isatty()) as bar:
-
-        def show(done: int, wanted: int, radius: float) -> None:
-            bar.total = wanted
-            bar.set_postfix(radius=f"{radius:.3g}", refresh=False)
-            bar.update(done - bar.n)
-
-        yield show

@@ -57,24 +57,19 @@ def convert_official(folder: Path, target: Path) -> Path:
 def read_official(folder: Path, prefix: str) -> tuple[Tensor, dict[str, Any]]:
     """Rows (M, D) float32 and parameters from the official files `<prefix>...` of a folder."""
     index, parameters = folder / f"{prefix}{_INDEX}", folder / f"{prefix}{_PARAMETERS}"
-    for path in (index, parameters):
-        if not path.is_file():
-            found = sorted(p.name for p in folder.glob(f"*{path.suffix}"))
-            raise SavedModelError(
-                f"{path} does not exist.",
-                found=", ".join(found) or f"no {path.suffix} file in {folder}",
-                do="give the folder of one category of the official models",
-            )
+    faiss = import_faiss()
     try:
-        stored = import_faiss().read_index(str(index))
+        stored = faiss.read_index(str(index))
         rows = torch.from_numpy(stored.reconstruct_n(0, stored.ntotal))
-    except RuntimeError as error:
+        with parameters.open("rb") as stream:
+            return rows, dict(_PlainUnpickler(stream).load())
+    except Exception as error:  # missing, damaged, foreign: faiss and pickle raise many kinds
         raise SavedModelError(
-            f"{index} is not a readable flat faiss index.",
-            found=str(error).splitlines()[-1],
-            do="fetch it again; files of 130 bytes are Git LFS pointers (`git lfs pull`)",
+            f"{index} and {parameters.name} are not a bank and plain parameters.",
+            found=f"{type(error).__name__}: {error}".splitlines()[-1],
+            do="give the folder of one category as the official code wrote it, with `git lfs pull` "
+            "where files have 130 bytes; nothing in them was executed",
         ) from error
-    return rows, _read_parameters(parameters)
 
 
 def take_official(model: PatchCore, path: Path) -> None:
@@ -113,20 +108,8 @@ def take_official(model: PatchCore, path: Path) -> None:
             found=f"model.normalisation={options.normalisation}",
             do="set model.normalisation=test_set threshold=f1_oracle, the official protocol",
         )
-    for memory, rows in zip(model.each_memory(), banks, strict=True):
+    for memory, rows in zip(model.memories, banks, strict=True):
         memory.bank.fill(rows, torch.full((len(rows), 3), -1))
-
-
-def _read_parameters(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            return dict(_PlainUnpickler(stream).load())
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError) as error:
-        raise SavedModelError(
-            f"{path} is not a file of plain parameters.",
-            found=str(error),
-            do="use the file that the official code wrote; nothing in it was executed",
-        ) from error
 
 
 class _PlainUnpickler(pickle.Unpickler):

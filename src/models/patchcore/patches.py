@@ -6,6 +6,10 @@ the closed form of its unfold -> resize -> MeanMapper -> Aggregator chain. All f
 and the resize acts on positions only, so a layer's two channel poolings merge into one grouped
 convolution with constant weights that runs on the layer's own, coarser grid: equal to 3e-7,
 30 times less CPU time and 7 times less memory than unfolding.
+
+Ours, for narrow backbones whose channels are all kept: `normalise`. The layers of a network differ
+in scale by accident of their weights, and in a Euclidean distance the loudest one decides alone.
+What was measured on four real sets stands in conf/backbone.
 """
 
 from __future__ import annotations
@@ -17,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.patchcore.options import Embedding, PatchCoreOptions
+from src.models.patchcore.nearest import tiles
+from src.models.patchcore.options import Embedding, Normalise, PatchCoreOptions
+
+_ENERGY = 0.99  # ours: share of the variance that whitening keeps; the rest is noise blown up
 
 
 class PatchEmbedder(nn.Module):
@@ -98,3 +105,37 @@ def adaptive_pool_matrix(n: int, m: int) -> Tensor:
         start, end = i * n // m, -((i + 1) * n // -m)
         matrix[i, start:end] = 1.0 / (end - start)
     return matrix
+
+
+def fit_normalisation(patches: Tensor, widths: Sequence[int], kind: Normalise) -> Tensor:
+    """What patch vectors (N, D) are multiplied with: factors (D,), or a matrix (D, D').
+
+    Args:
+        patches: of normal images; float32. Costs one product of N * D * D.
+        widths: channels of each layer, in order; they add up to D.
+        kind: not `none`.
+    """
+    mean = patches.mean(0, dtype=torch.float64).float()
+    spread = patches.new_zeros(patches.shape[1], patches.shape[1], dtype=torch.float64)
+    for tile in tiles(len(patches), 8192):
+        part = patches[tile] - mean
+        spread += part.T @ part
+    spread /= len(patches)
+    variance = spread.diagonal().clamp_min(1e-12)
+    if kind == Normalise.channel:
+        return variance.rsqrt().float()
+    if kind == Normalise.layer:
+        layers = torch.split(variance, list(widths))
+        parts = [layer.sum().rsqrt().expand(len(layer)) for layer in layers]
+        return torch.cat(parts).float()
+    value, vector = torch.linalg.eigh(spread)
+    value, vector = value.flip(0), vector.flip(1)
+    kept = int((value.cumsum(0) < _ENERGY * value.sum()).sum()) + 1
+    return (vector[:, :kept] * value[:kept].clamp_min(1e-12).rsqrt()).float()
+
+
+def normalise(patches: Tensor, basis: Tensor) -> Tensor:
+    """Patches (..., D) times what `fit_normalisation` found; an empty one changes nothing."""
+    if not len(basis):
+        return patches
+    return patches * basis if basis.ndim == 1 else patches @ basis

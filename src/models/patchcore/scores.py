@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,11 @@ class Scored(NamedTuple):
 
     image: Tensor  # (B,)
     grid: Tensor  # (B, h, w) patch scores
+
+    @classmethod
+    def joined(cls, parts: Iterable[Scored]) -> Scored:
+        """The scores of several batches, one behind the other."""
+        return cls(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def length(gap: Tensor, distance: Distance) -> Tensor:

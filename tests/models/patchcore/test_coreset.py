@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.models.patchcore import coreset
 from src.models.patchcore.coreset import greedy_coreset, random_coreset, random_projection
 from tests.reference_patchcore import k_center_from_row, k_center_official
 
@@ -112,13 +113,19 @@ def test_stop_radius_keeps_just_enough_rows_to_cover(cloud):
     assert float(found.distance.max()) <= limit
 
 
-def test_progress_reports_growing_counts_and_falling_radius(cloud):
-    seen: list[tuple[int, int, float]] = []
-    greedy_coreset(
-        cloud, 300, start="row", seed=0, block=32, progress=lambda *facts: seen.append(facts)
-    )
-    assert seen[-1][:2] == (300, 300)
-    assert all(a[0] < b[0] and a[2] >= b[2] for a, b in itertools.pairwise(seen))
+def test_progress_reports_growing_counts_and_falling_radius(cloud, monkeypatch):
+    seen: list[tuple[int, float]] = []
+
+    class Bar(coreset.tqdm):
+        def update(self, n=1):
+            self.n += n
+            seen.append((self.n, float(self.postfix.removeprefix("radius="))))
+
+    monkeypatch.setattr(coreset, "tqdm", Bar)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    greedy_coreset(cloud, 300, start="row", seed=0, block=32)
+    assert seen[-1][0] == 300
+    assert all(a[0] < b[0] and a[1] >= b[1] for a, b in itertools.pairwise(seen))
 
 
 def test_projection_keeps_distances_on_average_and_draws_like_the_official_layer():

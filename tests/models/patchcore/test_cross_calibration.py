@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from src.errors import ConfigError
-from src.models.patchcore.normalising import fit_normalisation, normalise
 from src.models.patchcore.options import Normalise
+from src.models.patchcore.patches import fit_normalisation, normalise
 from src.models.patchcore.scores import image_score
 from src.result import Calibration
 from tests.models.patchcore.stand_ins import Noise, build, fitted, options, trainer
@@ -108,7 +108,6 @@ def test_options_that_exclude_each_other_are_refused():
 
 def test_a_streamed_memory_normalises_too_and_says_how_it_was_held_out(monkeypatch):
     monkeypatch.setattr("src.models.patchcore.streaming._SMALLEST_PART", 64)
-    monkeypatch.setattr("src.models.patchcore.fit_cost.WORKSPACE", 0)
     monkeypatch.setattr("src.models.patchcore.streaming.WORKSPACE", 0)
     model = fitted(count=30, held_out="cross", normalise="whiten", memory_budget_gb=0.00023)
     assert model.held_out_scores().way == Calibration.leave_one_out

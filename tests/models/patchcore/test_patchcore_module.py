@@ -144,7 +144,6 @@ def test_plan_is_told_before_the_fit(caplog):
 
 def test_streaming_gives_a_bank_of_the_same_size_and_held_out_scores(monkeypatch):
     monkeypatch.setattr("src.models.patchcore.streaming._SMALLEST_PART", 64)
-    monkeypatch.setattr("src.models.patchcore.fit_cost.WORKSPACE", 0)
     monkeypatch.setattr("src.models.patchcore.streaming.WORKSPACE", 0)
     held = fitted(count=30)
     streamed = fitted(count=30, memory_budget_gb=0.00023)
