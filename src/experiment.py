@@ -140,8 +140,7 @@ def calibrate(
     """The threshold from normal images the model has not seen; None for a labelled oracle."""
     normal = normal_scores(cfg, trainer, model, data)
     run.write_calibration(normal)
-    rule = build_rule(cfg.threshold)
-    return None if rule.needs_labels else rule.fit(normal)
+    return build_rule(cfg.threshold).fit(normal)
 
 
 def normal_scores(

@@ -23,7 +23,7 @@ from src.data.samples import Sample
 from src.detector import Detector
 from src.errors import GoodpartsError, SavedModelError
 from src.evaluation.comparison import Matched, MetricPair, compare_images, compare_pixels, match
-from src.evaluation.localisation import aupro_key
+from src.evaluation.overlap import aupro_key
 from src.evaluation.view import pixel_convention
 from src.metrics import find_metric
 from src.reporting.colour_scale import ColourScale

@@ -70,7 +70,7 @@ def _threshold(cfg: DictConfig, detector: Detector) -> Threshold | None:
             "present run only its own threshold, threshold=f1_oracle and, for U-Flow, "
             "threshold=nfa are possible",
         )
-    return None if rule.needs_labels else rule.fit(normal)
+    return rule.fit(normal)
 
 
 def _compare_checkpoints(

@@ -23,17 +23,11 @@ from src.data.samples import DEFECTIVE, UNKNOWN, Sample
 from src.data.transforms import ImageTransform
 from src.errors import DataError
 from src.evaluation import overlap, ranking, uncertainty
-from src.evaluation.image_rows import ImageRow, mask_state, notes_of, overlap_counts, unseen_metric
-from src.evaluation.localisation import (
-    HISTOGRAM_BINS,
-    aupro_key,
-    localisation_intervals,
-    localisation_metrics,
-)
+from src.evaluation.image_rows import ImageRow, mask_state, notes_of
 from src.evaluation.pixels import PixelHistograms, PixelRanking, PixelStore
 from src.evaluation.ranking import Counts
 from src.evaluation.threshold import F1Oracle
-from src.evaluation.uncertainty import Interval, rate_interval
+from src.evaluation.uncertainty import rate_interval
 from src.evaluation.view import View
 from src.metrics import HIGH, LOW
 from src.result import Curve, DefectRecall, Prediction, Threshold, no_own_mask
@@ -57,7 +51,7 @@ class Evaluator:
     ) -> None:
         self.view = view
         self.resamples, self.seed = resamples, seed
-        self.limits = {aupro_key(limit): limit for limit in limits}
+        self.limits = {overlap.aupro_key(limit): limit for limit in limits}
         self._rows: dict[int, ImageRow] = {}
         self._pixels = PixelStore(memory_gb)
         self._ranked: PixelRanking | None = None
@@ -89,7 +83,9 @@ class Evaluator:
             state = mask_state(label[b], marked[b], bool(masks[b].any()), pixels)
             row = ImageRow(label[b], scores[b], highest[b], state, pixels)
             if own is not None and detected is not None:
-                counts = overlap_counts(detected[b] > 0.5, masks[b])
+                found = detected[b] > 0.5
+                hits = int((found & masks[b]).sum())
+                counts = hits, int(found.sum()) - hits
                 row = row._replace(own_alarm=bool(own[b].any()), own_counts=counts)
             self._rows[image] = row
             if state == "known":
@@ -107,44 +103,43 @@ class Evaluator:
             DataError: no image has a known label.
         """
         self._threshold = threshold
-        metrics, intervals = self._of_images(threshold)
+        scores, defect = self._labelled()
+        alarms = np.array([row.decision(threshold) for row in self._known_rows().values()])
+        defects, normals = int(defect.sum()), int((~defect).sum())
+        table = ranking.rank(scores, defect)
+        metrics = {
+            "test/images_normal": float(normals),
+            "test/images_defective": float(defects),
+            "test/image_auroc": ranking.area_under_roc(table),
+            "test/image_ap": ranking.area_under_precision(table),
+            "test/image_f1_max": ranking.f1_max(table),
+        }
+        rates = uncertainty.decision_rates(alarms, defect)
+        metrics |= {key: value.item() for key, value in rates.items()}
+        auroc = uncertainty.auroc_interval(metrics["test/image_auroc"], defects, normals)
+        intervals = {
+            "test/image_auroc": auroc,
+            "test/recall": rate_interval(int(alarms[defect].sum()), defects),
+            "test/false_alarm_rate": rate_interval(int(alarms[~defect].sum()), normals),
+        }
         if samples is not None:
             recalls = self.defect_recalls(samples)
             metrics |= {f"test/recall/{row.defect}": row.found / row.total for row in recalls}
-        metrics |= unseen_metric(self._rows.values())
+        known = [row.pixels for row in self._rows.values() if row.pixels]
+        if known or self.has_masks:
+            unseen = sum(p.unseen for p in known) / max(1, sum(p.marked for p in known))
+            metrics["test/unseen_defect_pixels"] = unseen
         if self.has_masks:
-            counts = self._counts(threshold)
-            ranked = self.pixel_ranking()
-            metrics |= localisation_metrics(self._pixels, ranked, *counts, self.limits)
+            counts, ranked = self._counts(threshold), self.pixel_ranking()
+            metrics |= overlap.pixel_metrics(self._pixels, ranked, *counts, self.limits)
             if self.resamples:
-                intervals |= localisation_intervals(
+                intervals |= uncertainty.pixel_intervals(
                     self._pixels, self.limits, self.resamples, self.seed
                 )
         for key, interval in intervals.items():
             if interval.low == interval.low:  # an undefined one is left out
                 metrics |= {f"{key}{LOW}": interval.low, f"{key}{HIGH}": interval.high}
         return metrics
-
-    def _of_images(self, threshold: Threshold) -> tuple[dict[str, float], dict[str, Interval]]:
-        """Metrics of scores and decisions, and their intervals."""
-        scores, defect = self._labelled()
-        alarms = np.array([row.decision(threshold) for row in self._known_rows().values()])
-        defects, normals = int(defect.sum()), int((~defect).sum())
-        table = ranking.rank(scores, defect)
-        rates = uncertainty.decision_rates(alarms, defect)
-        metrics = {
-            "test/images_normal": float(normals),
-            "test/images_defective": float(defects),
-            "test/image_auroc": ranking.area_under_roc(table),
-            "test/image_ap": ranking.area_under_precision(table),
-            "test/image_f1_max": ranking.best_f1(table).f1,
-        } | {key: value.item() for key, value in rates.items()}
-        auroc = uncertainty.auroc_interval(metrics["test/image_auroc"], defects, normals)
-        return metrics, {
-            "test/image_auroc": auroc,
-            "test/recall": rate_interval(int(alarms[defect].sum()), defects),
-            "test/false_alarm_rate": rate_interval(int(alarms[~defect].sum()), normals),
-        }
 
     def oracle_threshold(self) -> Threshold:
         """The threshold with the best F1 on these test images; needs both classes."""
@@ -166,7 +161,7 @@ class Evaluator:
 
     def pixel_histograms(self) -> PixelHistograms:
         """Per-image score histograms, from which `compare` resamples images of two runs."""
-        return self._pixels.histograms(HISTOGRAM_BINS)
+        return self._pixels.histograms(uncertainty.HISTOGRAM_BINS)
 
     def curves(self) -> list[Curve]:
         """The curves that are defined here: roc and pr of images, pro of pixels."""
@@ -260,17 +255,11 @@ def build_evaluator(
     `roi`: the pixels (H, W) of the network's view that count; None: all.
     """
     options = cfg.evaluation
+    view = View(
+        options.size, transform, samples,
+        whole_image=options.whole_image, masks=options.masks, roi=roi,
+    )  # fmt: skip
     return Evaluator(
-        View(
-            options.size,
-            transform,
-            samples,
-            whole_image=options.whole_image,
-            masks=options.masks,
-            roi=roi,
-        ),
-        memory_gb=options.memory_gb,
-        resamples=options.bootstrap,
-        limits=options.aupro_limits,
-        seed=cfg.seed,
-    )
+        view, memory_gb=options.memory_gb, resamples=options.bootstrap,
+        limits=options.aupro_limits, seed=cfg.seed,
+    )  # fmt: skip

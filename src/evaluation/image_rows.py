@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN
 from src.evaluation.view import DefectPixels
@@ -55,22 +52,6 @@ def mask_state(
     if marked_on_grid:
         return "known"
     return "vanished" if pixels is None or pixels.unseen < pixels.marked else "outside"
-
-
-def overlap_counts(detected: NDArray[np.bool_], mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """True and false positive pixels of a detection (H, W) against a mask (H, W)."""
-    hits = int((detected & mask).sum())
-    return hits, int(detected.sum()) - hits
-
-
-def unseen_metric(rows: Iterable[ImageRow]) -> dict[str, float]:
-    """Share of all defect pixels of masks that the network cannot see, under its key."""
-    rows = list(rows)
-    known = [row.pixels for row in rows if row.pixels]
-    if not known and not any(row.has_mask for row in rows):
-        return {}
-    unseen = sum(p.unseen for p in known) / max(1, sum(p.marked for p in known))
-    return {"test/unseen_defect_pixels": unseen}
 
 
 def notes_of(

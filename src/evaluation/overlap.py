@@ -1,4 +1,4 @@
-"""Metrics of where the anomaly is: AUPRO and intersection over union.
+"""Metrics of where the anomaly is: all pixel metrics of a test set, AUPRO and IoU among them.
 
 AUPRO (Bergmann et al., MVTec AD, IJCV 2021): at a threshold the per-region overlap (PRO) is the
 mean, over all ground-truth regions of all images, of the share of the region that is detected. It
@@ -16,37 +16,61 @@ counts 1 when nothing is detected and 0 as soon as one pixel is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from src.evaluation.ranking import Counts, Floats, Ranking, ratio, roc_curve
+from src.errors import ConfigError
+from src.evaluation import ranking
+from src.evaluation.pixels import PixelRanking, PixelStore
+from src.evaluation.ranking import Counts, Floats, Ranking, ratio
 from src.result import Curve
 
 #: Candidate thresholds looked at together while searching the best mean IoU.
 _BRACKETS = 256
 
-CountsFrom = Callable[[NDArray[Any]], tuple[Counts, Counts]]
+
+def aupro_key(limit: float) -> str:
+    """`test/aupro` for the customary limit 0.3, `test/aupro_05` for 0.05."""
+    if not 0 < limit <= 1:
+        raise ConfigError(
+            "evaluation.aupro_limits must lie above 0 and not above 1.",
+            found=str(limit),
+            do="use evaluation.aupro_limits=[0.3,0.05]",
+        )
+    return "test/aupro" if limit == 0.3 else f"test/aupro_{100 * limit:02.0f}"
 
 
-class BestIoU(NamedTuple):
-    """The largest mean IoU; reached by detecting values[position] and above (-1: nothing)."""
+def pixel_metrics(
+    store: PixelStore, ranked: PixelRanking, tp: Counts, fp: Counts, limits: Mapping[str, float]
+) -> dict[str, float]:
+    """Every pixel metric under its key.
 
-    mean_iou: float
-    position: int
-
-
-def region_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Size in pixels of the 8-connected region each marked pixel belongs to.
-
-    mask (H, W) bool -> sizes (m,) int32 in the order of `mask.nonzero()`.
+    Args:
+        store: pixels of all images, at least one of them with a defective pixel.
+        ranked: its tables.
+        tp: true positive pixels per image (n,) at the chosen threshold.
+        fp: false positive pixels per image (n,) at the chosen threshold.
+        limits: AUPRO keys and the false positive rates they stand for.
     """
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
-    sizes = np.bincount(labels.ravel(), minlength=count + 1).astype(np.int32)
-    return sizes[labels[mask]]
+    defects = store.defects
+    good = defects == 0
+    metrics = {
+        "test/pixel_auroc": ranking.area_under_roc(ranked.pixels),
+        "test/pixel_auroc_defective_only": ranking.area_under_roc(ranked.pixels_inside),
+        "test/pixel_ap": ranking.area_under_precision(ranked.pixels),
+        "test/pixel_f1_max": ranking.f1_max(ranked.pixels),
+        "test/miou": float(image_ious(tp, fp, defects).mean()),
+        "test/miou_oracle": best_mean_iou(store, ranked.pixels.value),
+        "test/iou_pooled": ratio(int(tp.sum()), int((defects + fp).sum())),
+        "test/mask_false_alarm_rate": ratio(int((fp[good] > 0).sum()), int(good.sum())),
+    }
+    for key, limit in limits.items():
+        metrics[key] = area_under_overlap(ranked.regions, limit)
+        metrics[f"{key}_defective_only"] = area_under_overlap(ranked.regions_inside, limit)
+    return metrics
 
 
 def area_under_overlap(regions: Ranking, limit: float) -> float:
@@ -79,7 +103,7 @@ def overlap_area(
 def overlap_curve(regions: Ranking, limit: float) -> Curve:
     """False positive rate of pixels against PRO; one point that is NaN when a class is empty."""
     area = area_under_overlap(regions, limit)
-    return dataclasses.replace(roc_curve(regions), kind="pro", area=area, limit=limit)
+    return dataclasses.replace(ranking.roc_curve(regions), kind="pro", area=area, limit=limit)
 
 
 def image_ious(tp: Counts, fp: Counts, defects: Counts) -> Floats:
@@ -91,12 +115,7 @@ def image_ious(tp: Counts, fp: Counts, defects: Counts) -> Floats:
     return np.where(union == 0, 1.0, tp / np.maximum(union, 1))
 
 
-def pooled_iou(tp: Counts, fp: Counts, defects: Counts) -> float:
-    """IoU of all pixels of all images thrown together; NaN when nothing is marked or detected."""
-    return ratio(int(tp.sum()), int((defects + fp).sum()))
-
-
-def best_mean_iou(values: NDArray[Any], counts_from: CountsFrom, defects: Counts) -> BestIoU:
+def best_mean_iou(store: PixelStore, values: NDArray[Any]) -> float:
     """The largest mean IoU over all thresholds, exactly, without trying them all.
 
     Lowering the threshold past a normal pixel can only hurt, so the best one detects everything
@@ -104,24 +123,16 @@ def best_mean_iou(values: NDArray[Any], counts_from: CountsFrom, defects: Counts
     at most those of the lower and the false positives at least those of the higher threshold; that
     bounds the mean IoU, and stretches whose bound does not beat the best are never opened.
 
-    Args:
-        values: (K,) distinct scores of defective pixels, descending.
-        counts_from: cuts (T,) -> true and false positives (n, T) of detecting every score >= cut.
-        defects: (n,) defective pixels per image.
-
-    Returns:
-        The mean IoU and the position in `values`.
+    `values` (K,): distinct scores of defective pixels, descending.
     """
-    best = BestIoU(float(np.mean(defects == 0)), -1)  # detect nothing
+    defects = store.defects
+    best = float(np.mean(defects == 0))  # detect nothing
     edges = _spread(np.array([0]), np.array([values.size - 1]), _BRACKETS)
     while edges.size:
-        tp, fp = counts_from(values[edges])
-        means = image_ious(tp, fp, defects[:, None]).mean(axis=0)
-        top = int(np.argmax(means))
-        if means[top] > best.mean_iou:
-            best = BestIoU(float(means[top]), int(edges[top]))
+        tp, fp = store.counts_from(values[edges])
+        best = max(best, float(image_ious(tp, fp, defects[:, None]).mean(axis=0).max()))
         bound = image_ious(tp[:, 1:], fp[:, :-1], defects[:, None]).mean(axis=0)
-        opened = (np.diff(edges) > 1) & (bound > best.mean_iou)
+        opened = (np.diff(edges) > 1) & (bound > best)
         edges = _spread(edges[:-1][opened], edges[1:][opened], _BRACKETS)
     return best
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from src.evaluation.overlap import BestIoU, best_mean_iou, region_sizes
 from src.evaluation.ranking import Counts, Floats, Ranking, around, finite
 
 Scores = NDArray[np.float32]
@@ -25,12 +25,11 @@ RUN_LENGTH = 2**24
 
 
 class ImagePixels(NamedTuple):
-    """The scores of one image, ascending; `normal` may lie in a file."""
+    """The scores of one image, ascending."""
 
     defect: Scores  # (m,)
     region_size: NDArray[np.int32]  # (m,) pixels of the region of each defective pixel
-    normal: Scores | int  # (k,) or the offset in the spool
-    normals: int  # k
+    normal: Scores  # (k,), perhaps mapped from a file
 
 
 class PixelRanking(NamedTuple):
@@ -72,7 +71,7 @@ class PixelStore:
     def __init__(self, memory_gb: float) -> None:
         self._free = memory_gb * 2**30
         self._images: dict[int, ImagePixels] = {}
-        self._spool: BinaryIO | None = None
+        self.spool: BinaryIO | None = None  # the file, when part of the scores lies on disk
 
     def __len__(self) -> int:
         return len(self._images)
@@ -81,11 +80,6 @@ class PixelStore:
     def index(self) -> Counts:
         """Image indices in ascending order, the row order of every array of this class."""
         return np.array(sorted(self._images), dtype=np.int64)
-
-    @property
-    def spooled(self) -> bool:
-        """Whether part of the scores lies on disk."""
-        return self._spool is not None
 
     def add(
         self,
@@ -107,24 +101,20 @@ class PixelStore:
         defect, sizes, normal = flat[marked], region_sizes(mask), np.sort(flat[fine])
         order = np.argsort(defect)
         self._free -= normal.nbytes
-        kept = normal if self._free >= 0 else self._write(normal)
-        self._images[index] = ImagePixels(defect[order], sizes[order], kept, normal.size)
+        kept = normal if self._free >= 0 else self._on_disk(normal)
+        self._images[index] = ImagePixels(defect[order], sizes[order], kept)
 
-    def _write(self, normal: Scores) -> int:
-        if self._spool is None:
-            self._spool = tempfile.TemporaryFile(  # noqa: SIM115 - lives as long as the store
+    def _on_disk(self, normal: Scores) -> Scores:
+        if not normal.size:
+            return normal
+        if self.spool is None:
+            self.spool = tempfile.TemporaryFile(  # noqa: SIM115 - lives as long as the store
                 prefix="pixel-scores-"
             )
-        offset = self._spool.seek(0, 2)
-        normal.tofile(self._spool)
-        return offset
-
-    def _normal(self, image: ImagePixels) -> Scores:
-        if not isinstance(image.normal, int):
-            return image.normal
-        assert self._spool is not None
-        self._spool.seek(image.normal)
-        return np.fromfile(self._spool, dtype=np.float32, count=image.normals)
+        offset = self.spool.seek(0, 2)
+        normal.tofile(self.spool)
+        self.spool.flush()
+        return np.memmap(self.spool, np.float32, "r", offset, normal.shape)
 
     def _ordered(self) -> Iterator[ImagePixels]:
         return (self._images[index] for index in self.index.tolist())
@@ -142,7 +132,7 @@ class PixelStore:
         rows = [
             (
                 image.defect.size - np.searchsorted(image.defect, low),
-                image.normals - np.searchsorted(self._normal(image), low),
+                image.normal.size - np.searchsorted(image.normal, low),
             )
             for image in self._ordered()
         ]
@@ -153,10 +143,6 @@ class PixelStore:
         """True and false positives (n,) per image of the detection score > threshold."""
         tp, fp = self.counts_from(np.array([first_above(threshold)]))
         return tp[:, 0], fp[:, 0]
-
-    def best_mean_iou(self, values: NDArray[Any]) -> BestIoU:
-        """The best mean IoU over thresholds, from the defective `values` (K,) of `rank`."""
-        return best_mean_iou(values, self.counts_from, self.defects)
 
     def histograms(self, bins: int) -> PixelHistograms:
         """Scores of each image counted in about `bins` bins, for resampling images."""
@@ -170,15 +156,15 @@ class PixelStore:
             weight = np.r_[0.0, np.cumsum(1.0 / image.region_size)]
             defect[row] = np.diff(cut, prepend=0, append=image.defect.size)
             region[row] = np.diff(weight[cut], prepend=0, append=weight[-1])
-            cut = np.searchsorted(self._normal(image), edges)
-            normal[row] = np.diff(cut, prepend=0, append=image.normals)
+            cut = np.searchsorted(image.normal, edges)
+            normal[row] = np.diff(cut, prepend=0, append=image.normal.size)
         return PixelHistograms(self.index, defect[:, ::-1], region[:, ::-1], normal[:, ::-1])
 
     def _edges(self, bins: int) -> Scores:
         """Bin limits at equal shares of the defective and of a sample of the normal scores."""
         quantiles = np.linspace(0, 1, bins // 2 + 1)
         defect = [image.defect for image in self._ordered() if image.defect.size]
-        normal = [self._normal(image)[::16] for image in self._ordered() if image.normals]
+        normal = [image.normal[::16] for image in self._ordered() if image.normal.size]
         cuts = [
             np.quantile(np.concatenate(part), quantiles, method="inverted_cdf")
             for part in (defect, normal)
@@ -204,13 +190,13 @@ class PixelStore:
             normals_above=inside[0][::-1],
             normals_from=inside[1][::-1],
             below=np.maximum.reduce([inside[2], good[2], lower])[::-1],
-            normals=sum(image.normals for image in images if image.defect.size),
+            normals=sum(image.normal.size for image in images if image.defect.size),
         )
         everywhere = dataclasses.replace(
             within,
             normals_above=within.normals_above + good[0][::-1],
             normals_from=within.normals_from + good[1][::-1],
-            normals=sum(image.normals for image in images),
+            normals=sum(image.normal.size for image in images),
         )
         by_region = weights[::-1]
         return PixelRanking(
@@ -235,19 +221,23 @@ class PixelStore:
         waiting: list[Scores] = []
         pixels = 0
         for image in images:
-            waiting.append(self._normal(image))
-            pixels += image.normals
-            if pixels >= RUN_LENGTH:
-                yield _sorted(waiting)
+            waiting.append(image.normal)
+            pixels += image.normal.size
+            if pixels >= RUN_LENGTH or image is images[-1]:
+                run = np.concatenate(waiting)
+                run.sort()
+                yield run
                 waiting, pixels = [], 0
-        if waiting:
-            yield _sorted(waiting)
 
 
-def _sorted(parts: list[Scores]) -> Scores:
-    run = np.concatenate(parts)
-    run.sort()
-    return run
+def region_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Size in pixels of the 8-connected region each marked pixel belongs to.
+
+    mask (H, W) bool -> sizes (m,) int32 in the order of `mask.nonzero()`.
+    """
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1).astype(np.int32)
+    return sizes[labels[mask]]
 
 
 def first_above(threshold: float) -> np.float32:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,13 +60,6 @@ class Ranking:
     def empty(self) -> bool:
         """True when a class is missing and separation is undefined."""
         return self.normals == 0 or self.hits.size == 0
-
-
-class Best(NamedTuple):
-    """The largest F1 and the threshold that reaches it: predict a defect when score > threshold."""
-
-    f1: float
-    threshold: float
 
 
 def ratio(part: float, whole: float) -> float:
@@ -170,13 +163,29 @@ def area_under_precision(table: Ranking) -> float:
     return float(precision_area(table.hits, table.normals_from))
 
 
-def best_f1(table: Ranking) -> Best:
-    """Largest F1 over all thresholds; of equal ones the highest threshold; NaN if undefined."""
+def f1_max(table: Ranking) -> float:
+    """Largest F1 over all thresholds; NaN if undefined."""
+    return math.nan if table.empty else float(f1_scores(table.hits, table.normals_from).max())
+
+
+def f1_threshold(table: Ranking) -> float:
+    """The threshold t with the best F1 of score > t; of equal ones the highest; NaN if undefined.
+
+    It lies in the middle between two scores, rounded to float32 where that fits: torch compares a
+    float32 tensor with a Python number in float32, and a threshold that is not representable would
+    be rounded there and could swallow the score it separates.
+    """
     if table.empty:
-        return Best(float("nan"), float("nan"))
-    f1 = f1_scores(table.hits, table.normals_from)
-    k = int(np.argmax(f1))
-    return Best(float(f1[k]), between(table.value[k], table.below[k]))
+        return math.nan
+    k = int(np.argmax(f1_scores(table.hits, table.normals_from)))
+    upper, lower = table.value[k], table.below[k]
+    if lower == -np.inf:
+        return float(np.nextafter(upper, lower.astype(upper.dtype)))
+    middle = float(upper) / 2 + float(lower) / 2
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(middle))
+    candidates = (rounded, float(lower) if upper.dtype == np.float32 else middle, float(lower))
+    return next(t for t in candidates if float(lower) <= t < float(upper))
 
 
 # The formulas, along the last axis, so that many resamples (..., K) are computed at once.
@@ -201,21 +210,6 @@ def f1_scores(hits: NDArray[Any], upto: NDArray[Any]) -> NDArray[Any]:
     """F1 (..., K) when every score at or above each value is called a defect."""
     found = np.cumsum(hits, axis=-1)
     return 2 * found / (found + upto + found[..., -1:])
-
-
-def between(upper: np.floating, lower: np.floating) -> float:
-    """A threshold t with lower <= t < upper: the middle, rounded to float32 where that fits.
-
-    float32 because torch compares a float32 tensor with a Python number in float32: a threshold
-    that is not representable would be rounded there and could swallow the score it separates.
-    """
-    if lower == -np.inf:
-        return float(np.nextafter(upper, lower.astype(upper.dtype)))
-    middle = float(upper) / 2 + float(lower) / 2
-    with np.errstate(over="ignore"):
-        rounded = float(np.float32(middle))
-    candidates = (rounded, float(lower) if upper.dtype == np.float32 else middle, float(lower))
-    return next(t for t in candidates if float(lower) <= t < float(upper))
 
 
 def roc_curve(table: Ranking) -> Curve:

@@ -24,44 +24,42 @@ from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig
 
 from src.errors import ConfigError
-from src.evaluation.ranking import Ranking, best_f1, finite, rank
+from src.evaluation.ranking import Ranking, f1_threshold, finite, rank
 from src.result import NormalScores, Threshold
 
 log = logging.getLogger(__name__)
 
 
 class Rule:
-    """How a threshold is found from normal images."""
+    """How a threshold is found: the k-th smallest of n scores, and of n map maxima."""
 
     name: ClassVar[str]
     needs_labels: ClassVar[bool] = False  # True: call `fit_oracle` with test labels instead
     needs_own_mask: ClassVar[bool] = False  # True: models must fill Prediction.mask
 
-    def fit(self, normal: NormalScores | None) -> Threshold:
+    def fit(self, normal: NormalScores | None) -> Threshold | None:
         """The threshold from scores (n,) of normal images the model has not seen, n >= 2.
 
+        None: the rule needs labels.
+
         Raises:
-            ConfigError: there are too few of them, or the rule needs more than normal images.
+            ConfigError: there are too few of them.
+            DataError: some are NaN or infinite.
         """
-        raise NotImplementedError
-
-
-class _OrderStatistic(Rule):
-    """A rule that takes the k-th smallest of n scores, and of n map maxima."""
-
-    def fit(self, normal: NormalScores | None) -> Threshold:
-        """The threshold of n >= 2 scores; ConfigError with fewer."""
-        image, map_max = calibration_scores(normal)
-        n = image.size
-        ordered = np.sort(image)
-        k, alpha = self._order(ordered)
+        count = 0 if normal is None else len(normal.image)
+        if normal is None or count < 2:
+            raise ConfigError(
+                "A threshold needs the scores of two normal images at least, better of 100.",
+                found=f"{count} calibration image{'s' * (count != 1)}",
+                do="give more good images; where the method cannot hold out its own training "
+                "images, set calibration.fraction=0.1 to keep a tenth of them for it",
+            )
+        image = np.sort(finite(normal.image.float(), what="calibration scores"))
+        map_max = np.sort(finite(normal.map_max.float(), what="calibration map maxima"))
+        k, alpha = self._order(image)
+        attained = (count + 1 - k) / (count + 1)
         return Threshold(
-            image=float(ordered[k - 1]),
-            pixel=float(np.sort(map_max)[k - 1]),
-            rule=self.name,
-            alpha=alpha,
-            attained=(n + 1 - k) / (n + 1),
-            n=n,
+            float(image[k - 1]), float(map_max[k - 1]), self.name, alpha, attained, count
         )
 
     def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:
@@ -69,7 +67,7 @@ class _OrderStatistic(Rule):
         raise NotImplementedError
 
 
-class Conformal(_OrderStatistic):
+class Conformal(Rule):
     """Split-conformal threshold: on average, a share `alpha` of good parts or less alarms.
 
     The k-th smallest of n calibration scores, k = ceil((n + 1)(1 - alpha)). If calibration and
@@ -111,7 +109,7 @@ class Conformal(_OrderStatistic):
         return min(order, n), self.alpha
 
 
-class Quantile(_OrderStatistic):
+class Quantile(Rule):
     """The plain empirical quantile: the smallest score that a share `q` of the normals reaches.
 
     No correction for n: with few images the false alarm rate exceeds 1 - q on average; `attained`
@@ -162,20 +160,11 @@ class F1Oracle(Rule):
     name = "f1_oracle"
     needs_labels = True
 
-    def fit(self, normal: NormalScores | None) -> Threshold:
-        """Not possible from normal images; raises ConfigError."""
-        raise ConfigError(
-            "threshold=f1_oracle needs labelled images.",
-            found="normal calibration images only",
-            do="use threshold=conformal, which needs normal images only",
-        )
+    def fit(self, normal: NormalScores | None) -> None:
+        """None: normal images say nothing of it."""
 
     def fit_oracle(
-        self,
-        scores: ArrayLike,
-        is_defect: ArrayLike,
-        map_max: ArrayLike,
-        pixels: Ranking | None,
+        self, scores: ArrayLike, is_defect: ArrayLike, map_max: ArrayLike, pixels: Ranking | None
     ) -> Threshold:
         """The threshold from labelled scores (n,), map maxima (n,) and the pixel table, if any.
 
@@ -191,8 +180,7 @@ class F1Oracle(Rule):
             )
         if pixels is None or pixels.empty:
             pixels = rank(np.asarray(finite(map_max), dtype=np.float32), is_defect)
-        found = best_f1(images).threshold, best_f1(pixels).threshold
-        return Threshold(*found, self.name, oracle=True)
+        return Threshold(f1_threshold(images), f1_threshold(pixels), self.name, oracle=True)
 
 
 def conformal_order(n: int, alpha: float) -> int:
@@ -215,28 +203,3 @@ def build_rule(cfg: DictConfig) -> Rule:
     rule = hydra.utils.get_class(cfg["_target_"])
     known = inspect.signature(rule).parameters
     return cast(Rule, rule(**{str(key): cfg[key] for key in cfg if key in known}))
-
-
-def calibration_scores(normal: NormalScores | None) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Image scores and map maxima (n,) float32, n >= 2.
-
-    Raises:
-        ConfigError: there are none, or one: it could promise no better than every second alarm.
-        DataError: some are NaN or infinite.
-    """
-    if normal is None or len(normal.image) == 0:
-        raise ConfigError(
-            "There are no normal images to set the threshold with.",
-            found="calibration.fraction is 0, or rounds to no image, and this method cannot hold "
-            "out its own training images",
-            do="set calibration.fraction=0.1 to keep a tenth of the training images for it",
-        )
-    if len(normal.image) == 1:
-        raise ConfigError(
-            "One normal image cannot set a threshold.",
-            found="1 calibration image, so every second good part could be a false alarm",
-            do="give more good images: some 20, better 100; or raise calibration.fraction where "
-            "the method holds images out",
-        )
-    image = finite(normal.image.float(), what="calibration scores")
-    return image, finite(normal.map_max.float(), what="calibration map maxima")

@@ -15,7 +15,7 @@ memory, there is `evaluator.Evaluator`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,6 +61,7 @@ class _Exact(Metric):
 
 class _OfImages(_Exact):
     _names = ("scores", "labels")
+    _of: ClassVar[Callable[[Ranking], float]]
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Scores (B,), higher is more anomalous, and labels (B,): 1 or True is defective."""
@@ -68,35 +69,30 @@ class _OfImages(_Exact):
 
     def compute(self) -> Tensor:
         """The metric of all scores so far, a float64 scalar; NaN when a class is empty."""
-        return self._result(self._value(ranking.rank(*self._gathered())))
-
-    def _value(self, table: Ranking) -> float:
-        raise NotImplementedError
+        return self._result(type(self)._of(ranking.rank(*self._gathered())))
 
 
 class ImageAUROC(_OfImages):
     """`test/image_auroc`."""
 
-    def _value(self, table: Ranking) -> float:
-        return ranking.area_under_roc(table)
+    _of = ranking.area_under_roc
 
 
 class ImageAP(_OfImages):
     """`test/image_ap`."""
 
-    def _value(self, table: Ranking) -> float:
-        return ranking.area_under_precision(table)
+    _of = ranking.area_under_precision
 
 
 class ImageF1Max(_OfImages):
     """`test/image_f1_max`."""
 
-    def _value(self, table: Ranking) -> float:
-        return ranking.best_f1(table).f1
+    _of = ranking.f1_max
 
 
 class _OfPixels(_Exact):
     _names = ("scores", "marks", "sizes")
+    _of: ClassVar[Callable[[Ranking], float]]
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Anomaly maps (B, h, w) and ground truth (B, h, w), bool or 0/1, on one grid."""
@@ -117,28 +113,25 @@ class _OfPixels(_Exact):
         return self._result(self._value(store))
 
     def _value(self, store: PixelStore) -> float:
-        raise NotImplementedError
+        return type(self)._of(store.rank().pixels)
 
 
 class PixelAUROC(_OfPixels):
     """`test/pixel_auroc`."""
 
-    def _value(self, store: PixelStore) -> float:
-        return ranking.area_under_roc(store.rank().pixels)
+    _of = ranking.area_under_roc
 
 
 class PixelAP(_OfPixels):
     """`test/pixel_ap`."""
 
-    def _value(self, store: PixelStore) -> float:
-        return ranking.area_under_precision(store.rank().pixels)
+    _of = ranking.area_under_precision
 
 
 class PixelF1Max(_OfPixels):
     """`test/pixel_f1_max`."""
 
-    def _value(self, store: PixelStore) -> float:
-        return ranking.best_f1(store.rank().pixels).f1
+    _of = ranking.f1_max
 
 
 class AUPRO(_OfPixels):
@@ -163,7 +156,7 @@ class MeanIoU(_OfPixels):
         if not len(store):
             return math.nan
         if self.threshold is None:
-            return store.best_mean_iou(store.rank().pixels.value).mean_iou
+            return overlap.best_mean_iou(store, store.rank().pixels.value)
         counts = store.counts_above(self.threshold)
         return float(overlap.image_ious(*counts, store.defects).mean())
 

@@ -20,8 +20,8 @@ from scipy import ndimage
 from sklearn import metrics as sklearn_metrics
 
 from src.evaluation import overlap, ranking, uncertainty
-from src.evaluation.localisation import HISTOGRAM_BINS
 from src.evaluation.pixels import PixelStore
+from src.evaluation.uncertainty import HISTOGRAM_BINS
 
 
 def draw(images: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,11 +109,11 @@ def main() -> None:
          seconds(lambda: sklearn_metrics.roc_auc_score(truth, flat))[0]),
         ("pixel AP", lambda: ranking.area_under_precision(ranked.pixels),
          seconds(lambda: sklearn_metrics.average_precision_score(truth, flat))[0]),
-        ("pixel F1-max", lambda: ranking.best_f1(ranked.pixels).f1,
+        ("pixel F1-max", lambda: ranking.f1_max(ranked.pixels),
          seconds(lambda: sklearn_metrics.precision_recall_curve(truth, flat))[0]),
         ("AUPRO 0.3", lambda: overlap.area_under_overlap(ranked.regions, 0.3),
          slow_pro_s * regions / few_regions),
-        ("best mean IoU", lambda: store.best_mean_iou(ranked.pixels.value).mean_iou,
+        ("best mean IoU", lambda: overlap.best_mean_iou(store, ranked.pixels.value),
          slow_iou_s * 1401 / cut.size),  # the number of thresholds of U-Flow's oracle
     ]  # fmt: skip
     ours_s, theirs_s = store_s + rank_s, 0.0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def average_precision(scores, labels):
 
 
 def f1_max(scores, labels):
-    return ranking.best_f1(ranking.rank(scores, labels))
+    table = ranking.rank(scores, labels)
+    return SimpleNamespace(f1=ranking.f1_max(table), threshold=ranking.f1_threshold(table))
 
 
 def rates(alarms, labels):
@@ -115,7 +117,7 @@ def test_without_both_classes_every_metric_is_nan(labels):
     scores = np.arange(len(labels), dtype=float)
     assert math.isnan(ranking.auroc(scores, labels))
     assert math.isnan(average_precision(scores, labels))
-    assert all(math.isnan(v) for v in f1_max(scores, labels))
+    assert all(math.isnan(v) for v in vars(f1_max(scores, labels)).values())
     assert np.isnan(ranking.roc_curve(ranking.rank(scores, labels)).y).all()
     assert np.isnan(ranking.precision_recall_curve(ranking.rank(scores, labels)).y).all()
 

@@ -9,7 +9,6 @@ from scipy import stats
 from sklearn import metrics as referee
 
 from src.evaluation import overlap, ranking, uncertainty
-from src.evaluation.localisation import localisation_intervals
 from src.evaluation.pixels import PixelStore
 from src.evaluation.uncertainty import Interval
 from tests import reference
@@ -174,7 +173,7 @@ def pixel_coverage(rounds, good, defective, visible=2.0, population=3000):
     held = {"test/pixel_auroc": 0, "test/aupro": 0}
     for _ in range(rounds):
         store, _, _ = pixel_images(rng, good + defective, good, visible=visible)
-        found = localisation_intervals(store, limits, 300, int(rng.integers(2**31)))
+        found = uncertainty.pixel_intervals(store, limits, 300, int(rng.integers(2**31)))
         for key in held:
             held[key] += found[key].low <= truth[key][0] <= found[key].high
     return [count / rounds for count in held.values()]
