@@ -9,7 +9,6 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from src import manifest
-from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
 from src.data.record import FILE_NAME as DATA
 from src.errors import WeightsError
@@ -35,7 +34,7 @@ def find_run(cfg: DictConfig) -> tuple[SavedRun, AnomalyDataModule, str]:
 
     The weights are named by what is in their files.
     """
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     data.prepare_data()
     weights = weights_fingerprint(cfg) or _fetch_weights(cfg, data)
     run = SavedRun(run_folder(cfg, data.look().fingerprint, weights))

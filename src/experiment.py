@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 
 from src import manifest, processes, tracking
 from src.beginning import Beginning, begin, find_run
-from src.data.build import build_datamodule, write_settled
 from src.data.datamodule import AnomalyDataModule
 from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.speed import measure_latency, peak_memory_mb
@@ -65,7 +64,7 @@ def lead(cfg: DictConfig) -> Result:
 
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         data.setup()
-        write_settled(cfg, data)
+        data.write_settled()
         data.announce()
         model = _model_for(cfg, data)
         begun = begin(cfg, run, data, model, weights)
@@ -99,9 +98,9 @@ def follow(cfg: DictConfig) -> Result:
         begun: Beginning | None = processes.from_first()
         if begun is not None:
             pl.seed_everything(cfg.seed, workers=True, verbose=False)
-            data = build_datamodule(cfg)
+            data = AnomalyDataModule(cfg)
             data.setup()
-            write_settled(cfg, data)
+            data.write_settled()
             model = _model_for(cfg, data)
             trainer = build_trainer(cfg, begun.run.directory, [], single_pass=model.single_pass)
             fit(begun, trainer, model, data)

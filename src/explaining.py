@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
 from src.data.samples import Sample
 from src.detector import Detector
@@ -62,6 +62,6 @@ def reader(detector: Detector, sources: Sequence[Sample]) -> Source:
 def sources_of(run: SavedRun) -> list[Sample]:
     """The samples a run was fitted on; none on a machine that does not have them."""
     try:
-        return fitted_samples(run, build_datamodule(run.config()))
+        return fitted_samples(run, AnomalyDataModule(run.config()))
     except (DataError, SavedModelError):
         return []

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from src.data.build import build_datamodule
 from src.data.datamodule import AnomalyDataModule
 from src.data.record import FILE_NAME as DATA
 from src.data.record import DataRecord
@@ -30,7 +29,7 @@ def checked_data(run: SavedRun, other: DictConfig | None = None) -> AnomalyDataM
         SavedModelError: the run does not say what it was fitted on.
     """
     record = run.record()
-    data = build_datamodule(other or run.config())
+    data = AnomalyDataModule(other or run.config())
     data.prepare_data()
     data.setup()
     if other is None and (difference := record.difference(data.record)):

@@ -8,15 +8,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from src.data.aspect import view_of
-from src.data.depth import settle_depth
 from src.data.doctor import examine
-from src.data.doctor_sheet import draw_pictures, draw_report, print_report, write_json
 from src.data.record import list_samples, place_of
 from src.data.transforms import ImageTransform
+from src.data.viewing import settle_depth, view_of
 from src.errors import ConfigError
 from src.evaluation.operating_points import suspicion
 from src.partials import partial_of
+from src.reporting.doctor_sheet import draw_pictures, draw_report, print_report, write_json
 from src.saved_run import SavedRun
 
 _TOLD = 10  # pictures on console and sheet
@@ -81,6 +80,6 @@ def rank_by_suspicion(run: SavedRun) -> int:
     run.write_rows("suspicion.csv", [{"path": a, "score": b, "p": c} for a, b, c in ranked])
     sheet = run.directory / "suspicion.png"
     chosen = [(root / path, f"{score:.4g}, p {p:.3f}") for path, score, p in ranked[:_TOLD]]
-    draw_pictures(chosen, "Most suspicious pictures", sheet)
+    draw_pictures(chosen, sheet)
     console.print(f"All: {sheet.with_suffix('.csv')}, picture: {sheet}", soft_wrap=True)
     return 0

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
 from src.data.samples import Sample
 from src.detector import Detector
@@ -227,7 +227,7 @@ def _draw(
 
 def _samples(run: SavedRun, rows: pd.DataFrame) -> list[Sample]:
     """The samples of the run with these contents."""
-    data = build_datamodule(run.config())
+    data = AnomalyDataModule(run.config())
     data.prepare_data()
     data.setup()
     here = {data.entry_of(sample).content: sample for sample in data.found}

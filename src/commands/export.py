@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from src.data.build import build_datamodule, with_data_at
+from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
+from src.data.record import with_data_at
 from src.data.samples import Sample
 from src.deployment.fixed_input import FixedInput
 from src.deployment.parity import Outputs, Parity, Runner, check_parity
@@ -186,7 +187,7 @@ _RUNNERS = {"onnx": _onnx_runner, "torch": _export_runner}
 
 def _real_images(config: DictConfig, count: int) -> list[Sample]:
     """Test images of the run, both classes in turn, then training images."""
-    data = build_datamodule(config)
+    data = AnomalyDataModule(config)
     data.prepare_data()
     data.setup()
     by_label = sorted(data.test_samples, key=lambda sample: sample.label)

@@ -16,9 +16,8 @@ from rich.console import Console
 
 from src.commands.compare import compare_runs
 from src.composing import compose_checked
-from src.data.build import with_data_at
 from src.data.images import read_sample
-from src.data.record import list_record, list_samples
+from src.data.record import list_record, list_samples, with_data_at
 from src.data.samples import DEFECTIVE, NORMAL
 from src.errors import DataError
 from src.evaluation.comparison import match

@@ -10,9 +10,9 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from src.data.build import build_datamodule, with_data_at
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
+from src.data.record import with_data_at
 from src.data.samples import UNKNOWN, Sample
 from src.detector import Detector
 from src.errors import ConfigError, DataError, did_you_mean
@@ -51,7 +51,7 @@ def explain_image(cfg: DictConfig) -> list[Path]:
             found=f"run={cfg.run}",
             do="give the folder of a PatchCore run",
         )
-    data = build_datamodule(with_data_at(config, cfg.data.root))
+    data = AnomalyDataModule(with_data_at(config, cfg.data.root))
     data.setup()
     sample = find_sample(Path(str(cfg.image)), data)
     image = read_sample(sample)

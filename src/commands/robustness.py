@@ -18,7 +18,7 @@ from rich.console import Console
 
 from src import experiment
 from src.beginning import Beginning
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.data.splits import limit_test
@@ -117,7 +117,7 @@ def _row(
 def _contaminated(cfg: DictConfig, detector: Detector, samples: list[Sample], folder: Path) -> Row:
     """Fit anew with a share of defective images among the good ones; they leave the test set."""
     config = detector.config
-    dirty = build_datamodule(config)
+    dirty = AnomalyDataModule(config)
     clean_index = dirty.index
     trained = sum(s.split == "train" for s in clean_index(dirty.root, dirty.category))
     count = max(1, round(cfg.contamination * trained))

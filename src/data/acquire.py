@@ -6,11 +6,15 @@ change them there or on the command line.
 
 from __future__ import annotations
 
+import lzma
 import shutil
+import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -20,6 +24,11 @@ from src.data.layout import DEEPEST, holders
 from src.data.listing import list_images
 from src.errors import DataError, DownloadError, did_you_mean
 
+# What tarfile, zipfile and their decompressors raise on damaged input. OSError: gzip and bz2.
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError,
+           RuntimeError, NotImplementedError, OSError)  # fmt: skip
+
+Progress = Callable[[int], object]  # told of each file's bytes
 Counts = Mapping[str, int]  # folder below the category -> number of images
 Archive = Mapping[str, Any]  # `file` and `mirrors` (url, checksum)
 
@@ -93,7 +102,6 @@ def _install(
     page: str,
 ) -> None:
     """Fetch one archive, unpack it beside the data, check it, and move its folders in place."""
-    from src.data.archives import unpack
     from src.data.download import Mirror, fetch, require_space  # slow to load, rarely needed
 
     file = root / archive["file"]
@@ -168,3 +176,60 @@ def _locked(root: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+# --- archives, which nobody trusts -------------------------------------------------------------
+
+
+def unpack(archive: Path, target: Path, *, max_bytes: int, progress: Progress) -> None:
+    """Unpack a tar (any compression) or zip archive into the folder `target`.
+
+    Only plain files and folders below the target are written (Python's "data" filter), and never
+    more than `max_bytes`. The caller removes `target` when this fails.
+
+    Raises:
+        DownloadError: not an archive, damaged, unsafe members, or larger than `max_bytes`.
+    """
+    left = max_bytes
+    target.mkdir(parents=True, exist_ok=True)
+
+    def account(name: str, size: int) -> None:
+        nonlocal left
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name.split("/")[0]:
+            raise _unsafe(archive, f"the name {name!r}")
+        left -= size
+        if left < 0:
+            raise _unsafe(archive, f"more than {max_bytes / 1e9:.2f} GB unpacked")
+        progress(size)
+
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                for entry in packed.infolist():  # a link in a zip becomes a plain text file
+                    account(entry.orig_filename, entry.file_size)
+                    packed.extract(entry, target)
+            return
+        with tarfile.open(archive, mode="r:*") as tar:
+            for member in tar:
+                if not (member.isreg() or member.isdir()):
+                    raise _unsafe(archive, f"a link or special file, {member.name!r}")
+                account(member.name, member.size)
+                tar.extract(member, target, filter="data")
+            # Compressed files carry their checksum at the very end, after tar's own end mark.
+            while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+                pass
+    except _DAMAGE as error:
+        raise DownloadError(
+            f"{archive} cannot be unpacked.",
+            found=f"{type(error).__name__}: {error}",
+            do="delete the file and run again to fetch it anew",
+        ) from error
+
+
+def _unsafe(archive: Path, found: str) -> DownloadError:
+    return DownloadError(
+        f"{archive} is not safe to unpack; nothing of it was kept.",
+        found=found,
+        do="delete the file, and check where it came from before trying again",
+    )

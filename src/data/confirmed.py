@@ -7,8 +7,8 @@ from pathlib import Path
 
 from src.contents import content_hashes
 from src.data.gathering import Folders, gather
-from src.data.layout import no_images, normals
-from src.data.samples import DEFECTIVE, Found, about, some
+from src.data.layout import no_images
+from src.data.samples import DEFECTIVE, Found, Sample, about, some
 from src.errors import DataError
 
 
@@ -25,26 +25,32 @@ def index_with_confirmed(
     seen = {known[str(one.image_path)] for one in samples if one.split == "train"}
     bad = {known[str(one.image_path)] for one in samples if one.label == DEFECTIVE}
     for folder in map(Path, folders):
-        gathered = gather(Folders(folder))
-        if gathered.empty:
+        found, empty = gather(Folders(folder))
+        if empty:
             raise no_images(folder)
-        findings += gathered.findings
-        contents = content_hashes(gathered.train)
-        hashed = [(path, contents[str(path)]) for path in gathered.train]
-        if wrong := [path for path, content in hashed if content in bad]:
+        findings += found.findings
+        contents = content_hashes(sample.image_path for sample in found)
+        fresh: list[Sample] = []
+        again: list[Path] = []
+        wrong: list[Path] = []
+        for sample in found:
+            content = contents[str(sample.image_path)]
+            if content in bad:
+                wrong.append(sample.image_path)
+            elif content in seen:
+                again.append(sample.image_path)
+            else:
+                fresh.append(sample)
+            seen.add(content)
+        if wrong:
             raise DataError(
                 "Pictures confirmed as good are defective ones of the data set.",
                 found=some(wrong),
                 do="take them out of one of the two",
             )
-        fresh: list[Path] = []
-        again: list[Path] = []
-        for path, content in hashed:
-            (again if content in seen else fresh).append(path)
-            seen.add(content)
         findings += about(
-            again, "note", what="Confirmed pictures that are known already; they count once.",
+            again, "note", "Confirmed pictures that are known already; they count once.",
             remedy="nothing: copies would make the model look better than it is",
         )  # fmt: skip
-        samples += normals(fresh, "train")
+        samples += fresh
     return Found(samples, [*samples.findings, *findings])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from src import processes
-from src.data.aspect import fitting_size
 from src.data.dataset import (
     CACHE_LIMIT_BYTES,
     CheckedLoader,
@@ -22,21 +24,17 @@ from src.data.dataset import (
     as_is,
     cache_bytes,
 )
-from src.data.depth import settle_depth
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
-from src.data.options import Cache, DataOptions, Protocol, UseOptions
-from src.data.record import DataRecord, Entry, path_below
-from src.data.roi import read_roi
+from src.data.record import DataRecord, Entry, lister, path_below, place_of
 from src.data.samples import DEFECTIVE, Found, Sample, some, summary
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
+from src.data.viewing import AUTO, fitting_size, read_roi, settle_depth
 from src.errors import ConfigError, DataError
+from src.partials import partial_of
 
 log = logging.getLogger(__name__)
-
-Index = Callable[[Path, str], Found]  # root, category -> samples
-Prepare = Callable[[Path, str], None]  # root, category: download or generate what is missing
 
 
 class AnomalyDataModule(pl.LightningDataModule):
@@ -48,27 +46,29 @@ class AnomalyDataModule(pl.LightningDataModule):
     validation train instead.
 
     Args:
-        options: node `data`; root and category are completed.
-        use: what the rest of the config says.
-        transform: geometry and normalisation of every image.
-        index: lists the samples of (root, category).
-        prepare: downloads or generates what is missing; None: nothing to do.
+        cfg: of a run; conf/base/data.yaml says what the keys of `data` mean.
+
+    Raises:
+        ConfigError: turned copies for a method without a memory bank.
     """
 
-    def __init__(
-        self,
-        options: DataOptions,
-        use: UseOptions,
-        transform: ImageTransform,
-        index: Index,
-        prepare: Prepare | None = None,
-    ) -> None:
+    def __init__(self, cfg: DictConfig) -> None:
         super().__init__()
-        self.options, self.use, self.transform = options, use, transform
-        self.index, self.prepare = index, prepare
-        self.name, self.root = options.name, Path(options.root).expanduser().absolute()
-        self.category = options.category or self.root.name
-        self.bit_depth = options.bit_depth  # a number or None once it is set up
+        self.cfg, self.options = cfg, cfg.data
+        self.name, (self.root, self.category) = cfg.data.name, place_of(cfg.data)
+        self.index, prepare = lister(cfg.data), cfg.data.get("prepare")
+        self.prepare = None if prepare is None else partial_of(prepare)
+        self.single_pass = _single_pass(cfg.get("model") or {})
+        if cfg.data.get("rotations") and not self.single_pass:
+            raise ConfigError(
+                "Turned copies fill a memory bank, which this method has not.",
+                found=f"data.rotations={cfg.data.rotations} model={cfg.model.name}",
+                do="use model=patchcore, or leave data.rotations out",
+            )
+        self.keeps_aspect = cfg.transform.resize == AUTO  # decided by the images in `setup`
+        square = {"resize": [cfg.data.view.side] * 2} if self.keeps_aspect else {}
+        self.transform = ImageTransform.from_config({**cfg.transform, **square})
+        self.bit_depth: int | str | None = cfg.data.bit_depth  # a number or None once set up
         self.found = Found([])  # as listed; the lists below are what is used of it
         self.record = DataRecord([])
         self._entries: dict[Path, Entry] = {}
@@ -102,7 +102,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         if self.samples:
             return
         self.look()
-        use = self.use
+        cfg, seed = self.cfg, self.cfg.seed
         self.found, self.bit_depth = settle_depth(self.found, self.bit_depth)
         train, given, test = (
             [sample for sample in self.found if sample.split == split]
@@ -110,19 +110,18 @@ class AnomalyDataModule(pl.LightningDataModule):
         )
         self._check_training(train)
         self._check_apart(train, given)
-        if use.keep_aspect:
+        if self.keeps_aspect:
             paths = [sample.image_path for sample in train]
             self.transform = self.transform.resized_to(fitting_size(paths, self.image_size[0]))
-        train = limit_train(train, self.options.limit_train, use.seed)
-        share = 0.0 if given else use.calibration_fraction
-        train, held_out = hold_out(train, share, use.seed)
+        train = limit_train(train, self.options.limit_train, seed)
+        train, held_out = hold_out(train, 0.0 if given else cfg.calibration.fraction, seed)
         self.calibration_samples = given or held_out
-        kept, chosen = hold_out(train, use.validation_fraction, use.seed, "validation")
+        kept, chosen = hold_out(train, cfg.validation.fraction, seed, "validation")
         few = len(chosen) < LEAST_VALIDATION
         self.train_samples, self.validation_samples = (train, []) if few else (kept, chosen)
         learnt = [*self.train_samples, *self.calibration_samples, *self.validation_samples]
         test = self._unseen(test, {self.entry_of(sample).content for sample in learnt})
-        self.test_samples = limit_test(test, self.options.limit_test, use.seed)
+        self.test_samples = limit_test(test, self.options.limit_test, seed)
         self._arrange()
         if self.name == "folder":
             self._warn_of_crop()
@@ -154,7 +153,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         told = f"{len(seen)} of {len(test)} test images are the very images that were fitted on"
         named = ", ".join(path_below(path, self.root) for path in seen[:5])
         named += ", ..." if len(seen) > 5 else ""
-        if self.use.protocol is Protocol.paper:
+        if self.cfg.protocol == "paper":
             log.warning("%s; they stay in the test, as protocol=paper asks: %s", told, named)
             return list(test)
         if len(seen) == len(test):
@@ -175,7 +174,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         used = {sample.image_path: sample.split for sample in self.samples}
         self.record = self.record.with_use([used.get(one.image_path, "") for one in self.found])
         fits = cache_bytes(len(self.samples), self.transform) <= CACHE_LIMIT_BYTES
-        cached = self.options.cache is Cache.memory or (self.options.cache is Cache.auto and fits)
+        cached = self.options.cache == "memory" or (self.options.cache == "auto" and fits)
         start = 0
         for split in ("train", "calibration", "validation", "test"):
             end = start + len(getattr(self, f"{split}_samples"))
@@ -194,10 +193,16 @@ class AnomalyDataModule(pl.LightningDataModule):
                 100 * share, width, height, *self.image_size,
             )  # fmt: skip
 
+    def write_settled(self) -> None:
+        """Put what the images decided into the config: bits of deep grey, size of the view."""
+        OmegaConf.update(self.cfg, "data.bit_depth", self.bit_depth, force_add=True)
+        if self.keeps_aspect:
+            OmegaConf.update(self.cfg, "transform.resize", list(self.image_size))
+
     def announce(self) -> None:
         """Say what the run consists of, and what was noticed about it."""
         log.info("%s", summary(self.samples, self.options.exclude))
-        if self.use.keep_aspect:
+        if self.keeps_aspect:
             log.info("images are seen at %d x %d pixels (data.view)", *self.image_size[::-1])
         masks, _ = measure_masks(self.test_samples)
         for finding in (*self.found.findings, *empty_masks(masks)):
@@ -208,7 +213,7 @@ class AnomalyDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> CheckedLoader:
         """Training normals, shuffled with `seed` unless the method is fitted in one pass."""
         data, options, count = self._set("train"), self.options, processes.count()
-        if not self.use.shuffle_train:
+        if self.single_pass:
             return self._loader(data, shared=True)
         if options.batch_size < count:
             raise ConfigError(
@@ -216,7 +221,7 @@ class AnomalyDataModule(pl.LightningDataModule):
                 found=f"data.batch_size={options.batch_size} for {count} processes",
                 do=f"set data.batch_size={count} or more, or hardware.devices=1",
             )
-        self._shuffle = EpochShuffle(len(data), options.samples_per_epoch, self.use.seed)
+        self._shuffle = EpochShuffle(len(data), options.samples_per_epoch, self.cfg.seed)
         self._shuffle.load_state_dict(self._resume_at)
         drop = options.drop_last and len(self._shuffle) >= options.batch_size
         return self._loader(data, sampler=self._shuffle, drop_last=drop, shared=True)
@@ -231,7 +236,7 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> CheckedLoader | list[CheckedLoader]:
         """Normals that choose the epoch; with `protocol: paper` the test set. Empty: none."""
-        data = self._set("test" if self.use.protocol is Protocol.paper else "validation")
+        data = self._set("test" if self.cfg.protocol == "paper" else "validation")
         return self._loader(data) if len(data) else []
 
     def test_dataloader(self, *, shared: bool = False) -> CheckedLoader:
@@ -255,11 +260,6 @@ class AnomalyDataModule(pl.LightningDataModule):
         self._resume_at = state_dict
 
     # --- facts -------------------------------------------------------------------------------
-
-    @property
-    def protocol(self) -> str:
-        """Honest or paper."""
-        return self.use.protocol.value
 
     @property
     def roi_file(self) -> Path | None:
@@ -293,7 +293,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         shared: bool = False,
     ) -> CheckedLoader:
         # A cached batch is an index into one tensor: processes would only add copies.
-        workers = 0 if data.cached or not len(data) else self.use.num_workers
+        workers = 0 if data.cached or not len(data) else worker_count(self.cfg.hardware.num_workers)
         return CheckedLoader(
             Share(data) if shared and processes.count() > 1 else data,
             batch_size=self.options.batch_size,
@@ -303,7 +303,7 @@ class AnomalyDataModule(pl.LightningDataModule):
             persistent_workers=workers > 0,
             collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.use.seed),  # seeds the workers
+            generator=torch.Generator().manual_seed(self.cfg.seed),  # seeds the workers
         )
 
     def _check_apart(self, train: Sequence[Sample], given: Sequence[Sample]) -> None:
@@ -326,3 +326,16 @@ class AnomalyDataModule(pl.LightningDataModule):
                 found=f"{len(train)} training images, {len(defective)} of them defective",
                 do=f"check the folders below {self.root}, or run python -m src.check",
             )
+
+
+def worker_count(wanted: int | str | None) -> int:
+    """Loader processes: a number, or "auto": one per core up to 8, none on one core."""
+    if wanted is None or wanted == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return 0 if cores < 2 else min(cores, 8)
+    return int(wanted)
+
+
+def _single_pass(model: Mapping[str, Any]) -> bool:
+    """Whether the method is fitted in one pass."""
+    return "_target_" in model and getattr(get_class(model["_target_"]), "single_pass", False)

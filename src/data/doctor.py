@@ -25,7 +25,7 @@ from src.data.measured import (
     measure_masks,
     near_duplicates,
 )
-from src.data.samples import DEFECTIVE, NORMAL, SEVERITIES, Finding, Found, Sample, some
+from src.data.samples import DEFECTIVE, NORMAL, SEVERITIES, Finding, Found, Sample, about
 from src.data.transforms import ImageTransform
 from src.errors import DataError
 
@@ -43,62 +43,6 @@ SUSPICIOUS = re.compile(
     r"|defekt\w*|fehler\w*|kratzer\w*|ausschuss)(?![a-z])",
     re.IGNORECASE,
 )
-
-#: What the doctor may say: how bad it is, and what to do.
-ADVICE: Mapping[str, tuple[str, str]] = {
-    "No training images.": ("error", "check the folders below data.root"),
-    "Few training images.": (
-        "warning", f"collect at least {FEW_IMAGES}; more show more of the allowed variation"),
-    "No defective test images.": (
-        "note",
-        "expect false-alarm rates but no AUROC; add some defective images when you can"),
-    "No normal test images.": (
-        "warning", "add normal test images: without them false alarms cannot be counted"),
-    "Not the published number of images in {}.": (
-        "warning", "unpack the archive again; results cannot be compared with published ones"),
-    "Images of different sizes.": (
-        "note", "check the camera settings; different fields of view look like defects"),
-    "Images of different shapes.": (
-        "warning", "check the camera settings; different fields of view look like defects"),
-    "The view distorts the images.": (
-        "warning",
-        "leave data.view.resize out, which keeps the shape of most images, or sort them by shape "
-        "into runs of their own; squeezed images cost accuracy"),
-    "The view shrinks the images to less than a quarter.": (
-        "warning",
-        "expect to miss fine defects; data.view.side=448 sees twice as much for four times the "
-        "work"),
-    "Mixed pixel formats.": ("warning", "save all images of a product in one pixel format"),
-    "Deep grey images that use a small part of their range.": (
-        "warning",
-        "look for single hot pixels, or set data.bit_depth to the bits in use, such as 12"),
-    "No masks.": ("note", "expect no pixel metrics"),
-    "No masks are named.": (
-        "note", "expect no pixel metrics; set data.mask_dir if you have masks"),
-    "Defective images without a mask.": (
-        "warning", "add their masks; pixel metrics do not count these images"),
-    "Masks that do not fit their image.": ("error", "export them at the image's size"),
-    "Masks of another resolution.": ("note", "fine, but borders become coarse"),
-    "Masks that cover most of the image; inverted?": (
-        "warning", "white must be the defect, black the rest"),
-    "Masks with defects on normal images.": (
-        "error", "move the image to the defective ones, or remove the mask"),
-    "The same picture is called normal and defective.": (
-        "error", "decide which label is right and delete the other file"),
-    "The same picture is in training and test.": (
-        "error", "remove it from one of them: the test would be too easy"),
-    "Nearly the same picture is in training and test.": (
-        "warning", "check that they show different parts, not one photograph saved twice"),
-    "Pictures saved twice in one split.": ("note", "delete the copies"),
-    "Nearly the same pictures in one split.": ("note", "keep one of each, if they are copies"),
-    "Normal images with the name of a defect.": ("warning", "check their labels"),
-    "Blank images.": ("error", "remove them or photograph the part again"),
-    "Training images of unusual {}.": ("warning", "look at them; remove bad shots"),
-    "Normal test images differ from training in {}.": (
-        "warning", "take both under the same light, or expect false alarms"),
-    "Over- or underexposed.": (
-        "note", "shorten or lengthen the exposure, unless this is the background"),
-}  # fmt: skip
 
 
 @dataclass
@@ -150,118 +94,150 @@ def examine(
     return Report(list(samples), images, findings)
 
 
-def _say(what: str, found: str = "", files: Sequence[Path] = (), of: str = "") -> Finding:
-    """A finding in the words of ADVICE; `of` fills its gap."""
-    severity, remedy = ADVICE[what]
-    return Finding(
-        severity=severity, what=what.format(of), found=found or some(files), remedy=remedy,
-        files=tuple(files),
-    )  # fmt: skip
-
-
 # --- what is there --------------------------------------------------------------------------
 
 
-def _unreadable(kind: str, broken: Mapping[Path, DataError]) -> Iterator[Finding]:
+def _unreadable(kind: str, broken: Mapping[Path, DataError]) -> list[Finding]:
     reasons = Counter(error.found for error in broken.values()).most_common(3)
-    for error in [*broken.values()][:1]:
-        yield Finding(
-            severity="error", what=f"{len(broken)} {kind}s cannot be read.",
-            found="; ".join(f"{count} x {reason}" for reason, count in reasons),
-            remedy=error.do, files=tuple(broken),
-        )  # fmt: skip
+    found = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+    remedy = next((error.do for error in broken.values()), "")
+    what = f"{len(broken)} {kind}s cannot be read."
+    return about([*broken], "error", what, remedy=remedy, found=found)
 
 
 def _counts(samples: Sequence[Sample], published: Mapping[str, int]) -> Iterator[Finding]:
     count = Counter((s.split, s.label) for s in samples)
     train, good, bad = count["train", NORMAL], count["test", NORMAL], count["test", DEFECTIVE]
-    if train < FEW_IMAGES:
-        yield _say("Few training images." if train else "No training images.", f"{train}")
+    if not train:
+        yield Finding("error", "No training images.", found="0",
+                      remedy="check the folders below data.root")  # fmt: skip
+    elif train < FEW_IMAGES:
+        yield Finding(
+            "warning", "Few training images.", found=f"{train}",
+            remedy=f"collect at least {FEW_IMAGES}; more show more of the allowed variation",
+        )  # fmt: skip
     if not bad:
-        yield _say("No defective test images.", f"{good} normal")
+        yield Finding(
+            "note", "No defective test images.", found=f"{good} normal",
+            remedy="expect false-alarm rates but no AUROC; add some defective images when you can",
+        )  # fmt: skip
     elif not good:
-        yield _say("No normal test images.", f"{bad} defective")
+        yield Finding(
+            "warning", "No normal test images.", found=f"{bad} defective",
+            remedy="add normal test images: without them false alarms cannot be counted",
+        )  # fmt: skip
     for split, expected in published.items():
         found = sum(s.split == split for s in samples)
         if found != expected:
-            told = f"{found}, published {expected}"
-            yield _say("Not the published number of images in {}.", told, of=split)
+            yield Finding(
+                "warning", f"Not the published number of images in {split}.",
+                found=f"{found}, published {expected}",
+                remedy="unpack the archive again; results cannot be compared with published ones",
+            )  # fmt: skip
 
 
-def _sizes(images: Sequence[ImageFacts]) -> Iterator[Finding]:
+def _sizes(images: Sequence[ImageFacts]) -> list[Finding]:
     sizes = Counter(image.size for image in images).most_common()
-    if len(sizes) > 1:
-        shapes = {round(width / height, 2) for (height, width), _ in sizes}
-        found = ", ".join(f"{count} x {w} x {h}" for (h, w), count in sizes[:4])
-        odd = _files(i for i in images if i.size != sizes[0][0])
-        yield _say(f"Images of different {'shapes' if len(shapes) > 1 else 'sizes'}.", found, odd)
+    shapes = {round(width / height, 2) for (height, width), _ in sizes}
+    severity, differ = ("warning", "shapes") if len(shapes) > 1 else ("note", "sizes")
+    return about(
+        _files(i for i in images if i.size != sizes[0][0]),
+        severity, f"Images of different {differ}.",
+        found=", ".join(f"{count} x {w} x {h}" for (h, w), count in sizes[:4]),
+        remedy="check the camera settings; different fields of view look like defects",
+    )  # fmt: skip
 
 
 def _misfits(images: Sequence[ImageFacts], transform: ImageTransform | None) -> Iterator[Finding]:
     """Images that the view does not fit, distorts or shrinks."""
-    odd: dict[str, list[tuple[str, list[Path]]]] = {}
+    distorted: dict[str, list[Path]] = {}  # what becomes of a size -> its images
+    shrunk: dict[str, list[Path]] = {}
     for height, width in {image.size: None for image in images} if transform else {}:
         files = _files(i for i in images if i.size == (height, width))
         try:
             (rows, columns), _ = cast(ImageTransform, transform).geometry((height, width))
         except DataError as error:
-            yield Finding(
-                severity="error", what=error.what, found=error.found, remedy=error.do,
-                files=tuple(files),
-            )  # fmt: skip
+            yield from about(files, "error", error.what, found=error.found, remedy=error.do)
             continue
         down, across = height / rows, width / columns
         told = f"{len(files)} of {width} x {height} pixels become {columns} x {rows}"
         if max(down / across, across / down) > MOST_STRETCH:
-            odd.setdefault("The view distorts the images.", []).append((told, files))
+            distorted[told] = files
         if max(down, across) > MOST_SHRINK:
-            what = "The view shrinks the images to less than a quarter."
-            odd.setdefault(what, []).append((told, files))
-    for what, cases in odd.items():
-        named = [path for _, files in cases for path in files]
-        yield _say(what, "; ".join(told for told, _ in cases[:3]), named)
+            shrunk[told] = files
+    yield from about(
+        [path for files in distorted.values() for path in files],
+        "warning", "The view distorts the images.",
+        found="; ".join([*distorted][:3]),
+        remedy="leave data.view.resize out, which keeps the shape of most images, or sort them by "
+        "shape into runs of their own; squeezed images cost accuracy",
+    )  # fmt: skip
+    yield from about(
+        [path for files in shrunk.values() for path in files],
+        "warning", "The view shrinks the images to less than a quarter.",
+        found="; ".join([*shrunk][:3]),
+        remedy="expect to miss fine defects; data.view.side=448 sees twice as much for four times "
+        "the work",
+    )  # fmt: skip
 
 
 def _formats(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     modes = Counter(image.mode for image in images).most_common()
-    if len(modes) > 1:
-        found = ", ".join(f"{count} x {mode}" for mode, count in modes)
-        odd = _files(i for i in images if i.mode != modes[0][0])
-        yield _say("Mixed pixel formats.", found, odd)
+    yield from about(
+        _files(i for i in images if i.mode != modes[0][0]), "warning", "Mixed pixel formats.",
+        found=", ".join(f"{count} x {mode}" for mode, count in modes),
+        remedy="save all images of a product in one pixel format",
+    )  # fmt: skip
     deep = [i for i in images if is_deep(i.mode)]
     if deep and np.median([i.brightness + 4 * i.contrast for i in deep]) < 20:
-        found = f"median brightness {np.median([i.brightness for i in deep]):.1f} of 255"
-        yield _say("Deep grey images that use a small part of their range.", found)
+        yield Finding(
+            "warning", "Deep grey images that use a small part of their range.",
+            found=f"median brightness {np.median([i.brightness for i in deep]):.1f} of 255",
+            remedy="look for single hot pixels, or set data.bit_depth to the bits in use, such as "
+            "12",
+        )  # fmt: skip
 
 
 # --- masks ----------------------------------------------------------------------------------
 
 
-def _masks(images: Sequence[ImageFacts], masks: Sequence[MaskFacts]) -> Iterator[Finding]:
+def _masks(images: Sequence[ImageFacts], masks: Sequence[MaskFacts]) -> list[Finding]:
     size_of = {image.sample.image_path: image.size for image in images}
     shapes = [(m, size_of[m.sample.image_path]) for m in masks if m.sample.image_path in size_of]
-    for what, wrong in {
-        "Masks that do not fit their image.":
-            [m for m, size in shapes if not same_view(m.size, size)],
-        "Masks of another resolution.":
-            [m for m, size in shapes if m.size != size and same_view(m.size, size)],
-        "Masks that cover most of the image; inverted?":
-            [m for m in masks if m.sample.label == DEFECTIVE and m.area > 0.6],
-        "Masks with defects on normal images.":
-            [m for m in masks if m.sample.label == NORMAL and m.area > 0],
-    }.items():  # fmt: skip
-        if wrong:
-            yield _say(what, files=[m.file for m in wrong])
+    return [
+        *about(
+            [m.file for m, size in shapes if not same_view(m.size, size)],
+            "error", "Masks that do not fit their image.", remedy="export them at the image's size",
+        ),
+        *about(
+            [m.file for m, size in shapes if m.size != size and same_view(m.size, size)],
+            "note", "Masks of another resolution.", remedy="fine, but borders become coarse",
+        ),
+        *about(
+            [m.file for m in masks if m.sample.label == DEFECTIVE and m.area > 0.6],
+            "warning", "Masks that cover most of the image; inverted?",
+            remedy="white must be the defect, black the rest",
+        ),
+        *about(
+            [m.file for m in masks if m.sample.label == NORMAL and m.area > 0],
+            "error", "Masks with defects on normal images.",
+            remedy="move the image to the defective ones, or remove the mask",
+        ),
+    ]  # fmt: skip
 
 
-def _missing_masks(samples: Sequence[Sample], masks_named: bool) -> Iterator[Finding]:
+def _missing_masks(samples: Sequence[Sample], masks_named: bool) -> list[Finding]:
     bad = [s for s in samples if s.label == DEFECTIVE]
     without = [s.image_path for s in bad if s.mask_path is None]
-    if without and len(without) == len(bad):
-        what = "No masks." if masks_named else "No masks are named."
-        yield _say(what, f"{len(bad)} defective images")
-    elif without:
-        yield _say("Defective images without a mask.", files=without)
+    if len(without) < len(bad) or not bad:
+        return about(
+            without, "warning", "Defective images without a mask.",
+            remedy="add their masks; pixel metrics do not count these images",
+        )  # fmt: skip
+    what, more = ("No masks.", "") if masks_named else (
+        "No masks are named.", "; set data.mask_dir if you have masks")  # fmt: skip
+    found = f"{len(bad)} defective images"
+    return [Finding("note", what, found=found, remedy=f"expect no pixel metrics{more}")]
 
 
 # --- copies and labels ----------------------------------------------------------------------
@@ -278,28 +254,33 @@ def _copies(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     bits, small = [image.bits for image in images], [image.small for image in images]
     near = [(images[i], images[j]) for i, j in near_duplicates(np.array(bits), np.array(small))]
     near = [(a, b) for a, b in near if a.digest != b.digest]
-    for what, pairs in {
-        "The same picture is called normal and defective.":
-            [(a, b) for a, b in same if a.sample.label != b.sample.label],
-        "The same picture is in training and test.":
-            [(a, b) for a, b in alike if a.sample.split != b.sample.split],
-        "Nearly the same picture is in training and test.":
-            [(a, b) for a, b in near if a.sample.split != b.sample.split],
-        "Pictures saved twice in one split.":
-            [(a, b) for a, b in alike if a.sample.split == b.sample.split],
-        "Nearly the same pictures in one split.":
-            [(a, b) for a, b in near if a.sample.split == b.sample.split],
-    }.items():  # fmt: skip
-        if pairs:
-            files = _files(image for pair in pairs for image in pair)
-            named = " and ".join("/".join(path.parts[-3:]) for path in files[:2])
-            yield _say(what, f"{len(pairs)} pairs, first {named}", files)
+    for severity, what, remedy, pairs in (
+        ("error", "The same picture is called normal and defective.",
+         "decide which label is right and delete the other file",
+         [(a, b) for a, b in same if a.sample.label != b.sample.label]),
+        ("error", "The same picture is in training and test.",
+         "remove it from one of them: the test would be too easy",
+         [(a, b) for a, b in alike if a.sample.split != b.sample.split]),
+        ("warning", "Nearly the same picture is in training and test.",
+         "check that they show different parts, not one photograph saved twice",
+         [(a, b) for a, b in near if a.sample.split != b.sample.split]),
+        ("note", "Pictures saved twice in one split.", "delete the copies",
+         [(a, b) for a, b in alike if a.sample.split == b.sample.split]),
+        ("note", "Nearly the same pictures in one split.", "keep one of each, if they are copies",
+         [(a, b) for a, b in near if a.sample.split == b.sample.split]),
+    ):  # fmt: skip
+        files = _files(image for pair in pairs for image in pair)
+        named = " and ".join("/".join(path.parts[-3:]) for path in files[:2])
+        found = f"{len(pairs)} pairs, first {named}"
+        yield from about(files, severity, what, remedy=remedy, found=found)
 
 
-def _names(samples: Sequence[Sample]) -> Iterator[Finding]:
+def _names(samples: Sequence[Sample]) -> list[Finding]:
     normal = [s.image_path for s in samples if s.label == NORMAL]
-    if odd := [path for path in normal if SUSPICIOUS.search(path.stem)]:
-        yield _say("Normal images with the name of a defect.", files=odd)
+    return about(
+        [path for path in normal if SUSPICIOUS.search(path.stem)],
+        "warning", "Normal images with the name of a defect.", remedy="check their labels",
+    )  # fmt: skip
 
 
 # --- looks ----------------------------------------------------------------------------------
@@ -307,8 +288,9 @@ def _names(samples: Sequence[Sample]) -> Iterator[Finding]:
 
 def _looks(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Blank, overexposed and unusual training images, and light that differs in the test."""
-    if blank := _files(i for i in images if i.contrast < 1):
-        yield _say("Blank images.", files=blank)
+    blank = _files(i for i in images if i.contrast < 1)
+    remedy = "remove them or photograph the part again"
+    yield from about(blank, "error", "Blank images.", remedy=remedy)
     normal = [i for i in images if i.sample.label == NORMAL and i.contrast >= 1]
     train = [i for i in normal if i.sample.split == "train"]
     test = [i for i in normal if i.sample.split == "test"]
@@ -318,27 +300,30 @@ def _looks(images: Sequence[ImageFacts]) -> Iterator[Finding]:
         yield from _light(name, train, test)
     clipped = float(np.median([i.clipped for i in normal]))
     if clipped > 0.25:
-        found = f"half of the images have more than {clipped:.0%} black or white pixels"
-        yield _say("Over- or underexposed.", found)
+        yield Finding(
+            "note", "Over- or underexposed.",
+            found=f"half of the images have more than {clipped:.0%} black or white pixels",
+            remedy="shorten or lengthen the exposure, unless this is the background",
+        )  # fmt: skip
 
 
 def _light(name: str, train: Sequence[ImageFacts], test: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Training images that stand out by one statistic, and a test that differs in it."""
     values = np.array([getattr(i, name) for i in train])
-    centre, spread = float(np.median(values)), _spread(values)
-    far = np.abs(values - centre) > STANDS_OUT * spread
-    if odd := _files(image for image, odd in zip(train, far, strict=True) if odd):
-        yield _say("Training images of unusual {}.", files=odd, of=name)
+    centre = float(np.median(values))
+    # estimated from the median absolute deviation, at least 1 % of the level
+    deviation = 1.4826 * float(np.median(np.abs(values - centre)))
+    spread = max(deviation, 0.01 * abs(centre), 1e-6)
+    odd = [i for i in train if abs(getattr(i, name) - centre) > STANDS_OUT * spread]
+    what = f"Training images of unusual {name}."
+    yield from about(_files(odd), "warning", what, remedy="look at them; remove bad shots")
     there = float(np.median([getattr(i, name) for i in test])) if len(test) >= 5 else centre
     if abs(there - centre) > 3 * spread:
-        found = f"median {there:.1f}, in training {centre:.1f}"
-        yield _say("Normal test images differ from training in {}.", found, of=name)
-
-
-def _spread(values: np.ndarray) -> float:
-    """Deviation estimated from the median absolute deviation, at least 1 % of the level."""
-    centre = np.median(values)
-    return max(1.4826 * float(np.median(np.abs(values - centre))), 0.01 * abs(float(centre)), 1e-6)
+        yield Finding(
+            "warning", f"Normal test images differ from training in {name}.",
+            found=f"median {there:.1f}, in training {centre:.1f}",
+            remedy="take both under the same light, or expect false alarms",
+        )  # fmt: skip
 
 
 def _files(images: Iterable[ImageFacts]) -> list[Path]:

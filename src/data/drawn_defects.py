@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.ndimage import binary_closing, binary_erosion, binary_fill_holes
 
-from src.data.drawing import Array, Rng, Scene, blend, canvas, circle, cover, line, noise
-from src.data.drawn_parts import Draw
+from src.data.drawing import Array, Draw, Rng, Scene, blend, canvas, circle, cover, line, noise
 
 #: Changes a scene in place and returns the mask (S, S) in [0, 1] of what it touched.
 Damage = Callable[[Scene, Rng], Array]

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from src.data.gathering import Folders, gather
-from src.data.layout import missing_root, no_images, normals
-from src.data.samples import Found
-from src.data.splits import draw, share
+from src.data.layout import missing_root, no_images
+from src.data.samples import NORMAL, Found
+from src.data.splits import hold_out
 
 
 def index_folder(
@@ -50,25 +48,16 @@ def index_folder(
     if not root.is_dir():
         raise missing_root(root, "Your image folder", str(root / normal_dir))
     bad_dirs = [abnormal_dir] if isinstance(abnormal_dir, str) else list(abnormal_dir or [])
-    folders = Folders(
+    found, empty = gather(Folders(
         good=root / normal_dir,
         good_test=root / normal_test_dir if normal_test_dir else None,
         defective=[root / name for name in bad_dirs],
         masks=root / mask_dir if mask_dir else None,
-    )
-    found = gather(folders)
-    if found.empty:
-        raise no_images(found.empty[0])
-    train, test = found.train, found.good_test
-    if not test:
-        train, test = _held_out(train, test_fraction, seed)
-    samples = normals(train, "train") + normals(test, "test") + found.defective
-    return Found(samples, found.findings)
-
-
-def _held_out(good: list[Path], fraction: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """(train, test) of good parts, both in their original order."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = set(draw(len(good), share(fraction, len(good)), generator))
-    train = [path for i, path in enumerate(good) if i not in chosen]
-    return train, [good[i] for i in sorted(chosen)]
+    ))  # fmt: skip
+    if empty:
+        raise no_images(empty[0])
+    if any(sample.split == "test" and sample.label == NORMAL for sample in found):
+        return found
+    good = [sample for sample in found if sample.label == NORMAL]
+    train, test = hold_out(good, test_fraction, seed, "test", least=1)
+    return Found([*train, *test, *(s for s in found if s.label != NORMAL)], found.findings)

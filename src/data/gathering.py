@@ -9,7 +9,7 @@ from pathlib import Path
 
 from src.data.listing import Listing, walk
 from src.data.masks import look_like_masks, pair_masks, pairing_findings
-from src.data.samples import DEFECTIVE, Finding, Sample, about, some
+from src.data.samples import DEFECTIVE, Finding, Found, Sample, about, normals, some
 from src.errors import ConfigError, DataError
 
 _GOOD = ("good", "ok", "normal")  # folders of good parts among those of defects
@@ -25,52 +25,41 @@ class Folders:
     masks: Path | None = None  # may be one of `defective`: masks beside their images
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """What the folders hold."""
-
-    train: list[Path]
-    good_test: list[Path]
-    defective: list[Sample]
-    findings: list[Finding]
-    empty: list[Path]  # named folders without an image of their own
-
-
-def gather(folders: Folders) -> Gathered:
+def gather(folders: Folders) -> tuple[Found, list[Path]]:
     """List every image of the folders once and give defective ones their masks.
+
+    Returns:
+        The samples (training, good test parts, defective ones), and the named folders that have
+        no image of their own.
 
     Raises:
         ConfigError: one folder with two meanings.
         DataError: a folder that cannot be read, or masks that cannot be told from their images.
     """
-    homes = _distinct(folders.defective)
-    mask_dir = next((h for h in homes if folders.masks and _same(h, folders.masks)), folders.masks)
-    good = [folder for folder in (folders.good, folders.good_test) if folder]
-    _require_one_meaning(good, homes if mask_dir in homes or not mask_dir else [*homes, mask_dir])
-    named = [*good, *homes, *([mask_dir] if mask_dir else [])]
-
-    def look(folder: Path | None) -> Listing:
-        if folder is None:
-            return Listing([], [], [])
-        return walk(folder, skip=[other for other in named if not _same(other, folder)])
-
-    train, good_test, marks = look(folders.good), look(folders.good_test), look(mask_dir)
-    bad = {home: look(home) for home in homes}
-    findings = _unusable([train, good_test, marks, *bad.values()])
-    masks = _beside(mask_dir, marks.images) if mask_dir in homes else marks.images
-    owner = {path: home for home, found in bad.items() for path in found.images}
-    for path in masks:
-        owner.pop(path, None)
+    distinct: dict[Path, Path] = {}  # where a folder really lies -> as it was named first
+    for home in folders.defective:
+        distinct.setdefault(home.resolve(), home)
+    homes = list(distinct.values())
+    mask_dir = folders.masks and distinct.get(folders.masks.resolve(), folders.masks)
+    beside = mask_dir in homes
+    named = [folder for folder in (folders.good, folders.good_test, *homes) if folder]
+    named += [mask_dir] if mask_dir and not beside else []
+    _require_one_meaning(named)
+    seen = {f: walk(f, skip=[other for other in named if other != f]) for f in named}
+    masks = seen[mask_dir].images if mask_dir else []
+    if mask_dir and beside:
+        masks = _beside(mask_dir, masks)
+    marks = set(masks)
+    owner = {path: home for home in homes for path in seen[home].images if path not in marks}
     inside = [path for path, home in owner.items() if _is_good(path, home)]
     for path in inside:
         del owner[path]
-    samples, unpaired = _defective(owner, masks, mask_dir)
-    images = [*train.images, *good_test.images, *owner]
-    findings += [*unpaired, *_misplaced(inside, images)]
-    listed = {folders.good: train, folders.good_test: good_test, mask_dir: marks}
-    empty = [folder for folder, found in listed.items() if folder and not found.images]
-    empty += [home for home in homes if not walk(home).images]
-    return Gathered(train.images, good_test.images + inside, samples, findings, empty)
+    train, good_test = (seen[f].images if f else [] for f in (folders.good, folders.good_test))
+    defective, unpaired = _defective(owner, masks, mask_dir)
+    misplaced = _misplaced(inside, [*train, *good_test, *owner])
+    samples = [*normals(train, "train"), *normals(good_test + inside, "test"), *defective]
+    empty = [f for f in named if not seen[f].images and not (f in homes and walk(f).images)]
+    return Found(samples, [*_unusable([*seen.values()]), *unpaired, *misplaced]), empty
 
 
 def _defective(
@@ -109,27 +98,10 @@ def _beside(folder: Path, files: list[Path]) -> list[Path]:
     return masks
 
 
-# --- one folder, one meaning ----------------------------------------------------------------
-
-
-def _same(a: Path, b: Path) -> bool:
-    """Whether two paths lead to one folder."""
-    return a == b or (a.exists() and b.exists() and a.samefile(b))
-
-
-def _distinct(folders: Sequence[Path]) -> list[Path]:
-    """Folders without those that were named before, under this or another path."""
-    kept: list[Path] = []
-    for folder in folders:
-        if not any(_same(folder, other) for other in kept):
-            kept.append(folder)
-    return kept
-
-
-def _require_one_meaning(good: Sequence[Path], others: Sequence[Path]) -> None:
-    named = [*good, *others]
+def _require_one_meaning(named: Sequence[Path]) -> None:
+    real = [folder.resolve() for folder in named]
     for i, folder in enumerate(named):
-        if any(_same(folder, other) for other in named[:i]):
+        if real[i] in real[:i]:
             raise ConfigError(
                 f"The folder {folder} has two meanings.",
                 found="it is named twice among good parts, defective parts and masks",
@@ -144,12 +116,12 @@ def _unusable(listings: Sequence[Listing]) -> list[Finding]:
     kinds = Counter(path.suffix.lower() for path in foreign).most_common()
     return [
         *about(
-            foreign, "warning", what="Pictures of a type that is not read; they are left out.",
+            foreign, "warning", "Pictures of a type that is not read; they are left out.",
             found=f"{', '.join(f'{n} {kind}' for kind, n in kinds)}; {some(foreign)}",
             remedy="save them as png or jpg",
         ),
         *about(
-            broken, "warning", what="Image names that lead to no file; they are left out.",
+            broken, "warning", "Image names that lead to no file; they are left out.",
             remedy="repair or remove these links",
         ),
     ]  # fmt: skip
@@ -160,15 +132,14 @@ def _misplaced(inside: Sequence[Path], images: Sequence[Path]) -> list[Finding]:
     folders = ", ".join(sorted({str(path.parent) for path in inside}))
     return [
         *about(
-            inside, "note", found=f"{len(inside)} in {folders}",
-            what="Good parts inside the folder of defective images; they count as good test "
-            "images.",
+            inside, "note",
+            "Good parts inside the folder of defective images; they count as good test images.",
+            found=f"{len(inside)} in {folders}",
             remedy="name that folder in data.normal_test_dir, or rename it if these parts are "
             "defective",
         ),
         *about(
-            look_like_masks(images), "warning",
-            what="Files that look like masks are used as images.",
+            look_like_masks(images), "warning", "Files that look like masks are used as images.",
             remedy="move them to a folder of their own and name it in data.mask_dir",
         ),
     ]  # fmt: skip

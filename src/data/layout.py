@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from src.data.gathering import Folders, gather
 from src.data.listing import EXTENSIONS, natural_key, walk
-from src.data.samples import NORMAL, Found, Sample, about
+from src.data.samples import Found, about, normals
 from src.errors import DataError, did_you_mean
 
 DEEPEST = 4  # ours: folders between data.root and a data set; archives bring one or two
@@ -60,11 +60,6 @@ def missing_root(root: Path, data_set: str, expected: str) -> DataError:
     )
 
 
-def normals(paths: Iterable[Path], split: str) -> list[Sample]:
-    """Normal samples of a split."""
-    return [Sample(path, None, NORMAL, "good", split) for path in paths]
-
-
 def with_calibration(found: Found, folder: Path) -> Found:
     """The samples and those of good parts in `folder`, which set the threshold and nothing else.
 
@@ -105,8 +100,9 @@ def index_layout(folder: Path, good: str) -> Found:
         DataError: no training images, or no test folder.
     """
     train, test, masks = folder / "train" / good, folder / "test", folder / "ground_truth"
-    found = gather(Folders(train, test / good, [test], masks))
-    if not found.train:
+    found, _ = gather(Folders(train, test / good, [test], masks))
+    learnt = [sample for sample in found if sample.split == "train"]
+    if not learnt:
         raise no_images(train)
     if not test.is_dir():
         raise DataError(
@@ -114,11 +110,11 @@ def index_layout(folder: Path, good: str) -> Found:
             found=", ".join(sorted(entry.name for entry in folder.iterdir())),
             do=f"put test/{good} and test/<defect> there, or use data=folder for normals only",
         )
-    tested = normals(found.good_test, "test") + found.defective
+    tested = [sample for sample in found if sample.split == "test"]
     tested.sort(key=lambda sample: natural_key(sample.image_path))
-    stray = walk(folder, skip=[train, test, masks]).images
     unused = about(
-        stray, "warning", what="Images that are not used.",
+        walk(folder, skip=[train, test, masks]).images,
+        "warning", "Images that are not used.",
         remedy=f"move them to train/{good}, test or ground_truth, or out of the category",
     )  # fmt: skip
-    return Found(normals(found.train, "train") + tested, found.findings + unused)
+    return Found(learnt + tested, found.findings + unused)

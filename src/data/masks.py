@@ -71,11 +71,11 @@ def pairing_findings(
     lost = [mask for mask in spare if not known[mask]]
     return [
         *about(
-            clashing, "warning", what="Masks whose image is not certain, so they are not used.",
+            clashing, "warning", "Masks whose image is not certain, so they are not used.",
             remedy="give each the path of its image: masks/dent/7_mask.png for bad/dent/7.png",
         ),
         *about(
-            lost, "warning", what="Masks without an image.",
+            lost, "warning", "Masks without an image.",
             remedy="rename them to the stem of their image, or remove them",
         ),
     ]  # fmt: skip

@@ -79,7 +79,7 @@ def empty_masks(masks: Sequence[MaskFacts]) -> list[Finding]:
     """Masks of defective images that mark nothing."""
     return about(
         [m.file for m in masks if m.sample.label == DEFECTIVE and m.area == 0], "warning",
-        what="Empty masks of defective images.",
+        "Empty masks of defective images.",
         remedy="draw the defect, or move the image to the normal ones; pixel metrics do not count "
         "it",
     )  # fmt: skip

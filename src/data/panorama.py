@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.data.layout import normals
 from src.data.road_images import TRAIN_SHARE, find_root, sorted_images
-from src.data.samples import DEFECTIVE, Found, Sample, about
+from src.data.samples import DEFECTIVE, Found, Sample, about, normals
 
 BAD_PER_TRAINING_IMAGE = 2  # official code
 
@@ -38,7 +37,7 @@ def index_panorama(root: Path, category: str) -> Found:
         *normals(good[train:], "test"),
     ]
     left_out = about(
-        bad[tested:], "note", what="Bad images that the official split leaves out of the test.",
+        bad[tested:], "note", "Bad images that the official split leaves out of the test.",
         remedy="nothing: the paper did the same",
     )  # fmt: skip
     return Found(samples, left_out)

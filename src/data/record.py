@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.contents import content_hashes
 from src.data.layout import with_calibration
@@ -148,6 +148,14 @@ def place_of(data: DictConfig) -> tuple[Path, str]:
     """Root folder and category of the `data` node."""
     root = Path(str(data.root)).expanduser().absolute()
     return root, str(data.get("category") or root.name)
+
+
+def with_data_at(config: DictConfig, root: str | None) -> DictConfig:
+    """The config of a run with its images in the folder `root`; None: where they were."""
+    if root is None:
+        return config
+    place = str(Path(root).expanduser().absolute())
+    return cast(DictConfig, OmegaConf.merge(config, {"data": {"root": place}}))
 
 
 def lister(data: DictConfig) -> Callable[[Path, str], Found]:

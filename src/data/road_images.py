@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.data.layout import DEEPEST, holders, missing_root
+from src.data.layout import DEEPEST, holders, missing_root, no_images
 from src.data.listing import list_images
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.errors import ConfigError, DataError, did_you_mean
@@ -86,11 +86,7 @@ def sorted_images(folder: Path) -> list[Path]:
     """
     images = sorted(list_images(folder), key=lambda path: path.name)
     if not images:
-        raise DataError(
-            f"There are no images in {folder}.",
-            found="an empty folder" if folder.is_dir() else "no such folder",
-            do="unpack the archive again, or correct data.root",
-        )
+        raise no_images(folder)
     return images
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from src.files import shown
@@ -24,18 +24,24 @@ class Sample:
     defect: str  # folder name of the defect type, "good" for normal images
     split: str  # "train" | "calibration" | "validation" | "test"
     channel_paths: tuple[Path, ...] = ()  # further files that complete the image (height maps)
-    bit_depth: int | None = None  # bits that a deep grey file fills; None: 16 (see depth.py)
+    bit_depth: int | None = None  # bits that a deep grey file fills; None: 16 (see viewing.py)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defect", shown(self.defect))  # it is printed, not opened
 
 
-@dataclass(frozen=True, kw_only=True)
+def normals(paths: Iterable[Path], split: str) -> list[Sample]:
+    """Normal samples of a split."""
+    return [Sample(path, None, NORMAL, "good", split) for path in paths]
+
+
+@dataclass(frozen=True)
 class Finding:
     """One thing that was noticed, in the three parts of our errors."""
 
     severity: str  # one of SEVERITIES
     what: str
+    _: KW_ONLY
     found: str
     remedy: str
     files: tuple[Path, ...] = ()
@@ -45,13 +51,12 @@ class Finding:
 
 
 def about(
-    files: Sequence[Path], severity: str, *, what: str, remedy: str, found: str = ""
+    files: Sequence[Path], severity: str, what: str, *, remedy: str, found: str = ""
 ) -> list[Finding]:
     """The finding that these files have something in common; nothing when there are none."""
-    facts = Finding(
-        severity=severity, what=what, found=found or some(files), remedy=remedy, files=tuple(files)
-    )
-    return [facts] if files else []
+    found = found or some(files)
+    one = Finding(severity, what, found=found, remedy=remedy, files=tuple(files))
+    return [one] if files else []
 
 
 class Found(list[Sample]):

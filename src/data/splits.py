@@ -16,28 +16,22 @@ from src.errors import ConfigError
 LEAST_VALIDATION = 5
 
 
-def draw(count: int, size: int, generator: torch.Generator) -> list[int]:
-    """`size` of `count` positions without replacement, in ascending order."""
-    return sorted(torch.randperm(count, generator=generator)[:size].tolist())
-
-
-def share(fraction: float, count: int) -> int:
-    """round(fraction * count), but at least 1 and at most count - 1 when fraction > 0."""
-    if fraction <= 0 or count < 2:
-        return 0
-    return min(max(round(fraction * count), 1), count - 1)
-
-
 def hold_out(
-    train: Sequence[Sample], fraction: float, seed: int, split: str = "calibration"
+    normal: Sequence[Sample],
+    fraction: float,
+    seed: int,
+    split: str = "calibration",
+    least: int = 2,  # ours: a single image sets no threshold and chooses no epoch
 ) -> tuple[list[Sample], list[Sample]]:
-    """Split training normals into (train, held out as `split`), both in their original order."""
-    size = share(fraction, len(train))
-    if size == 1 and len(train) > 2:
-        size = 2  # ours: a single image sets no threshold and chooses no epoch
-    chosen = set(draw(len(train), size, torch.Generator().manual_seed(seed)))
-    kept = [sample for i, sample in enumerate(train) if i not in chosen]
-    held = [replace(train[i], split=split) for i in sorted(chosen)]
+    """Split normals into (kept, held out as `split`), both in their original order.
+
+    Held out are round(fraction * n), but at least `least` and at most n - 1 when fraction > 0.
+    """
+    count = len(normal)
+    size = min(max(round(fraction * count), least), count - 1) if fraction > 0 and count > 1 else 0
+    chosen = _draw(count, size, seed)
+    held = [replace(normal[i], split=split) for i in chosen]
+    kept = [normal[i] for i in sorted({*range(count)} - {*chosen})]
     return kept, held
 
 
@@ -45,7 +39,7 @@ def limit_train(train: Sequence[Sample], limit: int | None, seed: int) -> list[S
     """At most `limit` training samples, drawn with `seed`."""
     if limit is None or limit >= len(train):
         return list(train)
-    return [train[i] for i in draw(len(train), limit, torch.Generator().manual_seed(seed))]
+    return [train[i] for i in _draw(len(train), limit, seed)]
 
 
 def limit_test(test: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
@@ -73,3 +67,9 @@ def limit_test(test: Sequence[Sample], limit: int | None, seed: int) -> list[Sam
         normals = min(max(normals, 1), limit - 1)
     chosen = normal[:normals] + defective[: limit - normals]
     return [test[i] for i in sorted(chosen)]
+
+
+def _draw(count: int, size: int, seed: int) -> list[int]:
+    """`size` of `count` positions without replacement, in ascending order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:size].tolist())

@@ -174,16 +174,16 @@ def colour_bar(
 def contact_sheet(
     tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6, tile_px: int = 200
 ) -> Image.Image:
-    """Pictures (H, W, 3) uint8 on a grid, each fitted into tile_px with a caption below."""
-    rows = max(1, -(-len(tiles) // columns))
-    cell = tile_px + _GAP
-    sheet = Sheet(columns * cell + _GAP, rows * (cell + 18) + _GAP)
-    for index, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
-        left = _GAP + (index % columns) * cell
-        top = _GAP + (index // columns) * (cell + 18)
+    """Pictures (H, W, 3) uint8 on a grid, each fitted into tile_px, its caption below."""
+    rows, lines = -(-len(tiles) // columns), [caption.splitlines() for caption in captions]
+    wide, high = tile_px + _GAP, tile_px + _GAP + 4 + 14 * max(map(len, lines), default=0)
+    sheet = Sheet(columns * wide + _GAP, rows * high + _GAP)
+    for index, tile in enumerate(tiles):
+        left, top = _GAP + (index % columns) * wide, _GAP + (index // columns) * high
         small = fit_within(tile, tile_px)
         sheet.paste((left + (tile_px - small.width) // 2, top), small)
-        sheet.write((left, top + tile_px + 3), caption, tile_px, INK, 11)
+        for number, line in enumerate(lines[index]):
+            sheet.write((left, top + tile_px + 3 + 14 * number), line, tile_px, INK, 11)
     return sheet.image
 
 

@@ -149,7 +149,7 @@ def bottle_features(root: str) -> tuple[Tensor, Tensor, Tensor]:
     """
     from hydra import compose, initialize_config_dir
 
-    from src.data.build import build_datamodule
+    from src.data.datamodule import AnomalyDataModule
     from src.models.build import build_model
 
     overrides = [
@@ -158,7 +158,7 @@ def bottle_features(root: str) -> tuple[Tensor, Tensor, Tensor]:
     ]  # fmt: skip
     with initialize_config_dir(os.path.abspath("conf"), version_base="1.3"):  # noqa: PTH100
         cfg = compose("run", overrides)
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     data.setup()
     model = build_model(cfg, data.image_size)
 

@@ -25,7 +25,7 @@ import torch
 from scipy.stats import beta
 
 from src.composing import compose
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
 from src.evaluation.threshold import Conformal
 from src.experiment import run_experiment
 from src.models.build import build_model
@@ -90,7 +90,7 @@ def halves(splits: int, chosen: list[str]) -> None:
         if chosen and name not in chosen:
             continue
         cfg = compose("run", words)
-        data = build_datamodule(cfg)
+        data = AnomalyDataModule(cfg)
         data.setup()
         model = build_model(cfg, data.image_size)
         network, options = model.backbone[0].eval(), model.options

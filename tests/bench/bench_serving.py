@@ -25,14 +25,14 @@ def demo(folder: Path) -> tuple[Path, list[Path]]:
     from hydra import compose, initialize_config_dir
 
     from src.composing import CONF
-    from src.data.build import build_datamodule
+    from src.data.datamodule import AnomalyDataModule
     from src.experiment import run_experiment
 
     words = ["experiment=demo", f"runs_dir={folder}", "report.enabled=false"]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("run", overrides=words)
     run = run_experiment(cfg).run.directory
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     data.setup()
     return run, [sample.image_path for sample in data.test_samples]
 

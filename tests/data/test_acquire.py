@@ -15,7 +15,7 @@ from PIL import Image
 from src.composing import CONF, compose
 from src.data import download
 from src.data.acquire import prepare_archives
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
 from src.data.mvtec import index_mvtec
 from src.errors import DataError, DownloadError
 
@@ -186,7 +186,7 @@ def test_two_that_ask_at_once_download_once(tmp_path, shelf, monkeypatch):
 def test_every_data_config_builds_and_names_what_is_missing(tmp_path, name):
     cfg = compose("run", [f"data={name}", f"data.root={tmp_path / 'absent'}"])
     OmegaConf.update(cfg, "data.download", False, force_add=True)
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     if name != "synthetic":
         data.prepare_data()
     with pytest.raises(DataError, match="absent"):

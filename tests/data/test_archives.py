@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from src.data.archives import unpack
+from src.data.acquire import unpack
 from src.errors import DownloadError
 
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from src.composing import CONF, compose_checked
-from src.data.build import build_datamodule, worker_count
+from src.data.datamodule import AnomalyDataModule, worker_count
 from src.data.images import read_image, read_mask
 from src.data.samples import Found
 from src.errors import ConfigError, DataError
@@ -55,7 +55,7 @@ def joined(loader):
 def test_a_batch_holds_what_the_contract_says(mvtec_root, cache, workers):
     cfg = config(mvtec_root, cache=cache)
     cfg.hardware.num_workers = workers
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     data.setup()
     got = joined(data.test_dataloader())
     assert got["image"].dtype == torch.float32
@@ -74,7 +74,7 @@ def test_a_batch_holds_what_the_contract_says(mvtec_root, cache, workers):
 
 
 def test_splits_are_disjoint_complete_and_normal_where_they_must_be(mvtec_root):
-    data = build_datamodule(config(mvtec_root))
+    data = AnomalyDataModule(config(mvtec_root))
     data.setup()
     assert (len(data.train_samples), len(data.calibration_samples)) == (9, 3)
     parts = data.train_samples + data.calibration_samples + data.test_samples
@@ -88,7 +88,7 @@ def test_training_is_shuffled_by_the_seed_and_ordered_training_is_not(mvtec_root
     def orders(seed):
         cfg = config(mvtec_root)
         cfg.seed = seed
-        data = build_datamodule(cfg)
+        data = AnomalyDataModule(cfg)
         loader = data.train_dataloader()
         return [[data.samples[i].image_path for i in joined(loader)["index"]] for _ in range(2)]
 
@@ -97,19 +97,19 @@ def test_training_is_shuffled_by_the_seed_and_ordered_training_is_not(mvtec_root
     assert sorted(first) == sorted(second)
     assert orders(0) == [first, second]
     assert orders(1)[0] != first
-    ordered = joined(build_datamodule(config(mvtec_root)).ordered_train_dataloader())["index"]
+    ordered = joined(AnomalyDataModule(config(mvtec_root)).ordered_train_dataloader())["index"]
     assert ordered.tolist() == list(range(9))
 
 
 def test_a_single_pass_method_sees_each_image_once_in_order(mvtec_root):
     cfg = config(mvtec_root, drop_last=True, samples_per_epoch=50)
     cfg.model = {"_target_": "src.models.patchcore.module.PatchCore"}
-    loader = build_datamodule(cfg).train_dataloader()
+    loader = AnomalyDataModule(cfg).train_dataloader()
     assert joined(loader)["index"].tolist() == list(range(9))
 
 
 def test_samples_per_epoch_repeats_whole_permutations(mvtec_root):
-    loader = build_datamodule(config(mvtec_root, samples_per_epoch=20)).train_dataloader()
+    loader = AnomalyDataModule(config(mvtec_root, samples_per_epoch=20)).train_dataloader()
     seen = joined(loader)["index"].tolist()
     assert len(seen) == 20
     assert sorted(seen[:9]) == sorted(seen[9:18]) == list(range(9))
@@ -118,7 +118,7 @@ def test_samples_per_epoch_repeats_whole_permutations(mvtec_root):
 def test_drop_last_drops_only_an_incomplete_batch_and_never_the_only_one(mvtec_root):
     def sizes(batch_size):
         cfg = config(mvtec_root, drop_last=True, batch_size=batch_size)
-        return [len(b["label"]) for b in build_datamodule(cfg).train_dataloader()]
+        return [len(b["label"]) for b in AnomalyDataModule(cfg).train_dataloader()]
 
     assert sizes(4) == [4, 4]
     assert sizes(3) == [3, 3, 3]
@@ -128,7 +128,7 @@ def test_drop_last_drops_only_an_incomplete_batch_and_never_the_only_one(mvtec_r
 def test_validation_has_normals_of_its_own_unless_the_paper_protocol_is_chosen(mvtec_root):
     cfg = config(mvtec_root)
     cfg.validation = {"fraction": 0.6}
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     assert joined(data.val_dataloader())["index"].tolist() == [7, 8, 9, 10, 11]
     assert joined(data.calibration_dataloader())["index"].tolist() == [4, 5, 6]
     assert [sample.split for sample in data.samples[4:12]] == 3 * ["calibration"] + 5 * [
@@ -136,9 +136,9 @@ def test_validation_has_normals_of_its_own_unless_the_paper_protocol_is_chosen(m
     ]
     assert len({sample.image_path for sample in data.samples}) == 21
     cfg.protocol = "paper"
-    assert len(joined(build_datamodule(cfg).val_dataloader())["label"]) == 9
+    assert len(joined(AnomalyDataModule(cfg).val_dataloader())["label"]) == 9
     cfg.protocol, cfg.calibration.fraction, cfg.validation.fraction = "honest", 0.0, 0.0
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     assert data.val_dataloader() == []
     assert list(data.calibration_dataloader()) == []
 
@@ -170,7 +170,7 @@ def test_a_lightning_trainer_runs_every_loader(mvtec_root, tmp_path, fraction, w
     cfg = config(mvtec_root, cache="none" if workers else "auto")
     cfg.calibration.fraction, cfg.hardware.num_workers = fraction, workers
     cfg.validation = {"fraction": 0.6 if fraction else 0.0}
-    data, model = build_datamodule(cfg), Counter()
+    data, model = AnomalyDataModule(cfg), Counter()
     trainer = pl.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -190,7 +190,7 @@ def test_a_broken_image_is_named_by_a_data_error_even_from_a_worker(mvtec_root, 
     broken.write_bytes(broken.read_bytes()[:300])
     cfg = config(mvtec_root, cache=cache)
     cfg.hardware.num_workers = workers
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     assert len(joined(data.ordered_train_dataloader())["label"]) == 9
     with pytest.raises(DataError, match=r"hole/001\.png") as caught:
         list(data.test_dataloader())
@@ -200,17 +200,17 @@ def test_a_broken_image_is_named_by_a_data_error_even_from_a_worker(mvtec_root, 
 
 def test_a_mask_of_another_shape_is_refused_and_a_coarser_one_accepted(mvtec_root, mask):
     mask(mvtec_root / "bolt/ground_truth/hole/000_mask.png", size=64)
-    data = build_datamodule(config(mvtec_root))
+    data = AnomalyDataModule(config(mvtec_root))
     assert joined(data.test_dataloader())["mask"][4:].flatten(1).any(1).all()
     from PIL import Image
 
     Image.new("L", (32, 20)).save(mvtec_root / "bolt/ground_truth/hole/000_mask.png")
     with pytest.raises(DataError, match=r"000_mask.*\n.*mask 32 x 20, image 32 x 32"):
-        list(build_datamodule(config(mvtec_root)).test_dataloader())
+        list(AnomalyDataModule(config(mvtec_root)).test_dataloader())
 
 
 def test_limits_shrink_the_sets_and_keep_both_classes(mvtec_root):
-    data = build_datamodule(config(mvtec_root, limit_train=8, limit_test=3))
+    data = AnomalyDataModule(config(mvtec_root, limit_train=8, limit_test=3))
     data.setup()
     assert len(data.train_samples) + len(data.calibration_samples) == 8
     assert {s.label for s in data.test_samples} == {0, 1}
@@ -219,7 +219,7 @@ def test_limits_shrink_the_sets_and_keep_both_classes(mvtec_root):
 
 def test_the_fingerprint_ignores_the_place_and_notices_any_changed_file(mvtec_root, tmp_path):
     def of(root):
-        data = build_datamodule(config(root))
+        data = AnomalyDataModule(config(root))
         data.setup()
         return data.record.fingerprint
 
@@ -243,7 +243,7 @@ def test_wrong_values_are_refused_with_the_right_ones(key, value, words):
 def test_a_defective_image_among_the_training_images_is_refused(mvtec_root):
     from dataclasses import replace
 
-    data = build_datamodule(config(mvtec_root))
+    data = AnomalyDataModule(config(mvtec_root))
     listed = data.index(mvtec_root, "bolt")
     data.index = lambda root, category: Found([replace(listed[0], label=1), *listed[1:]])
     with pytest.raises(DataError, match="1 of them defective"):

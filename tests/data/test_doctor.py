@@ -10,11 +10,17 @@ from PIL import Image, ImageFilter
 from rich.console import Console
 
 from src.data.doctor import FEW_IMAGES, examine
-from src.data.doctor_sheet import contact_sheet, draw_report, print_report, unusual, write_json
 from src.data.measured import dhash, near_duplicates, thumbnail
 from src.data.mvtec import index_mvtec
 from src.data.samples import NORMAL
 from src.data.transforms import ImageTransform
+from src.reporting.doctor_sheet import (
+    chosen_pictures,
+    draw_report,
+    print_report,
+    unusual,
+    write_json,
+)
 
 
 def part(seed, level=120.0, size=(128, 128)):
@@ -261,7 +267,7 @@ def test_the_contact_sheet_shows_reported_files_first_and_then_the_least_usual(r
     save(part(2, level=220), root / "bolt/train/good/002.png")
     (root / "bolt/test/dent/003.png").write_bytes(b"")
     report = examine(index_mvtec(root, "bolt"))
-    chosen = contact_sheet(report)
+    chosen = chosen_pictures(report)
     assert len(chosen) == 12
     assert {path.name for path, reason in chosen[:2]} == {"003.png", "002.png"}
     assert chosen[0][1].startswith("error")

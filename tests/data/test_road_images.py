@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from pooch.downloaders import ZenodoRepository
 
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
 from src.data.panorama import index_panorama
 from src.data.road_images import index_road_images
@@ -217,7 +217,7 @@ def datamodule(name, root, *overrides):
     conf = Path(__file__).parents[2] / "conf"
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         words = [f"data={name}", "model=crn", f"data.root={root}", *overrides]
-        return build_datamodule(hydra.compose("run", overrides=words))
+        return AnomalyDataModule(hydra.compose("run", overrides=words))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from scipy.ndimage import binary_dilation, uniform_filter
 
 from src.composing import compose, compose_checked
 from src.data import synthetic
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
+from src.data.drawing import PARTS
 from src.data.drawn_defects import DEFECTS, draw_defective
-from src.data.drawn_parts import PARTS
 from src.data.images import open_rgb, read_image, read_mask
 from src.data.synthetic import draw_pair, index_synthetic, prepare_synthetic, recipe_folder
 from src.data.transforms import ImageTransform
@@ -140,16 +140,16 @@ def test_a_category_lies_on_disk_like_mvtec_with_every_defect(tmp_path):
         assert read_image(sample.image_path).shape == (64, 64, 3)
         if sample.label:
             assert read_mask(sample.mask_path).any()
-    record = json.loads((recipe_folder(tmp_path, synthetic.Recipe(**SMALL)) /
+    record = json.loads((recipe_folder(tmp_path, SMALL) /
                          "plate/generated.json").read_text())  # fmt: skip
     assert record == {"version": synthetic.VERSION, "category": "plate", **SMALL}
 
 
 def test_another_recipe_or_version_gets_another_folder(tmp_path, monkeypatch):
-    folders = {recipe_folder(tmp_path, synthetic.Recipe(**(SMALL | change)))
+    folders = {recipe_folder(tmp_path, SMALL | change)
                for change in ({}, {"seed": 1}, {"train": 4}, {"size": 65})}  # fmt: skip
     monkeypatch.setattr(synthetic, "VERSION", synthetic.VERSION + 1)
-    folders.add(recipe_folder(tmp_path, synthetic.Recipe(**SMALL)))
+    folders.add(recipe_folder(tmp_path, SMALL))
     assert len(folders) == 5
 
 
@@ -201,7 +201,7 @@ def test_the_config_builds_a_data_module_that_generates_on_first_use(tmp_path):
     words = [f"data.synthetic.{key}={value}" for key, value in SMALL.items()]
     size = ["transform.resize=64", "transform.crop=null"]
     cfg = compose("run", ["data=synthetic", f"data.root={tmp_path}", *size, *words])
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     data.prepare_data()
     data.setup()
     assert data.category in PARTS

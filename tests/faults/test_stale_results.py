@@ -21,7 +21,7 @@ from PIL import Image
 from src import experiment
 from src.commands.compare import compare_runs
 from src.commands.evaluate import evaluate_run
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
 from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
 from src.fitted import fitted_samples
@@ -148,7 +148,7 @@ def test_moved_and_renamed_data_keep_their_run_which_learns_where_they_are(here,
     assert run_experiment(config(moved, here / "runs")).run.directory == run
     assert "Already finished" in capsys.readouterr().out
     assert SavedRun(run).config().data.root == str(moved)
-    assert len(fitted_samples(SavedRun(run), build_datamodule(SavedRun(run).config()))) == 8
+    assert len(fitted_samples(SavedRun(run), AnomalyDataModule(SavedRun(run).config()))) == 8
 
 
 def command(*words: str, cwd: Path) -> subprocess.Popen:
@@ -215,7 +215,7 @@ def test_a_copy_of_a_training_image_is_not_tested_with(tmp_path, caplog, protoco
     shutil.copy(root / "good" / "0.bmp", root / "bad" / "copy.bmp")
     words = ("data.test_fraction=0.1", f"protocol={protocol}", "data.normal_test_dir=spare")
     picture(root / "spare" / "a.bmp", 44)
-    data = build_datamodule(config(root, tmp_path, *words))
+    data = AnomalyDataModule(config(root, tmp_path, *words))
     data.setup()
     tested = {sample.image_path.name for sample in data.test_samples}
     assert ("copy.bmp" in tested) == (protocol == "paper")
@@ -318,9 +318,9 @@ def test_fitted_images_are_found_by_content_or_missed_by_name(here):
     path = here / "photos" / first.path
     path.rename(path.with_name("zzz.bmp"))
     cfg = config(here / "photos", here / "runs")
-    samples = fitted_samples(run, build_datamodule(cfg))
+    samples = fitted_samples(run, AnomalyDataModule(cfg))
     assert samples[0].image_path.name == "zzz.bmp"
     assert len(samples) == 8
     flip_last_byte(here / "photos" / "good" / "zzz.bmp")
     with pytest.raises(DataError, match=rf"1 of 8, first {first.path}"):
-        fitted_samples(run, build_datamodule(cfg))
+        fitted_samples(run, AnomalyDataModule(cfg))

@@ -79,7 +79,7 @@ def setting(tmp_path, monkeypatch):
     (tmp_path / "run" / "figures" / "scale.json").write_text(json.dumps(scale))
     data = SimpleNamespace(samples=samples, root=tmp_path / "data", setup=lambda: None)
     monkeypatch.setattr(matching.Detector, "load", lambda path, device: detector)
-    monkeypatch.setattr(matching, "build_datamodule", lambda config: data)
+    monkeypatch.setattr(matching, "AnomalyDataModule", lambda config: data)
     monkeypatch.setattr(matching, "fitted_samples", lambda run, data: data.samples)
     return detector, data
 

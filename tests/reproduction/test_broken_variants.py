@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
 from src.evaluation.evaluator import build_evaluator
 from src.models.build import build_model
 from src.models.patchcore.anomaly_map import smooth_maps
@@ -81,7 +81,7 @@ class Images:
     """Batches of one data set under one normalisation, and their features."""
 
     def __init__(self, cfg) -> None:
-        self.data = build_datamodule(cfg)
+        self.data = AnomalyDataModule(cfg)
         self.data.prepare_data()
         self.data.setup()
         self.train = list(self.data.ordered_train_dataloader())

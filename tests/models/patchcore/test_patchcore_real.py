@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 
-from src.data.build import build_datamodule
+from src.data.datamodule import AnomalyDataModule
 from src.evaluation.ranking import auroc
 from src.models.build import build_model
 from src.models.patchcore.coreset import greedy_coreset, random_projection
@@ -35,7 +35,7 @@ def run(*overrides: str):
             ["model=patchcore", "backbone=efficientnet_lite0", "model.embedding=concat",
              "data=mvtec", f"data.root={ROOT}", "data.category=bottle", *overrides],
         )  # fmt: skip
-    data = build_datamodule(cfg)
+    data = AnomalyDataModule(cfg)
     data.setup()
     model = build_model(cfg, data.image_size)
     trainer = pl.Trainer(

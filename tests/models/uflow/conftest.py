@@ -12,10 +12,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from src.composing import CONF
 from src.data.datamodule import AnomalyDataModule
-from src.data.mvtec import index_mvtec
-from src.data.options import Cache, DataOptions, Protocol, UseOptions
-from src.data.transforms import ImageTransform
 from src.models.build import read_options
 from src.models.uflow.module import UFlow
 from src.models.uflow.options import UFlowOptions
@@ -75,38 +73,20 @@ def toy_data(toy_root):
     """A function that builds the data module."""
 
     def build(protocol="honest", fraction=0.25, seed=0, validation=0.36):
-        transform = ImageTransform(
-            resize=SIDE,
-            crop=None,
-            interpolation="bilinear",
-            antialias=True,
-            mean=[0.5] * 3,
-            std=[0.5] * 3,
-        )
-        options = DataOptions(
-            name="toy",
-            category="part",
-            root=str(toy_root),
-            batch_size=4,
-            bit_depth=None,
-            cache=Cache.memory,
-            drop_last=False,
-            samples_per_epoch=None,
-            exclude=[],
-            roi=None,
-            limit_train=None,
-            limit_test=None,
-        )
-        use = UseOptions(
-            seed=seed,
-            protocol=Protocol[protocol],
-            calibration_fraction=0.0 if protocol == "paper" else fraction,
-            validation_fraction=0.0 if protocol == "paper" else validation,
-            shuffle_train=True,
-            keep_aspect=False,
-            num_workers=0,
-        )
-        return AnomalyDataModule(options, use, transform, index_mvtec)
+        data = {"name": "toy", "category": "part", "root": str(toy_root), "batch_size": 4,
+                "bit_depth": None, "cache": "memory",
+                "index": {"_target_": "src.data.mvtec.index_mvtec"}}  # fmt: skip
+        paper = protocol == "paper"
+        return AnomalyDataModule(OmegaConf.create({
+            "seed": seed,
+            "protocol": protocol,
+            "data": OmegaConf.to_container(OmegaConf.load(CONF / "base" / "data.yaml")) | data,
+            "transform": {"resize": SIDE, "crop": None, "interpolation": "bilinear",
+                          "antialias": True, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "calibration": {"fraction": 0.0 if paper else fraction},
+            "validation": {"fraction": 0.0 if paper else validation},
+            "hardware": {"num_workers": 0},
+        }))  # fmt: skip
 
     return build
 

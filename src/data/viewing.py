@@ -1,0 +1,110 @@
+"""How the images of a data set are seen: which grey is white, at which size, and where.
+
+All three belong to the data set, not to the image, so that two images of one camera stay
+comparable. What the images decide, a run keeps in its config (`data.bit_depth`,
+`transform.resize`), and whatever reads an image for that run uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data.images import deep_peak, image_header, image_size, is_deep, read_mask, same_view
+from src.data.measured import each
+from src.data.samples import Found
+from src.data.transforms import ImageTransform
+from src.errors import DataError
+
+#: The word in place of a size, `data.view.resize=auto`.
+AUTO = "auto"
+_STEP = 32  # the coarsest stride of the backbones: every map fits its image
+_PROBED = 16  # ours: a set of 8-bit images is known by so many headers, spread over the training
+_LEAST = 8
+
+
+def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | None]:
+    """The samples with the number of bits that their deep grey images fill (12 bit in 16, ...).
+
+    Args:
+        found: as the lister gives them.
+        wanted: the bits, 8 to 32; "auto": the fewest that hold the brightest pixel of the normal
+            training images; None: the full range of 16 bits.
+
+    Returns:
+        The samples and the bits; None without deep training images: 16 bits if one comes later.
+    """
+    if wanted == "auto":
+        wanted = _bits_of([path for sample in found if sample.split == "train"
+                           for path in (sample.image_path, *sample.channel_paths)])  # fmt: skip
+    if wanted is None:
+        return found, None
+    bits = int(wanted)
+    return Found((replace(sample, bit_depth=bits) for sample in found), found.findings), bits
+
+
+def _bits_of(paths: list[Path]) -> int | None:
+    """Bits of the brightest pixel; None when the files are not deep."""
+    headers, _ = each(paths[:: max(1, len(paths) // _PROBED)], image_header)
+    if not any(is_deep(header.mode) for header in headers):
+        return None
+    peaks, _ = each(paths, deep_peak)  # broken files are named when they are read
+    return max([_LEAST, *(peak.bit_length() for peak in peaks)])
+
+
+def fitting_size(paths: Sequence[Path], side: int) -> tuple[int, int]:
+    """(H, W) with about side * side pixels and the shape of the median image.
+
+    Both are the nearest multiples of 32: 320 x 160 for side 224 and images of 512 x 256. Images
+    that cannot be read are passed over; without any it is the square.
+    """
+    sizes, _ = each(paths, image_size)
+    if not sizes:
+        return side, side
+    height, width = np.median(sizes, axis=0)
+    stretch = float(height / width) ** 0.5
+    rows, columns = (
+        max(_STEP, _STEP * round(pixels / _STEP)) for pixels in (side * stretch, side / stretch)
+    )
+    return rows, columns
+
+
+def view_of(view: Mapping[str, Any], paths: Sequence[Path]) -> ImageTransform:
+    """The geometry that a node `data.view` means for these training images, for the doctor."""
+    resize = view["resize"]
+    size = fitting_size(paths, view["side"]) if resize == AUTO else resize
+    return ImageTransform(
+        resize=size, crop=view["crop"], interpolation="bilinear", antialias=True,
+        mean=[0.0] * 3, std=[1.0] * 3,
+    )  # fmt: skip
+
+
+def read_roi(path: Path, transform: ImageTransform, images: Sequence[Path]) -> np.ndarray:
+    """Pixels of the network's view that count, bool (H, W), from the picture `data.roi`.
+
+    Raises:
+        DataError: the file cannot be read, has another shape than the images, or is black where
+            the network looks.
+    """
+    mask = read_mask(path)
+    for image in images:
+        size = image_size(image)
+        if not same_view(mask.shape, size):
+            raise DataError(
+                f"data.roi={path} has another shape than the images.",
+                found=f"{mask.shape[1]} x {mask.shape[0]} pixels; {image.name} has "
+                f"{size[1]} x {size[0]}",
+                do="draw it on one of the images and save it at the size of that image",
+            )
+    seen = transform.mask(mask)
+    if not seen.any():
+        raise DataError(
+            f"data.roi={path} leaves nothing to look at.",
+            found=f"{mask.mean():.0%} of it is white, none of that in the view",
+            do="paint white what is to be looked at, and black the rest",
+        )
+    return seen
