@@ -20,8 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from src.data.layout import DEEPEST, holders
-from src.data.listing import list_images
+from src.data.listing import DEEPEST, holders, list_images
 from src.errors import DataError, DownloadError, did_you_mean
 
 # What tarfile, zipfile and their decompressors raise on damaged input. OSError: gzip and bz2.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.data.layout import category_folder, index_layout
+from src.data.listing import category_folder
+from src.data.mvtec import index_layout
 from src.data.samples import Found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from src.contents import content_hashes
 from src.data.gathering import Folders, gather
-from src.data.layout import no_images
+from src.data.listing import no_images
 from src.data.samples import DEFECTIVE, Found, Sample, about, some
 from src.errors import DataError
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data.gathering import Folders, gather
-from src.data.layout import missing_root, no_images
+from src.data.listing import missing_root, no_images
 from src.data.samples import NORMAL, Found
 from src.data.splits import hold_out
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import heapq
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import features
 
-from src.errors import DataError
+from src.errors import DataError, did_you_mean
 
 #: File names taken for images, in any letter case: what this Pillow decodes by itself.
 EXTENSIONS = (
@@ -28,6 +29,7 @@ _FOREIGN = {
     ".dcm", ".fits", ".czi", ".npy", ".npz", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf",
     ".rw2", ".raf", ".pef", ".mpo",
 } - set(EXTENSIONS)  # fmt: skip
+DEEPEST = 4  # ours: folders between data.root and a data set; archives bring one or two
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -125,3 +127,69 @@ def _identity(folder: Path) -> tuple[int, int]:
     """The same for every path of one folder."""
     status = folder.stat()
     return status.st_dev, status.st_ino
+
+
+# --- data sets in folders ---------------------------------------------------------------------
+
+
+def holders(root: Path, inside: str, *, depth: int) -> Iterator[Path]:
+    """Visible folders that hold the path `inside`: `root`, then those up to `depth` below it.
+
+    Archives often bring their own top folder.
+    """
+    for level in range(depth + 1):
+        hits = sorted(root.glob("*/" * level + glob.escape(inside)), key=natural_key)
+        for folder in (path.parents[inside.count("/")] for path in hits):
+            if not any(part.startswith((".", "__")) for part in folder.relative_to(root).parts):
+                yield folder
+
+
+def category_folder(root: Path, category: str, inside: str, data_set: str) -> Path:
+    """The folder `category` at or one below `root`; `inside` is what every category holds.
+
+    Raises:
+        DataError: no such root or category, with the nearest names that exist.
+    """
+    wanted = next(holders(root, f"{category}/{inside}", depth=1), None)
+    if wanted is not None:
+        return wanted / category
+    found = {folder.name for folder in holders(root, inside, depth=2) if folder != root}
+    if found:
+        raise DataError(
+            f"{data_set} has no category {category!r} in {root}.",
+            found=", ".join(sorted(found, key=natural_key)),
+            do=f"{did_you_mean(category, found)} Set data.category to it.",
+        )
+    raise missing_root(root, data_set, f"{root / category}")
+
+
+def missing_root(root: Path, data_set: str, expected: str) -> DataError:
+    """The error for a data set that is not there at all."""
+    if root.is_dir():
+        names = [entry.name for entry in sorted(root.iterdir())[:8]]
+        found = f"{root} with {', '.join(names) if names else 'nothing'} in it"
+    else:
+        found = f"no folder {root}"
+    return DataError(
+        f"{data_set} was not found; expected {expected}.",
+        found=found,
+        do="set data.root to the folder of the data set, or DATA_DIR in .env to the folder above "
+        "it; or set data.download=true where the data set can be downloaded",
+    )
+
+
+def no_images(folder: Path) -> DataError:
+    """The error for a folder that must not be empty, with what is there instead."""
+    there = walk(folder)
+    if there.images:
+        found = f"its {len(there.images)} images belong to another folder of the configuration"
+    elif there.foreign:
+        found = f"{len(there.foreign)} pictures of a type that is not read, {there.foreign[0].name}"
+    else:
+        found = "no image in it" if folder.is_dir() else "no such folder"
+    return DataError(
+        f"There are no images in {folder}.",
+        found=found,
+        do=f"put images there ({' '.join(EXTENSIONS)}), or correct the path (data.root and the "
+        "folders below it)",
+    )

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, cast
 from omegaconf import DictConfig, OmegaConf
 
 from src.contents import content_hashes
-from src.data.layout import with_calibration
-from src.data.samples import Found, Sample
+from src.data.listing import no_images, walk
+from src.data.samples import Found, Sample, normals
 from src.errors import ConfigError, did_you_mean
 from src.files import ESCAPE
 from src.partials import partial_of
@@ -164,7 +164,11 @@ def lister(data: DictConfig) -> Callable[[Path, str], Found]:
 
     def listed(root: Path, category: str) -> Found:
         found: Found = index(root, category)
-        found = with_calibration(found, root / folder) if folder else found
+        if folder:  # good parts that set the threshold and nothing else
+            there = walk(root / folder)
+            if not there.images:
+                raise no_images(root / folder)
+            found = Found([*found, *normals(there.images, "calibration")], found.findings)
         return excluding(found, data.get("exclude") or [], root)
 
     return listed

@@ -15,8 +15,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.data.layout import DEEPEST, holders, missing_root, no_images
-from src.data.listing import list_images
+from src.data.listing import DEEPEST, holders, list_images, missing_root, no_images
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.errors import ConfigError, DataError, did_you_mean
 

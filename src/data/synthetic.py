@@ -11,15 +11,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 from PIL import Image
+from scipy.ndimage import binary_closing, binary_erosion, binary_fill_holes
 
-from src.data.drawing import PARTS, photograph
-from src.data.drawn_defects import DEFECTS, draw_defective
+from src.data.drawing import (
+    PARTS,
+    Array,
+    Draw,
+    Rng,
+    Scene,
+    blend,
+    canvas,
+    circle,
+    cover,
+    line,
+    noise,
+    photograph,
+)
 from src.data.mvtec import index_mvtec
 from src.data.samples import Found
 from src.errors import ConfigError, did_you_mean
@@ -29,6 +42,8 @@ VERSION = 1
 #: What determines every pixel: size, train, test_normal, test_defective, seed; explained by
 #: conf/data/synthetic.yaml.
 Recipe = Mapping[str, int]
+#: Changes a scene in place and returns the mask (S, S) in [0, 1] of what it touched.
+Damage = Callable[[Scene, Rng], Array]
 
 
 def recipe_folder(root: Path, recipe: Recipe) -> Path:
@@ -110,3 +125,146 @@ def _home(root: Path, category: str, recipe: Recipe) -> Path:
             do=f"{did_you_mean(category, PARTS)} Set data.category to it.",
         )
     return recipe_folder(root.absolute(), recipe)
+
+
+# --- defects: they act on colour and height before light falls on the scene, so that a scratch
+# glints and a dent has a shadow; sizes are in units of half the picture ------------------------
+
+
+def scratch(scene: Scene, rng: Rng) -> Array:
+    """One or two thin curved grooves with bright, thrown-up edges."""
+    at = canvas(len(scene.height))
+    touched = np.zeros_like(scene.height)
+    angle = rng.uniform(0, np.pi)
+    for _ in range(rng.integers(1, 3)):
+        start = _place(scene, rng)
+        length = rng.uniform(0.25, 0.6)
+        heading = angle + rng.normal(0, 0.12) + np.linspace(0, rng.normal(0, 0.5), 13)
+        steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * length / 12
+        distance, along = line(at, start + np.cumsum(steps, axis=0) - steps.sum(axis=0) / 2)
+        width = 0.011 * np.sqrt(np.clip(4 * along * (1 - along), 0.05, 1))
+        groove = cover(distance - width, at.pixel) * scene.part
+        scene.height -= 0.012 * groove
+        bright = np.clip(scene.albedo * 1.35 + 0.14, 0, 1)
+        scene.albedo = scene.albedo + 0.85 * groove[..., None] * (bright - scene.albedo)
+        touched = np.maximum(touched, groove)
+    return touched
+
+
+def crack(scene: Scene, rng: Rng) -> Array:
+    """A dark jagged line with one or two branches."""
+    at = canvas(len(scene.height))
+    touched = np.zeros_like(scene.height)
+    heading = rng.uniform(0, 2 * np.pi)
+    path = _walk(_place(scene, rng), heading, 14, rng)
+    branches = [(path, 0.012)]
+    for _ in range(rng.integers(1, 3)):
+        turn = rng.choice((-1, 1)) * rng.uniform(0.5, 1.0)
+        branches.append((_walk(path[rng.integers(3, 10)], heading + turn, 6, rng), 0.008))
+    for points, width in branches:
+        distance, along = line(at, points)
+        gap = cover(distance - width * (1.1 - 0.8 * along), at.pixel) * scene.part
+        scene.albedo *= (1 - 0.7 * gap)[..., None]
+        scene.height -= 0.02 * gap
+        touched = np.maximum(touched, gap)
+    return touched
+
+
+def stain(scene: Scene, rng: Rng) -> Array:
+    """A translucent spill with a darker rim: oil, rust or coffee."""
+    colour = ((0.10, 0.08, 0.05), (0.45, 0.22, 0.10), (0.30, 0.20, 0.12))[rng.integers(3)]
+    depth = _blob(scene, rng, rng.uniform(0.13, 0.24), 0.20)
+    body = np.clip(depth / 0.03, 0, 1) * scene.part
+    rim = np.exp(-(((depth - 0.02) / 0.018) ** 2)) * scene.part
+    scene.albedo = blend(scene.albedo, colour, np.clip(0.42 * body + 0.25 * rim, 0, 1))
+    return body
+
+
+def hole(scene: Scene, rng: Rng) -> Array:
+    """A punched or burnt opening with a rough, raised edge."""
+    depth = _blob(scene, rng, rng.uniform(0.06, 0.12), 0.22)
+    pixel = 2 / len(scene.height)
+    opening = cover(-depth, pixel) * scene.part
+    rim = np.exp(-((depth / 0.022) ** 2)) * scene.part
+    scene.albedo = blend(scene.albedo, (0.04, 0.035, 0.03), opening)
+    scene.albedo *= (1 - 0.25 * rim * (1 - opening))[..., None]
+    scene.height += 0.018 * rim - 0.05 * opening
+    return np.maximum(opening, (rim > 0.5).astype(float))
+
+
+def discoloured(scene: Scene, rng: Rng) -> Array:
+    """A patch of another hue, as of heat or a wrong batch of dye; brightness stays."""
+    depth = _blob(scene, rng, rng.uniform(0.18, 0.32), 0.15)
+    share = np.clip(depth / 0.06, 0, 1) * scene.part
+    tint = np.array(((1.20, 0.94, 0.74), (0.82, 0.98, 1.24), (1.16, 0.84, 1.12))[rng.integers(3)])
+    tinted = scene.albedo * tint + 0.03 * (tint - 1)
+    level = scene.albedo.mean(axis=2) / np.maximum(tinted.mean(axis=2), 1e-6)
+    tinted = np.clip(tinted * level[..., None], 0, 1)
+    scene.albedo = scene.albedo + share[..., None] * (tinted - scene.albedo)
+    return share
+
+
+DAMAGES: dict[str, Damage] = {
+    "crack": crack,
+    "discoloured": discoloured,
+    "hole": hole,
+    "scratch": scratch,
+    "stain": stain,
+}
+#: Folder names of the defects; "missing" is drawn by the part itself.
+DEFECTS = (*sorted([*DAMAGES, "missing"]),)
+
+
+def draw_defective(draw: Draw, defect: str, size: int, seed: int) -> tuple[Scene, Array]:
+    """A specimen with one defect and its mask bool (S, S); never an empty mask.
+
+    A missing piece is where the specimen differs from its like that has it.
+    """
+    for attempt in range(20):
+        rng = np.random.default_rng((seed, attempt))
+        scene = draw(size, np.random.default_rng(seed), None)
+        if defect == "missing":
+            good, scene = scene, draw(size, np.random.default_rng(seed), rng)
+            mask, least = _difference(good, scene), size * size / 1000
+        else:
+            mask, least = DAMAGES[defect](scene, rng) > 0.35, 12.0
+        if mask.sum() >= least:
+            break
+    return scene, mask
+
+
+def _difference(good: Scene, bad: Scene) -> Array:
+    """Where two scenes differ, without holes and ragged edges: bool (S, S)."""
+    change = np.abs(bad.albedo - good.albedo).max(axis=2) + 3 * np.abs(bad.height - good.height)
+    reach = max(1, round(len(change) / 100))
+    mask = binary_fill_holes(binary_closing(np.pad(change > 0.1, 8), iterations=reach))
+    return np.asarray(mask[8:-8, 8:-8])
+
+
+def _place(scene: Scene, rng: Rng) -> Array:
+    """A point (x, y) well inside the part and the picture."""
+    size = len(scene.height)
+    margin = size // 8
+    inside = binary_erosion(scene.part > 0.9, iterations=max(1, size // 40), border_value=1)
+    inside[:margin], inside[-margin:], inside[:, :margin], inside[:, -margin:] = (False,) * 4
+    rows, columns = np.nonzero(inside)
+    pick = rng.integers(len(rows))
+    return (np.array((columns[pick], rows[pick])) + 0.5) / size * 2 - 1
+
+
+def _blob(scene: Scene, rng: Rng, radius: float, rough: float) -> Array:
+    """Depth (S, S) below the outline of an irregular spot, positive inside, in units."""
+    size = len(scene.height)
+    x, y = _place(scene, rng)
+    at = canvas(size)
+    wobble = noise(rng, size, 0.16) + 0.4 * noise(rng, size, 0.05)
+    return -circle(at, x, y, radius) + radius * rough * wobble
+
+
+def _walk(start: Array, heading: float, steps: int, rng: Rng) -> Array:
+    """A jagged path (steps + 1, 2)."""
+    angles = heading + rng.normal(0, 0.55, steps)
+    moves = np.stack([np.cos(angles), np.sin(angles)], axis=1) * rng.uniform(
+        0.025, 0.055, (steps, 1)
+    )
+    return start + np.vstack([np.zeros((1, 2)), np.cumsum(moves, axis=0)])

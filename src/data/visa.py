@@ -10,8 +10,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from src.data.layout import holders, missing_root
-from src.data.listing import natural_key
+from src.data.listing import holders, missing_root, natural_key
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.errors import DataError, did_you_mean
 

@@ -9,18 +9,18 @@ import pytest
 from PIL import Image, ImageFilter
 from rich.console import Console
 
-from src.data.doctor import FEW_IMAGES, examine
-from src.data.measured import dhash, near_duplicates, thumbnail
-from src.data.mvtec import index_mvtec
-from src.data.samples import NORMAL
-from src.data.transforms import ImageTransform
-from src.reporting.doctor_sheet import (
+from src.commands.check import (
     chosen_pictures,
     draw_report,
     print_report,
     unusual,
     write_json,
 )
+from src.data.doctor import FEW_IMAGES, examine
+from src.data.measured import dhash, near_duplicates, thumbnail
+from src.data.mvtec import index_mvtec
+from src.data.samples import NORMAL
+from src.data.transforms import ImageTransform
 
 
 def part(seed, level=120.0, size=(128, 128)):

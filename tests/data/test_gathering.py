@@ -10,8 +10,8 @@ import pytest
 from src.composing import compose_checked
 from src.data import listing
 from src.data.folder import index_folder
+from src.data.gathering import image_stem
 from src.data.listing import EXTENSIONS, walk
-from src.data.masks import image_stem
 from src.data.mvtec import index_mvtec
 from src.data.samples import summary
 from src.errors import ConfigError, DataError

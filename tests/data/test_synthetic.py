@@ -14,9 +14,15 @@ from src.composing import compose, compose_checked
 from src.data import synthetic
 from src.data.datamodule import AnomalyDataModule
 from src.data.drawing import PARTS
-from src.data.drawn_defects import DEFECTS, draw_defective
 from src.data.images import open_rgb, read_image, read_mask
-from src.data.synthetic import draw_pair, index_synthetic, prepare_synthetic, recipe_folder
+from src.data.synthetic import (
+    DEFECTS,
+    draw_defective,
+    draw_pair,
+    index_synthetic,
+    prepare_synthetic,
+    recipe_folder,
+)
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError
 
