@@ -176,6 +176,7 @@ RULES: Mapping[str, Rule] = {
         lambda x: several(POSITIVE).fits(x) and len(x) == 3 and min(x) > 0,
     ),
     "data.cache": choice("auto", "memory", "none"),
+    "data.pairing": choice("name", "position"),
     "data.bit_depth": either(whole(8, 32), choice("auto")),
     "interpolation": choice("nearest", "bilinear", "bicubic", "lanczos"),
 }  # fmt: skip

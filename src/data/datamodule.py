@@ -16,17 +16,16 @@ from torch import Tensor
 
 from src import processes
 from src.data.dataset import (
-    CACHE_LIMIT_BYTES,
     CheckedLoader,
     EpochShuffle,
     ImageDataset,
     Share,
     as_is,
-    cache_bytes,
+    fits_in_cache,
 )
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
-from src.data.record import DataRecord, Entry, lister, path_below, place_of
+from src.data.record import FITTED, DataRecord, Entry, lister, path_below, place_of
 from src.data.samples import DEFECTIVE, Found, Sample, some, summary
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
@@ -112,7 +111,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         self._check_apart(train, given)
         if self.keeps_aspect:
             paths = [sample.image_path for sample in train]
-            self.transform = self.transform.resized_to(fitting_size(paths, self.image_size[0]))
+            size = fitting_size(paths, cfg.data.view.side)
+            self.transform = ImageTransform.from_config({**cfg.transform, "resize": size})
         train = limit_train(train, self.options.limit_train, seed)
         train, held_out = hold_out(train, 0.0 if given else cfg.calibration.fraction, seed)
         self.calibration_samples = given or held_out
@@ -173,14 +173,11 @@ class AnomalyDataModule(pl.LightningDataModule):
         ]  # fmt: skip
         used = {sample.image_path: sample.split for sample in self.samples}
         self.record = self.record.with_use([used.get(one.image_path, "") for one in self.found])
-        fits = cache_bytes(len(self.samples), self.transform) <= CACHE_LIMIT_BYTES
+        fits = fits_in_cache(len(self.samples), self.transform)
         cached = self.options.cache == "memory" or (self.options.cache == "auto" and fits)
-        start = 0
-        for split in ("train", "calibration", "validation", "test"):
-            end = start + len(getattr(self, f"{split}_samples"))
-            indices = range(start, end)
+        for split in (*FITTED, "test"):
+            indices = [i for i, sample in enumerate(self.samples) if sample.split == split]
             self._sets[split] = ImageDataset(self.samples, indices, self.transform, cached=cached)
-            start = end
 
     def _warn_of_crop(self) -> None:
         """Data sets have papers that crop; a user's own images should not lose borders unseen."""

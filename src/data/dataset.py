@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ Batch = dict[str, Tensor]
 
 #: Largest set that `data.cache: auto` keeps in memory. ours: 1 GB is all of MVTec's largest
 #: category (391 images) at 256 px five times over, and small beside the features.
-CACHE_LIMIT_BYTES = 10**9
+_CACHE_BYTES = 10**9
 
 
 class ImageDataset(Dataset[Batch]):
@@ -50,10 +49,6 @@ class ImageDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    def __getitem__(self, position: int) -> Batch:
-        """One sample: image (3, H, W), mask (H, W), label and index as scalars."""
-        return {key: value[0] for key, value in self.batch([position]).items()}
 
     def __getitems__(self, positions: list[int]) -> Batch | DataError:
         """A whole batch for the loader; a broken file travels as a value out of the worker."""
@@ -91,7 +86,13 @@ class ImageDataset(Dataset[Batch]):
             if sample.mask_path is None:
                 return pixels, torch.zeros(self.transform.size, dtype=torch.bool)
             mask = read_mask(sample.mask_path)
-            _check_mask(sample.mask_path, mask.shape, (picture.height, picture.width))
+            if not same_view(mask.shape, (picture.height, picture.width)):
+                raise DataError(
+                    f"The mask {sample.mask_path} does not fit its image.",
+                    found=f"mask {mask.shape[1]} x {mask.shape[0]}, "
+                    f"image {picture.width} x {picture.height} pixels",
+                    do="export the mask again at the size of its image",
+                )
             return pixels, torch.from_numpy(self.transform.mask(mask))
         except DataError as error:
             if str(sample.image_path) in error.what:
@@ -125,9 +126,9 @@ class Share(Dataset[Batch]):
     def __getitems__(self, positions: list[int]) -> Batch | DataError:
         """This process's share of the batch at `positions`."""
         batch = self.data.__getitems__(positions[self.rank :: self.count] or positions[:1])
-        return (
-            batch if isinstance(batch, DataError) else batch | {"of": torch.tensor(len(positions))}
-        )
+        if not isinstance(batch, DataError):
+            batch["of"] = torch.tensor(len(positions))
+        return batch
 
 
 class EpochShuffle(Sampler[int]):
@@ -207,17 +208,7 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-def cache_bytes(count: int, transform: ImageTransform) -> int:
-    """Memory of a cache of `count` images and masks."""
+def fits_in_cache(count: int, transform: ImageTransform) -> bool:
+    """Whether `data.cache: auto` keeps `count` images and masks in memory."""
     height, width = transform.size
-    return count * height * width * (3 * (1 if transform.antialias else 4) + 1)
-
-
-def _check_mask(mask: Path, shape: tuple[int, int], image: tuple[int, int]) -> None:
-    """Masks may be coarser than the image, but must show the same field of view."""
-    if not same_view(shape, image):
-        raise DataError(
-            f"The mask {mask} does not fit its image.",
-            found=f"mask {shape[1]} x {shape[0]}, image {image[1]} x {image[0]} pixels",
-            do="export the mask again at the size of its image",
-        )
+    return count * height * width * (3 * (1 if transform.antialias else 4) + 1) <= _CACHE_BYTES

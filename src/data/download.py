@@ -1,8 +1,8 @@
 """Fetch one file from a list of mirrors: resumed, verified, and never half there.
 
-pooch names, verifies and moves the file; requests retries a busy server; what is added here is
-that a broken transfer continues where it stopped, as MVTec AD has 4.9 GB. Proxies come from the
-usual environment variables.
+requests retries a busy server and pooch knows Zenodo; what is added here is that a broken transfer
+continues where it stopped, as MVTec AD has 4.9 GB. Proxies come from the usual environment
+variables.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pooch
 import requests
@@ -60,7 +59,7 @@ def fetch(mirrors: Sequence[Mirror], target: Path, *, advice: str) -> Path:
     if target.is_file() and (not known or any(_matches(target, sum_) for sum_ in known)):
         return target
     reasons = [f"{target} has another checksum"] if target.is_file() else []
-    pooch.get_logger().setLevel("WARNING")  # its own report of each file: the bar says it too
+    target.parent.mkdir(parents=True, exist_ok=True)
     for mirror in mirrors:
         if mirror.url is None:
             continue
@@ -95,15 +94,14 @@ def _from_mirror(url: str, checksum: str | None, target: Path) -> None:
     key = hashlib.sha256((checksum or url).encode()).hexdigest()[:8]
     partial = target.with_name(f"{target.name}.{key}.partial")
     again = partial.is_file()  # a damaged remainder of an earlier run must not blame the mirror
-    while True:
-        try:
-            pooch.retrieve(url, checksum, target.name, target.parent, downloader=_Resuming(partial))
-        except ValueError:  # of pooch: the checksum differs
-            if not again:
-                raise
-            again = False
-        else:
-            return
+    _continue(url, partial)
+    if again and not _matches(partial, checksum):
+        partial.unlink()
+        _continue(url, partial)
+    if not _matches(partial, checksum):
+        partial.unlink()
+        raise ValueError(f"the hash of downloaded file {target.name} is not {checksum}")
+    partial.replace(target)
 
 
 def _on_zenodo(record: str, name: str) -> tuple[str, str]:
@@ -122,73 +120,66 @@ def _on_zenodo(record: str, name: str) -> tuple[str, str]:
     return repository.download_url(name), known.registry[name]
 
 
-def _matches(path: Path, checksum: str) -> bool:
-    kind, _, digest = checksum.partition(":")
-    return bool(pooch.file_hash(str(path), alg=kind) == digest.lower())
+def _matches(path: Path, checksum: str | None) -> bool:
+    """Whether a file is the one that was published; any is where no checksum was."""
+    kind, _, digest = (checksum or "").partition(":")
+    return not checksum or bool(pooch.file_hash(str(path), alg=kind) == digest.lower())
 
 
 class _BrokenOffError(requests.RequestException):
     """A transfer that can be continued."""
 
 
-class _Resuming:
-    """A pooch downloader that keeps what arrived in `partial` and continues there."""
-
-    def __init__(self, partial: Path) -> None:
-        self.partial = partial
-        retry = Retry(
-            TRIES - 1, status_forcelist=_BUSY, backoff_factor=PAUSE_S, backoff_max=60, read=0
-        )
-        self.session = requests.Session()
-        self.session.headers["User-Agent"] = _AGENT
-        self.session.headers["Accept-Encoding"] = "identity"  # ranges count plain bytes
+def _continue(url: str, partial: Path) -> None:
+    """Bring `url` to `partial`, in several connections if need be."""
+    retry = Retry(TRIES - 1, status_forcelist=_BUSY, backoff_factor=PAUSE_S, backoff_max=60, read=0)
+    with requests.Session() as session:
+        session.headers["User-Agent"] = _AGENT
+        session.headers["Accept-Encoding"] = "identity"  # ranges count plain bytes
         for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(max_retries=retry))
-
-    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
-        """Bring `url` to `output_file`."""
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
         for attempt in range(TRIES):
             try:
-                self._transfer(url)
-                break
+                _transfer(session, url, partial)
+                return
             except _BrokenOffError:
                 if attempt == TRIES - 1:
                     raise
-        self.partial.replace(output_file)
 
-    def _transfer(self, url: str) -> None:
-        """One connection: continue the partial file to its end."""
-        done = self.partial.stat().st_size if self.partial.is_file() else 0
-        headers = {"Range": f"bytes={done}-"} if done else {}
-        with self.session.get(url, headers=headers, stream=True, timeout=STALL_S) as answer:
-            if answer.status_code == 416:  # nothing left to send, or the file changed: begin again
-                self.partial.unlink()
-                raise _BrokenOffError("the server has no such range")
-            answer.raise_for_status()
-            if answer.headers.get("Content-Type", "").startswith("text/html"):
-                raise ValueError("a web page instead of the file")
-            start = done if answer.status_code == 206 else 0
-            place = answer.headers.get("Content-Range", "")
-            if start and not place.startswith(f"bytes {start}-"):
-                raise ValueError("the server continued at another place")
-            try:
-                self._copy(answer, start)
-            except requests.RequestException as error:
-                raise _BrokenOffError(f"the connection broke: {error}") from error
 
-    def _copy(self, answer: requests.Response, start: int) -> None:
-        """Body to disk, with a progress bar; requests refuses a body that is too short."""
-        length = answer.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdigit() else None
-        if total is not None:
-            require_space(self.partial.parent, total - start, f"download {self.partial.name}")
-        with (
-            self.partial.open("r+b" if start else "wb") as out,
-            tqdm(total=total, initial=start, desc=self.partial.stem, unit="B", unit_scale=True)
-            as bar,
-        ):  # fmt: skip
-            out.seek(start)
-            out.truncate()
-            for block in answer.iter_content(_BLOCK):
-                out.write(block)
-                bar.update(len(block))
+def _transfer(session: requests.Session, url: str, partial: Path) -> None:
+    """One connection: continue the partial file to its end."""
+    done = partial.stat().st_size if partial.is_file() else 0
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    with session.get(url, headers=headers, stream=True, timeout=STALL_S) as answer:
+        if answer.status_code == 416:  # nothing left to send, or the file changed: begin again
+            partial.unlink()
+            raise _BrokenOffError("the server has no such range")
+        answer.raise_for_status()
+        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            raise ValueError("a web page instead of the file")
+        start = done if answer.status_code == 206 else 0
+        place = answer.headers.get("Content-Range", "")
+        if start and not place.startswith(f"bytes {start}-"):
+            raise ValueError("the server continued at another place")
+        try:
+            _copy(answer, partial, start)
+        except requests.RequestException as error:
+            raise _BrokenOffError(f"the connection broke: {error}") from error
+
+
+def _copy(answer: requests.Response, partial: Path, start: int) -> None:
+    """Body to disk, with a progress bar; requests refuses a body that is too short."""
+    length = answer.headers.get("Content-Length", "")
+    total = start + int(length) if length.isdigit() else None
+    if total is not None:
+        require_space(partial.parent, total - start, f"download {partial.name}")
+    with (
+        partial.open("r+b" if start else "wb") as out,
+        tqdm(total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True) as bar,
+    ):
+        out.seek(start)
+        out.truncate()
+        for block in answer.iter_content(_BLOCK):
+            out.write(block)
+            bar.update(len(block))

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from src.data.listing import DEEPEST, holders, list_images, missing_root, no_images
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
-from src.errors import ConfigError, DataError, did_you_mean
+from src.errors import DataError
 
 TRAIN_SHARE = 0.7  # official code
-PAIRINGS = ("name", "position")
 
 _HEIGHT, _INTENSITY = "height_files", "intensity_files"
 _INSIDE = f"good_ones/{_HEIGHT}"
@@ -38,25 +37,16 @@ def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
 
     Raises:
         DataError: no such layout, or files without a partner.
-        ConfigError: unknown pairing.
     """
-    if pairing not in PAIRINGS:
-        raise ConfigError(
-            f"There is no pairing {pairing!r}.",
-            found=f"data.pairing={pairing}",
-            do=did_you_mean(pairing, PAIRINGS),
-        )
     base = find_root(root.absolute(), "RoadImages", _INSIDE)
     good = _pairs(base / "good_ones", pairing)
     bad = _pairs(base / "bad_ones", pairing)
     train = int(TRAIN_SHARE * len(good))
-    return Found(
-        [
-            *(_sample(pair, NORMAL, "train") for pair in good[:train]),
-            *(_sample(pair, NORMAL, "test") for pair in good[train:]),
-            *(_sample(pair, DEFECTIVE, "test") for pair in bad),
-        ]
-    )
+    return Found([
+        *(_sample(pair, NORMAL, "train") for pair in good[:train]),
+        *(_sample(pair, NORMAL, "test") for pair in good[train:]),
+        *(_sample(pair, DEFECTIVE, "test") for pair in bad),
+    ])  # fmt: skip
 
 
 def find_root(root: Path, data_set: str, inside: str) -> Path:
@@ -91,18 +81,17 @@ def sorted_images(folder: Path) -> list[Path]:
 
 def _pairs(folder: Path, pairing: str) -> list[tuple[Path, Path]]:
     """(height, intensity) files, sorted by the height file."""
-    heights = sorted_images(folder / _HEIGHT)
-    intensities = sorted_images(folder / _INTENSITY)
+    heights, intensities = (sorted_images(folder / name) for name in (_HEIGHT, _INTENSITY))
     if pairing == "position":
         if len(heights) != len(intensities):
             raise _unpaired(folder, f"{len(heights)} height and {len(intensities)} intensity files")
         return list(zip(heights, intensities, strict=True))
-    by_key = _by_key(intensities)
-    alone = [path for path in heights if _key(path) not in by_key]
-    alone += [path for key, path in by_key.items() if key not in _by_key(heights)]
+    one, other = _by_key(heights), _by_key(intensities)
+    unshared = one.keys() ^ other.keys()
+    alone = [path for key, path in [*one.items(), *other.items()] if key in unshared]
     if alone:
         raise _unpaired(folder, f"{len(alone)} files without a partner, first {alone[0].name}")
-    return [(height, by_key[_key(height)]) for height in heights]
+    return [(height, other[key]) for key, height in one.items()]
 
 
 def _key(path: Path) -> str:

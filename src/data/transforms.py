@@ -73,13 +73,6 @@ class ImageTransform:
         """From the config node `transform`, whose keys are the arguments."""
         return cls(**{str(name): value for name, value in transform.items()})
 
-    def resized_to(self, size: tuple[int, int]) -> ImageTransform:
-        """The same with another `resize`, (H, W)."""
-        return ImageTransform(
-            resize=size, crop=self.crop, interpolation=self.interpolation,
-            antialias=self.antialias, mean=self.mean, std=self.std,
-        )  # fmt: skip
-
     # --- forward: file to network input ------------------------------------------------------
 
     def __call__(self, image: Picture) -> Tensor:
@@ -166,7 +159,8 @@ class ImageTransform:
 
     def seen_share(self, original: tuple[int, int]) -> float:
         """Share of an original image (H, W) that the network sees, 0..1; less than 1: cropped."""
-        resized = self._resized(original)
+        resized, (_, _, height, width) = self.geometry(original)
+        return height * width / (resized[0] * resized[1])
         _, _, height, width = self._window(resized)
         return height * width / (resized[0] * resized[1])
 
@@ -174,12 +168,13 @@ class ImageTransform:
 
     def _positions(self, original: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Centres of the rows and columns of a grid over an image, where the crop is [-1, 1]."""
-        resized = self._resized(original)
-        top, left, height, width = self._window(resized)
-        return (
-            _unit_positions(grid[0], resized[0], top, height),
-            _unit_positions(grid[1], resized[1], left, width),
-        )
+        resized, (top, left, height, width) = self.geometry(original)
+
+        def centres(count: int, resized: int, start: int, length: int) -> Tensor:
+            pixels = (torch.arange(count, dtype=torch.float64) + 0.5) * (resized / count)
+            return ((pixels - start) / length * 2 - 1).float()
+
+        return centres(grid[0], resized[0], top, height), centres(grid[1], resized[1], left, width)
 
     def _output_size(self) -> tuple[int, int]:
         if self.crop is not None:
@@ -237,8 +232,7 @@ class ImageTransform:
         self, picture: Image.Image, resample: Image.Resampling, crop: bool = True
     ) -> Image.Image:
         """Pillow resize and centre crop."""
-        resized = self._resized((picture.height, picture.width))
-        top, left, height, width = self._window(resized)
+        resized, (top, left, height, width) = self.geometry((picture.height, picture.width))
         if resized != (picture.height, picture.width):
             picture = picture.resize((resized[1], resized[0]), resample)
         if not crop or (height, width) == resized:
@@ -247,8 +241,7 @@ class ImageTransform:
 
     def _resample(self, pixels: Tensor) -> Tensor:
         """Tensor resize without antialiasing, then centre crop; (3, h, w) -> (3, H, W)."""
-        resized = self._resized((pixels.shape[1], pixels.shape[2]))
-        top, left, height, width = self._window(resized)
+        resized, (top, left, height, width) = self.geometry((pixels.shape[1], pixels.shape[2]))
         mode = self.interpolation
         if mode == "lanczos":
             raise ConfigError(
@@ -259,12 +252,6 @@ class ImageTransform:
         corners = None if mode == "nearest" else False
         out = F.interpolate(pixels[None], size=resized, mode=mode, align_corners=corners)[0]
         return out[:, top : top + height, left : left + width].clamp(0, 1).contiguous()
-
-
-def _unit_positions(count: int, resized: int, start: int, length: int) -> Tensor:
-    """Centres of `count` pixels over an image in coordinates where its crop spans [-1, 1]."""
-    centres = (torch.arange(count, dtype=torch.float64) + 0.5) * (resized / count)
-    return ((centres - start) / length * 2 - 1).float()
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:

@@ -96,9 +96,7 @@ def draw_lines(chart: LineChart) -> Figure:
 def save_figure(figure: Figure, path: Path, dpi: int = 160) -> None:
     """Write a figure in the format of the file name; the file appears only when complete."""
     with atomic(path) as partial:
-        stable = {"Date": None} if path.suffix in (".svg", ".pdf") else None
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else stable
-        figure.savefig(partial, format=path.suffix[1:], dpi=dpi, metadata=metadata)
+        figure.savefig(partial, format=path.suffix[1:], dpi=dpi)
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:

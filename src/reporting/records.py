@@ -20,9 +20,6 @@ from src.result import Calibration, Curve, DefectRecall, Threshold
 if TYPE_CHECKING:
     from src.reporting.colour_scale import ColourScale
 
-#: What a decision turned out to be. "Pass" and "alarm" describe images without a label.
-OUTCOMES = ("miss", "false alarm", "hit", "correct pass", "alarm", "pass")
-
 
 class Box(NamedTuple):
     """A rectangle in pixels of the shown picture; bottom and right are exclusive."""
@@ -73,7 +70,7 @@ class ImageResult:
 
     @property
     def outcome(self) -> str:
-        """One of OUTCOMES."""
+        """What the decision turned out to be, see `outcome`."""
         return outcome(self.label, self.decision)
 
     def load_picture(self) -> Picture | None:
@@ -126,7 +123,7 @@ class ReportData:
 
 
 def outcome(label: int, decision: bool) -> str:
-    """Name of a decision in the light of the label; one of OUTCOMES."""
+    """Hit, miss, false alarm or correct pass; alarm or pass where there is no label."""
     if label == DEFECTIVE:
         return "hit" if decision else "miss"
     if label == NORMAL:

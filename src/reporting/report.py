@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from src.metrics import HIGH, LOW, METRICS
 from src.reporting import charts, figures, page_images, wording
 from src.reporting.page_images import Layers
 from src.reporting.pages import render_page
-from src.reporting.records import OUTCOMES, ImageResult, ReportData, choose_pictures
+from src.reporting.records import ImageResult, ReportData, choose_pictures
 
 _MAX_CARDS = 5000  # rows without a picture are small, but not free; scores.csv holds all
 
@@ -63,18 +64,8 @@ def write_report(
     shown = sorted(chosen[:_MAX_CARDS], key=lambda index: _worst_first(data, index, threshold))
     page = render_page(
         "report.html.j2", "report.css", "report.js",
-        data=data,
-        tiles=wording.headline_tiles(data, device),
-        threshold_value=wording.score(data.threshold.image),
-        alarm_rule=wording.alarm_rule(data.threshold),
-        threshold_sentences=wording.threshold_sentences(
-            data.threshold, data.protocol.calibration
-        ),
-        protocol=wording.protocol_rows(data),
+        data=data, wording=wording, geometry=charts,
         chart=charts.score_chart(data.images, threshold),
-        points=[(point.threshold == data.threshold.image, wording.point_texts(point))
-                for point in data.points],
-        deciding=data.deciding and wording.deciding_sentence(data.deciding),
         deciders=_decider_cards(data, max_side),
         cards=[
             Card(i, data.images[i], wording.score(data.images[i].score), layers.get(i))
@@ -82,13 +73,8 @@ def write_report(
         ],
         pictures=len(layers),
         extra=sorted({name for each in layers.values() for name in each.extra}),
-        counts=count_outcomes(data.images),
-        defects=charts.defect_names(data.images),
-        recalls=[(each, charts.recall_bar(each)) for each in data.recalls],
-        curves=[(each, *charts.CURVES[each.kind], charts.curve_path(each)) for each in data.curves],
+        counts=Counter(row.outcome for row in data.images),
         legend=page_images.legend(data.scale),
-        low=wording.score(data.scale.low), high=wording.score(data.scale.high),
-        anchor=wording.score(data.scale.threshold),
         device=device,
         runtime=_metric_rows(data, ("speed/", "fit/")),
         metrics=_metric_rows(data, ("test/",)),
@@ -96,12 +82,6 @@ def write_report(
         page_data=page_data(data, threshold),
     )  # fmt: skip
     write_text(path, page)
-
-
-def count_outcomes(images: Sequence[ImageResult]) -> dict[str, int]:
-    """How many images each outcome has; outcomes without any are left out."""
-    names = [row.outcome for row in images]
-    return {name: names.count(name) for name in OUTCOMES if name in names}
 
 
 def score_threshold(data: ReportData) -> float:

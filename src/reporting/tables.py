@@ -18,17 +18,17 @@ from src.reporting.pages import render_page
 
 PLAIN, TOTAL, FAILS = "plain", "total", "fails"  # kinds of lines: a mean, a number out of bounds
 
-_TEX = {
+_TEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
     "\N{MINUS SIGN}": "$-$", "±": r"$\pm$", "\N{MULTIPLICATION SIGN}": r"$\times$",
     "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$",
     "\N{GREEK SMALL LETTER ALPHA}": r"$\alpha$", "\N{GREEK SMALL LETTER SIGMA}": r"$\sigma$",
     "\N{NO-BREAK SPACE}": "~", "\n": " ", "\r": " ",
-} | {character: f"\\{character}" for character in "&%$#_{}"}  # fmt: skip
-_MARKDOWN = {character: f"\\{character}" for character in "\\`*_[]|~"} | {
+} | {character: f"\\{character}" for character in "&%$#_{}"})  # fmt: skip
+_MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_[]|~"} | {
     "<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " ",
-}  # fmt: skip
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +155,11 @@ def as_html(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> s
 
 def latex(text: str) -> str:
     """Text with every character that LaTeX takes for a command escaped."""
-    return "".join(_TEX.get(character, character) for character in text)
+    return text.translate(_TEX)
 
 
 def _markdown(text: str) -> str:
-    return "".join(_MARKDOWN.get(character, character) for character in text)
+    return text.translate(_MARKDOWN)
 
 
 def _csv(value: float | str) -> str:

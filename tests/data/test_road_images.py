@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pooch.downloaders import ZenodoRepository
 
+from src.composing import compose_checked
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
 from src.data.panorama import index_panorama
@@ -112,10 +113,10 @@ def test_names_that_differ_in_the_modality_alone_belong_together(tmp_path, heigh
     assert samples[0].channel_paths[0].name == intensity
 
 
-def test_an_unknown_pairing_names_the_choices(road):
-    with pytest.raises(ConfigError) as caught:
-        index_road_images(road, "all", pairing="names")
-    assert "'name'" in caught.value.do
+def test_an_unknown_pairing_names_the_choices():
+    with pytest.raises(ConfigError, match="one of name, position") as caught:
+        compose_checked("run", ["data=road_images", "data.pairing=names"])
+    assert "data.pairing=name" in caught.value.do
 
 
 def test_panorama_takes_at_most_twice_as_many_bad_as_training_images(panorama):
