@@ -27,7 +27,7 @@ from src.evaluation.operating_points import suspicion
 from src.files import shown, write_text
 from src.partials import partial_of
 from src.reporting.chart_files import DEFECT_COLOUR, NORMAL_COLOUR, new_panels
-from src.reporting.figures import Sheet, contact_sheet, save_png
+from src.reporting.figures import above, contact_sheet, save_png
 from src.saved_run import SavedRun
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -140,11 +140,7 @@ def write_json(report: Report, path: Path) -> None:
 
 def draw_report(report: Report, path: Path) -> None:
     """PNG: statistics of each split above, the most unusual and the reported images below."""
-    charts, below = _charts(report.images), _sheet(chosen_pictures(report))
-    sheet = Sheet(max(charts.width, below.width), charts.height + below.height)
-    sheet.paste((0, 0), charts)
-    sheet.paste((0, charts.height), below)
-    save_png(sheet.image, path)
+    save_png(above(_charts(report.images), _sheet(chosen_pictures(report))), path)
 
 
 def chosen_pictures(report: Report) -> list[tuple[Path, str]]:

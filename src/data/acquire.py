@@ -7,7 +7,6 @@ change them there or on the command line.
 from __future__ import annotations
 
 import lzma
-import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -80,7 +79,7 @@ def prepare_archives(
             found=f"missing {', '.join(p for p in paths if not (root / p).exists())}",
             do="move that folder away and run again to download it, or complete it by hand",
         )
-    failures = []
+    failure = None
     with _locked(root):
         for archive in placed or usable:
             if _complete(root, paths):
@@ -88,9 +87,9 @@ def prepare_archives(
             try:
                 _install(root, archive, paths, counts or {}, page)
             except DownloadError as error:
-                failures.append(error)
-    if failures and not _complete(root, paths):
-        raise failures[-1]
+                failure = error
+    if failure and not _complete(root, paths):
+        raise failure
 
 
 def _install(
@@ -110,24 +109,26 @@ def _install(
     fetch(mirrors, file, advice=_by_hand(file, next(filter(None, sums), None), page))
     size = file.stat().st_size
     require_space(root, int(1.1 * size), f"unpack {file.name}")  # ours: images hardly compress
-    scratch = Path(tempfile.mkdtemp(prefix=".unpack-", dir=root))
     try:
-        with tqdm(desc=f"unpack {file.name}", unit="B", unit_scale=True) as bar:
+        with (
+            tempfile.TemporaryDirectory(prefix=".unpack-", dir=root) as scratch,
+            tqdm(desc=f"unpack {file.name}", unit="B", unit_scale=True) as bar,
+        ):
             # ours: 20-fold is beyond any data set of images and short of a bomb
-            unpack(file, scratch, max_bytes=20 * size + 10**9, progress=bar.update)
-        base = _complete(scratch, paths)
-        if base is None:
-            raise DownloadError(
-                f"{file} does not hold the data set.",
-                found=", ".join(sorted(entry.name for entry in scratch.iterdir())[:8]) or "nothing",
-                do=f"delete {file.name} and correct data.archives in conf/data",
-            )
-        _check_counts(base, counts)
-        for entry in sorted(base.iterdir()):
-            if not (root / entry.name).exists():
-                entry.rename(root / entry.name)
+            unpack(file, Path(scratch), max_bytes=20 * size + 10**9, progress=bar.update)
+            base = _complete(Path(scratch), paths)
+            if base is None:
+                raise DownloadError(
+                    f"{file} does not hold the data set.",
+                    found=", ".join(sorted(p.name for p in Path(scratch).iterdir())[:8])
+                    or "nothing",
+                    do=f"delete {file.name} and correct data.archives in conf/data",
+                )
+            _check_counts(base, counts)
+            for entry in sorted(base.iterdir()):
+                if not (root / entry.name).exists():
+                    entry.rename(root / entry.name)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
         if not placed:  # unpacked, or not worth keeping; a file placed by hand is left alone
             file.unlink()
 

@@ -19,17 +19,24 @@ from PIL import Image
 from src.saved_run import SavedRun
 
 # position -1 (calm) .. 0 (threshold) .. 1 (hottest); red, green, blue 0..255; opacity 0..1
-_STOPS = (
-    (-1.00, 96, 140, 190, 0.00),
-    (-0.45, 96, 140, 190, 0.00),
-    (-0.02, 160, 190, 215, 0.26),
-    (0.00, 250, 240, 205, 0.42),
-    (0.12, 253, 219, 110, 0.58),
-    (0.38, 244, 148, 40, 0.70),
-    (0.68, 206, 46, 58, 0.80),
-    (1.00, 98, 8, 86, 0.88),
+_STOPS = np.array(
+    (
+        (-1.00, 96, 140, 190, 0.00),
+        (-0.45, 96, 140, 190, 0.00),
+        (-0.02, 160, 190, 215, 0.26),
+        (0.00, 250, 240, 205, 0.42),
+        (0.12, 253, 219, 110, 0.58),
+        (0.38, 244, 148, 40, 0.70),
+        (0.68, 206, 46, 58, 0.80),
+        (1.00, 98, 8, 86, 0.88),
+    )
 )
 _STEPS = 1024  # entries of the look-up table; finer than 8-bit colours can show
+#: (_STEPS, 4) uint8: colours and opacity between the stops, linear in each channel.
+_TABLE = np.stack(
+    [np.interp(np.linspace(-1, 1, _STEPS), _STOPS[:, 0], channel) for channel in _STOPS.T[1:]], -1
+)
+_TABLE = np.rint(_TABLE * (1, 1, 1, 255)).astype(np.uint8)
 _SAMPLES_PER_MAP = 4096  # enough for a percentile, bounds memory for large maps
 
 
@@ -115,14 +122,3 @@ def _separate(low: float, threshold: float, high: float) -> tuple[float, float, 
     low = min(low, threshold - 0.25 * room)
     high = max(high, threshold + 0.25 * room)
     return low, threshold, high
-
-
-def _table() -> np.ndarray:
-    """(_STEPS, 4) uint8: colours and opacity between the stops, linear in each channel."""
-    at, *channels = np.array(_STOPS).T
-    position = np.linspace(-1.0, 1.0, _STEPS)
-    table = np.stack([np.interp(position, at, channel) for channel in channels], axis=-1)
-    return np.rint(table * (1, 1, 1, 255)).astype(np.uint8)
-
-
-_TABLE = _table()

@@ -23,7 +23,8 @@ TRUTH = (255, 255, 255)  # outline of the ground truth
 PREDICTION = (0, 229, 255)  # outline of what the model calls defective
 INK, PAPER, FAINT = (28, 32, 38), (255, 255, 255), (104, 112, 122)
 AGREE, MISSED, SURPLUS = (232, 234, 237), (61, 126, 190), (240, 146, 44)
-_GAP, _CAPTION = 8, 22  # pixels between panels and for their headings
+_GAP, _LINE = 8, 14  # pixels between panels; of a line of a title
+_CAPTION = _GAP + _LINE
 
 Colour = tuple[int, int, int]
 
@@ -126,28 +127,51 @@ def agreement(picture: Picture, scale: ColourScale) -> np.ndarray:
     return drawn
 
 
+def side_by_side(
+    panels: Sequence[tuple[str, Image.Image]], columns: int, caption: str = ""
+) -> Image.Image:
+    """Pictures under their titles of one or more lines, row by row."""
+    wide = max((picture.width for _, picture in panels), default=0)
+    titles = [title.splitlines() for title, _ in panels]
+    title_px = _GAP + _LINE * max(map(len, titles), default=0)
+    rows = [range(len(panels))[start : start + columns] for start in range(0, len(panels), columns)]
+    high = [max(panels[i][1].height for i in row) + title_px + _GAP for row in rows]
+    top = _CAPTION if caption else 0
+    sheet = Sheet(columns * (wide + _GAP) + _GAP, top + sum(high))
+    sheet.write((_GAP, 4), caption, sheet.image.width - 2 * _GAP, INK)
+    for row, height in zip(rows, high, strict=True):
+        for column, index in enumerate(row):
+            left = _GAP + column * (wide + _GAP)
+            for number, line in enumerate(titles[index]):
+                sheet.write((left, top + 3 + number * _LINE), line, wide, INK, 12)
+            sheet.paste((left, top + title_px), panels[index][1])
+        top += height
+    return sheet.image
+
+
+def above(picture: np.ndarray | Image.Image, below: Image.Image) -> Image.Image:
+    """One picture above another."""
+    first = _image(picture)
+    sheet = Sheet(max(first.width, below.width), first.height + below.height)
+    sheet.paste((0, 0), first)
+    sheet.paste((0, first.height), below)
+    return sheet.image
+
+
 def triptych(picture: Picture, scale: ColourScale, caption: str = "") -> Image.Image:
     """Input, overlay, and truth against prediction side by side, with headings and a legend."""
-    known = picture.mask is not None
-    panels = {
-        "input": picture.display,
-        "anomaly map": overlay(picture, scale),
-        "truth and prediction" if known else "prediction": agreement(picture, scale),
-    }
-    height, width = picture.display.shape[:2]
-    top, step = _CAPTION if caption else 0, width + _GAP
-    sheet = Sheet(3 * step + _GAP, top + height + 2 * _CAPTION)
-    sheet.write((_GAP, 4), caption, sheet.image.width - 2 * _GAP, INK)
-    for column, (heading, panel) in enumerate(panels.items()):
-        left = _GAP + column * step
-        sheet.write((left, top + 3), heading, width)
-        sheet.paste((left, top + _CAPTION), panel)
-    below = top + height + _CAPTION
-    sheet.paste((_GAP + step, below + 2), colour_bar(scale, width, _CAPTION - 4))
+    known, width = picture.mask is not None, picture.display.shape[1]
     judged = [(AGREE, "found"), (MISSED, "missed"), (SURPLUS, "surplus")]
-    entries = judged if known else [(PREDICTION, "predicted")]
-    sheet.key((_GAP + 2 * step, below + 4), entries, width)
-    return sheet.image
+    meaning = Sheet(width, _CAPTION)
+    meaning.key((0, 4), judged if known else [(PREDICTION, "predicted")], width)
+    bar = colour_bar(scale, width, _CAPTION)
+    panels = [
+        ("input", _image(picture.display)),
+        ("anomaly map", above(overlay(picture, scale), bar)),
+        ("truth and prediction" if known else "prediction",
+         above(agreement(picture, scale), meaning.image)),
+    ]  # fmt: skip
+    return side_by_side(panels, 3, caption)
 
 
 def colour_bar(
@@ -163,8 +187,8 @@ def colour_bar(
     strip = np.broadcast_to(values, (max(2, height // 3), values.size))
     ground = np.full((*strip.shape, 3), 205, dtype=np.uint8)
     sheet = Sheet(width, height)
-    sheet.paste((0, 0), blend(ground, scale.colours(strip)))
-    y = strip.shape[0] + 1
+    sheet.paste((0, 2), blend(ground, scale.colours(strip)))
+    y = strip.shape[0] + 3
     sheet.write((0, y), f"{low:.3g}", width, FAINT, 10)
     sheet.write((width, y), f"{high:.3g}", width, FAINT, 10, "ra")
     sheet.write((width / 2, y), f"{anchor} {scale.threshold:.3g}", width, INK, 10, "ma")
@@ -174,17 +198,9 @@ def colour_bar(
 def contact_sheet(
     tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6, tile_px: int = 200
 ) -> Image.Image:
-    """Pictures (H, W, 3) uint8 on a grid, each fitted into tile_px, its caption below."""
-    rows, lines = -(-len(tiles) // columns), [caption.splitlines() for caption in captions]
-    wide, high = tile_px + _GAP, tile_px + _GAP + 4 + 14 * max(map(len, lines), default=0)
-    sheet = Sheet(columns * wide + _GAP, rows * high + _GAP)
-    for index, tile in enumerate(tiles):
-        left, top = _GAP + (index % columns) * wide, _GAP + (index // columns) * high
-        small = fit_within(tile, tile_px)
-        sheet.paste((left + (tile_px - small.width) // 2, top), small)
-        for number, line in enumerate(lines[index]):
-            sheet.write((left, top + tile_px + 3 + 14 * number), line, tile_px, INK, 11)
-    return sheet.image
+    """Pictures (H, W, 3) uint8 on a grid, each fitted into tile_px under its caption."""
+    small = [fit_within(tile, tile_px) for tile in tiles]
+    return side_by_side(list(zip(captions, small, strict=True)), columns)
 
 
 def fit_within(picture: np.ndarray, side: int) -> Image.Image:

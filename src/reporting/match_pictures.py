@@ -20,10 +20,9 @@ from PIL import Image
 from src.files import atomic
 from src.reporting import figures
 from src.reporting.colour_scale import ColourScale
-from src.reporting.figures import Sheet, boxed, crop, fit_within
+from src.reporting.figures import Sheet, boxed, crop, fit_within, side_by_side
 from src.reporting.records import Box, PatchMatch, Picture
 
-_GAP, _LINE = 10, 20  # pixels between panels; height of a line of text
 _CONTEXT = 5.0  # side of a crop in units of the patch
 _COLOURS = 64  # of an animation: one palette for all frames keeps files small
 
@@ -83,20 +82,18 @@ def match_figure(
     if match is None:
         raise ValueError("the picture has no match to draw")
     display, other = picture.display, match.source_display
-    step, below = side + _GAP, 2 * _GAP + side + _LINE
-    sheet = Sheet(3 * step + _GAP, 2 * (side + _LINE + _GAP) + _GAP)
-    for column, y, title, panel in (
-        (0, _GAP, "test image", boxed(display, match.box, side)),
-        (1, _GAP, "anomaly map", fit_within(figures.overlay(picture, scale), side)),
-        (2, _GAP, match.source, boxed(other, match.source_box, side)),
-        (0, below, "most anomalous patch", crop(display, match.box, _CONTEXT, side)),
-        (2, below, "nearest normal patch", crop(other, match.source_box, _CONTEXT, side)),
-    ):
-        _paste(sheet, (_GAP + column * step, y), title, panel)
-    for number, text in enumerate([f"distance {match.distance:.4g} ({match.metric})", *facts]):
-        at = (step + _GAP + 8, below + _GAP + (number + 1) * _LINE)
-        sheet.write(at, text, side - 16, figures.INK, 14)
-    return sheet.image
+    text = Sheet(side, side)
+    for number, line in enumerate([f"distance {match.distance:.4g} ({match.metric})", *facts]):
+        text.write((8, number * 20), line, side - 16, figures.INK, 14)
+    panels = [
+        ("test image", boxed(display, match.box, side)),
+        ("anomaly map", fit_within(figures.overlay(picture, scale), side)),
+        (match.source, boxed(other, match.source_box, side)),
+        ("most anomalous patch", crop(display, match.box, _CONTEXT, side)),
+        ("", text.image),
+        ("nearest normal patch", crop(other, match.source_box, _CONTEXT, side)),
+    ]
+    return side_by_side(panels, 3)
 
 
 def patch_frames(
@@ -114,23 +111,20 @@ def patch_frames(
     read = lru_cache(maxsize=64)(source)
     small = lru_cache(maxsize=64)(lambda image: fit_within(read(image)[1], side))
     heated = fit_within(figures.heat(grid.distance, scale, grid.display), side)
-    factor, step = side / max(grid.display.shape[:2]), side + _GAP
+    factor, half = side / max(grid.display.shape[:2]), side // 2
     for flat in order:
         match = match_at(grid, flat, read)
-        sheet = Sheet(2 * step + _GAP, side + side // 2 + 2 * _LINE + 3 * _GAP)
-        for left, title, whole, display, box in (
-            (_GAP, "test", heated, grid.display, match.box),
-            (_GAP + step, match.source, small(int(grid.image.flat[flat])), match.source_display,
-             match.source_box),
-        ):  # fmt: skip
-            panel = whole.copy()
-            figures.draw_box(panel, box, factor)
-            _paste(sheet, (left, 2), title, panel)
-            sheet.paste((left, side + _LINE + 2 * _GAP), crop(display, box, _CONTEXT, side // 2))
-        at = (_GAP + side // 2 + 8, side + _LINE + 2 * _GAP + 4)
-        for number, text in enumerate((f"{match.distance:.3f}", match.metric, "distance")):
-            sheet.write((at[0], at[1] + 15 * number), text, side // 2, figures.INK, 12)
-        yield sheet.image
+        test, normal = heated.copy(), small(int(grid.image.flat[flat])).copy()
+        figures.draw_box(test, match.box, factor)
+        figures.draw_box(normal, match.source_box, factor)
+        distance = f"{match.metric} distance {match.distance:.3f}"
+        panels = [
+            ("test", test),
+            (match.source, normal),
+            (distance, crop(grid.display, match.box, _CONTEXT, half)),
+            ("", crop(match.source_display, match.source_box, _CONTEXT, half)),
+        ]
+        yield side_by_side(panels, 2)
 
 
 def write_animation(
@@ -184,17 +178,17 @@ def heat_pair(
     Different distances have different units, so each map has its own scale; they should be
     anchored where equally many patches lie above (see `equal_share`).
     """
-    step = side + _GAP
-    sheet = Sheet((len(maps) + 1) * step + _GAP, side + 2 * _LINE + 3 * _GAP)
-    panels = [("test image", picture.display)]
-    panels += [(title, figures.heat(grid, scale, picture.display)) for title, grid, scale in maps]
-    for place, (title, panel) in enumerate(panels):
-        drawn = figures.draw_outline(panel, figures.truth(picture), figures.TRUTH)
-        _paste(sheet, (_GAP + place * step, _GAP), title, fit_within(drawn, side))
-    for place, (_, _, scale) in enumerate(maps, 1):
-        bar = figures.colour_bar(scale, side, _LINE, "equal share")
-        sheet.paste((_GAP + place * step, sheet.image.height - _LINE - _GAP // 2), bar)
-    return sheet.image
+    truth = figures.truth(picture)
+
+    def fitted(panel: np.ndarray) -> Image.Image:
+        return fit_within(figures.draw_outline(panel, truth, figures.TRUTH), side)
+
+    panels = [("test image", fitted(picture.display))]
+    for title, values, scale in maps:
+        bar = figures.colour_bar(scale, side, 22, "equal share")
+        panel = fitted(figures.heat(values, scale, picture.display))
+        panels.append((title, figures.above(panel, bar)))
+    return side_by_side(panels, len(panels))
 
 
 def equal_share(values: np.ndarray, other: np.ndarray, scale: ColourScale) -> ColourScale:
@@ -205,8 +199,3 @@ def equal_share(values: np.ndarray, other: np.ndarray, scale: ColourScale) -> Co
     hot = int((values > scale.threshold).sum())
     ordered = np.sort(other, axis=None)[::-1]
     return ColourScale.fit([other], float(ordered[min(hot, ordered.size - 1)]))
-
-
-def _paste(sheet: Sheet, at: tuple[int, int], title: str, panel: Image.Image) -> None:
-    sheet.write(at, title, panel.width)
-    sheet.paste((at[0], at[1] + _LINE), panel)

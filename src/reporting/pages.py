@@ -20,16 +20,18 @@ def render_page(template: str, style: str, script: str, **content: Any) -> str:
     The template gets `style`, `script` and `policy` besides. Everything else is escaped.
     """
     inline = {"style": resource(style), "script": resource(script)}
-    policy = content_policy(inline["style"], inline["script"])
-    return _environment().get_template(template).render(**inline, policy=policy, **content)
-
-
-def content_policy(style: str, script: str) -> str:
-    """Content security policy: this style, this script, pictures inside the page, nothing else."""
-    return (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
-        f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    inline["policy"] = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(inline['style'])}'; "
+        f"script-src '{_hash(inline['script'])}'; base-uri 'none'; form-action 'none'"
     )
+    environment = Environment(
+        loader=PackageLoader("src.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**inline, **content)
 
 
 def resource(name: str) -> str:
@@ -40,13 +42,3 @@ def resource(name: str) -> str:
 def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return "sha256-" + base64.b64encode(digest).decode("ascii")
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("src.reporting", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

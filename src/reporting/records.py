@@ -14,7 +14,6 @@ import numpy as np
 
 from src.data.samples import DEFECTIVE, NORMAL
 from src.evaluation.operating_points import Deciding, OperatingPoint
-from src.metrics import HIGH, LOW
 from src.result import Calibration, Curve, DefectRecall, Threshold
 
 if TYPE_CHECKING:
@@ -116,11 +115,6 @@ class ReportData:
     deciding: Deciding | None = None
     deciders: Mapping[str, np.ndarray] = field(default_factory=dict)  # their pictures, (H, W, 3)
 
-    def interval(self, key: str) -> tuple[float, float] | None:
-        """The 95 % interval of a metric, if it has one."""
-        ends = self.metrics.get(f"{key}{LOW}", math.nan), self.metrics.get(f"{key}{HIGH}", math.nan)
-        return ends if math.isfinite(sum(ends)) else None
-
 
 def outcome(label: int, decision: bool) -> str:
     """Hit, miss, false alarm or correct pass; alarm or pass where there is no label."""
@@ -142,12 +136,13 @@ def choose_pictures(images: Sequence[ImageResult], threshold: float, count: int)
     alarms = [i for i in reversed(by_score) if images[i].outcome == "false alarm"]
     worst = _in_turn([misses, alarms])
     right: dict[str, list[int]] = {}
-    for index in sorted(set(by_score) - set(worst), key=lambda i: _margin(images[i], threshold)):
+    for index in sorted(set(by_score) - set(worst), key=lambda i: margin(images[i], threshold)):
         right.setdefault(images[index].defect, []).append(index)
     return [*worst, *_in_turn([right[name] for name in sorted(right)])][:count]
 
 
-def _margin(row: ImageResult, threshold: float) -> float:
+def margin(row: ImageResult, threshold: float) -> float:
+    """How far a score is from the threshold; infinite where that cannot be told."""
     distance = abs(row.score - threshold)
     return distance if math.isfinite(distance) else math.inf
 

@@ -24,7 +24,7 @@ from src.metrics import HIGH, LOW, METRICS
 from src.reporting import charts, figures, page_images, wording
 from src.reporting.page_images import Layers
 from src.reporting.pages import render_page
-from src.reporting.records import ImageResult, ReportData, choose_pictures
+from src.reporting.records import ImageResult, ReportData, choose_pictures, margin
 
 _MAX_CARDS = 5000  # rows without a picture are small, but not free; scores.csv holds all
 
@@ -155,10 +155,8 @@ def _decider_cards(data: ReportData, max_side: int) -> list[tuple[str, str, str]
 def _worst_first(data: ReportData, index: int, threshold: float) -> tuple[bool, float, int]:
     """Sort key: wrong decisions by how wrong they are, then right ones by how close they were."""
     row = data.images[index]
-    margin = abs(row.score - threshold)
-    margin = margin if math.isfinite(margin) else 1e300
-    wrong = row.outcome in ("miss", "false alarm")
-    return not wrong, -margin if wrong else margin, index
+    wrong, away = row.outcome in ("miss", "false alarm"), margin(row, threshold)
+    return not wrong, -away if wrong else away, index
 
 
 def _metric_rows(data: ReportData, prefixes: tuple[str, ...]) -> list[tuple[str, str, str]]:
@@ -167,7 +165,7 @@ def _metric_rows(data: ReportData, prefixes: tuple[str, ...]) -> list[tuple[str,
         (
             key,
             wording.number(value, METRICS[key].unit if key in METRICS else ""),
-            wording.interval(data.interval(key)),
+            wording.interval(data.metrics, key),
         )
         for key, value in data.metrics.items()
         if key.startswith(prefixes) and not key.endswith((LOW, HIGH))

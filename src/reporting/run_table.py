@@ -9,7 +9,7 @@ from rich.table import Table
 
 from src.evaluation.operating_points import POINTS, OperatingPoint, deciding
 from src.evaluation.view import pixel_convention
-from src.metrics import HEADLINES, HIGH, LOW
+from src.metrics import HEADLINES
 from src.reporting.wording import (
     aim,
     checkpoint_choice,
@@ -30,9 +30,7 @@ def print_run_table(run: SavedRun) -> None:
     table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
     for metric in HEADLINES:
         if (key := metric.key) in metrics and not metric.unit:  # times are told below
-            known = f"{key}{LOW}" in metrics
-            ends = (metrics[f"{key}{LOW}"], metrics[f"{key}{HIGH}"]) if known else None
-            table.add_row(metric.name, number(metrics[key]), interval(ends))
+            table.add_row(metric.name, number(metrics[key]), interval(metrics, key))
     console.print(table)
     if "test/pixel_auroc" in metrics:
         console.print(pixel_convention(config))

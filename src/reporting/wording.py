@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from src.evaluation.operating_points import Deciding, OperatingPoint
 from src.evaluation.threshold import images_needed
-from src.metrics import HEADLINES
+from src.metrics import HEADLINES, HIGH, LOW
 from src.reporting.records import ProtocolFacts, ReportData
 from src.result import Calibration, Threshold
 
@@ -71,9 +71,10 @@ def number(value: float | None, unit: str = "") -> str:
     return f"{value:.4f}"
 
 
-def interval(ends: tuple[float, float] | None) -> str:
-    """A 95 % interval as text; nothing without one."""
-    return "" if ends is None else f"{ends[0]:.4f}{_SPACE}to{_SPACE}{ends[1]:.4f}"
+def interval(metrics: Mapping[str, float], key: str) -> str:
+    """The 95 % interval of a metric as text; nothing without one."""
+    low, high = (metrics.get(f"{key}{end}", math.nan) for end in (LOW, HIGH))
+    return f"{low:.4f}{_SPACE}to{_SPACE}{high:.4f}" if math.isfinite(low + high) else ""
 
 
 def share(value: float) -> str:
@@ -247,7 +248,7 @@ def headline_tiles(data: ReportData, device: str) -> list[dict[str, str]]:
     tiles = []
     for metric in HEADLINES:
         if metric.key in data.metrics:
-            ends = interval(data.interval(metric.key))
+            ends = interval(data.metrics, metric.key)
             tiles.append({
                 "name": metric.name,
                 "value": number(data.metrics[metric.key], metric.unit),

@@ -73,9 +73,9 @@ def test_a_triptych_holds_the_untouched_input_and_fits_any_size():
 def test_a_contact_sheet_places_every_tile_in_reading_order():
     tiles = [np.full((10, 20, 3), 10 * k, dtype=np.uint8) for k in range(5)]
     sheet = figures.contact_sheet(tiles, [str(k) for k in range(5)], columns=3, tile_px=20)
-    assert sheet.size == (3 * 28 + 8, 2 * 46 + 8)
+    assert sheet.size == (3 * 28 + 8, 2 * 40)
     for k in range(5):
-        assert sheet.getpixel((8 + 28 * (k % 3) + 10, 8 + 46 * (k // 3) + 5)) == (10 * k,) * 3
+        assert sheet.getpixel((8 + 28 * (k % 3) + 10, 22 + 40 * (k // 3) + 5)) == (10 * k,) * 3
 
 
 def test_a_crop_keeps_inside_the_picture_and_draws_the_box_where_it_is():

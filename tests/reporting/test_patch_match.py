@@ -52,9 +52,9 @@ def test_a_match_points_to_the_source_image_and_place_of_its_bank_row():
 def test_the_figure_shows_both_crops_and_states_the_distance():
     picture = make_picture(match=True)
     sheet = draw.match_figure(picture, SCALE, ["a.png"], side=96)
-    assert sheet.size == (3 * 106 + 10, 2 * 126 + 10)
+    assert sheet.size == (3 * 104 + 8, 72 + 30 + 96 + 30)  # 48 x 64 pixels above square crops
     cyan = (np.asarray(sheet) == figures.PREDICTION).all(axis=-1)
-    thirds = [cyan[:, k * 106 : (k + 1) * 106].sum() for k in range(3)]
+    thirds = [cyan[:, k * 104 : (k + 1) * 104].sum() for k in range(3)]
     assert thirds[0] > 50 and thirds[2] > 50  # a box in the test column and in the normal column
 
 
@@ -107,7 +107,7 @@ def test_an_equal_share_scale_calls_as_many_patches_hot():
 
 def test_the_pair_of_heat_maps_has_a_panel_a_map():
     sheet = draw.heat_pair(make_picture(48, 48), [("a", np.ones((3, 3)), SCALE)] * 2, side=60)
-    assert sheet.width == 3 * 70 + 10
+    assert sheet.width == 3 * 68 + 8
 
 
 def make_data(tmp_path):
