@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from src.contents import content_hashes
-from src.data.gathering import Folders, gather
+from src.data.gathering import gather
 from src.data.listing import no_images
 from src.data.samples import DEFECTIVE, Found, Sample, about, some
 from src.errors import DataError
@@ -25,7 +25,7 @@ def index_with_confirmed(
     seen = {known[str(one.image_path)] for one in samples if one.split == "train"}
     bad = {known[str(one.image_path)] for one in samples if one.label == DEFECTIVE}
     for folder in map(Path, folders):
-        found, empty = gather(Folders(folder))
+        found, empty = gather(folder)
         if empty:
             raise no_images(folder)
         findings += found.findings

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.data.gathering import Folders, gather
+from src.data.gathering import gather
 from src.data.listing import missing_root, no_images
 from src.data.samples import NORMAL, Found
 from src.data.splits import hold_out
@@ -35,7 +35,7 @@ def index_folder(
         normal_dir: images of good parts, searched recursively.
         abnormal_dir: folder(s) of defective images; subfolders are defect types, but one that is
             called good, ok or normal holds good parts for the test.
-        mask_dir: masks with the relative path or the stem of their image (`masks.pair_masks`).
+        mask_dir: masks with the relative path or the stem of their image (`pair_masks`).
         normal_test_dir: good parts for the test; None: `test_fraction` of `normal_dir`.
         test_fraction: share of the normals held out when there are no other good test parts.
         seed: of that draw.
@@ -48,12 +48,12 @@ def index_folder(
     if not root.is_dir():
         raise missing_root(root, "Your image folder", str(root / normal_dir))
     bad_dirs = [abnormal_dir] if isinstance(abnormal_dir, str) else list(abnormal_dir or [])
-    found, empty = gather(Folders(
-        good=root / normal_dir,
-        good_test=root / normal_test_dir if normal_test_dir else None,
-        defective=[root / name for name in bad_dirs],
-        masks=root / mask_dir if mask_dir else None,
-    ))  # fmt: skip
+    found, empty = gather(
+        root / normal_dir,
+        root / normal_test_dir if normal_test_dir else None,
+        [root / name for name in bad_dirs],
+        root / mask_dir if mask_dir else None,
+    )
     if empty:
         raise no_images(empty[0])
     if any(sample.split == "test" and sample.label == NORMAL for sample in found):

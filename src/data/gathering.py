@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 from src.data.listing import Listing, walk
@@ -16,21 +16,22 @@ from src.errors import ConfigError, DataError
 _SUFFIX = re.compile(
     r"[ _.-]+(masks?|gt|labels?|seg|segmentation|ground[ _-]?truth|annotation)[ _.-]?\d*$", re.I
 )
-_GOOD = ("good", "ok", "normal")  # folders of good parts among those of defects
+_GOOD = {"good", "ok", "normal"}  # folders of good parts among those of defects
 
 
-@dataclass(frozen=True)
-class Folders:
-    """The named folders of a data set; one inside another is taken out of the outer one."""
-
-    good: Path
-    good_test: Path | None = None
-    defective: Sequence[Path] = ()  # their subfolders are defect types
-    masks: Path | None = None  # may be one of `defective`: masks beside their images
-
-
-def gather(folders: Folders) -> tuple[Found, list[Path]]:
+def gather(
+    good: Path,
+    good_test: Path | None = None,
+    defective: Sequence[Path] = (),
+    mask_dir: Path | None = None,
+) -> tuple[Found, list[Path]]:
     """List every image of the folders once and give defective ones their masks.
+
+    Args:
+        good: good parts for training; a named folder inside another is taken out of the outer one.
+        good_test: good parts for the test.
+        defective: folders whose subfolders are defect types.
+        mask_dir: masks; may be one of `defective`, where they lie beside their images.
 
     Returns:
         The samples (training, good test parts, defective ones), and the named folders that have
@@ -41,12 +42,12 @@ def gather(folders: Folders) -> tuple[Found, list[Path]]:
         DataError: a folder that cannot be read, or masks that cannot be told from their images.
     """
     distinct: dict[Path, Path] = {}  # where a folder really lies -> as it was named first
-    for home in folders.defective:
+    for home in defective:
         distinct.setdefault(home.resolve(), home)
     homes = list(distinct.values())
-    mask_dir = folders.masks and distinct.get(folders.masks.resolve(), folders.masks)
+    mask_dir = mask_dir and distinct.get(mask_dir.resolve(), mask_dir)
     beside = mask_dir in homes
-    named = [folder for folder in (folders.good, folders.good_test, *homes) if folder]
+    named = [folder for folder in (good, good_test, *homes) if folder]
     named += [mask_dir] if mask_dir and not beside else []
     _require_one_meaning(named)
     seen = {f: walk(f, skip=[other for other in named if other != f]) for f in named}
@@ -55,13 +56,16 @@ def gather(folders: Folders) -> tuple[Found, list[Path]]:
         masks = _beside(mask_dir, masks)
     marks = set(masks)
     owner = {path: home for home in homes for path in seen[home].images if path not in marks}
-    inside = [path for path, home in owner.items() if _is_good(path, home)]
+    inside = [
+        path for path, home in owner.items()
+        if _GOOD & {part.lower() for part in path.relative_to(home).parts[:-1]}
+    ]  # fmt: skip
     for path in inside:
         del owner[path]
-    train, good_test = (seen[f].images if f else [] for f in (folders.good, folders.good_test))
-    defective, unpaired = _defective(owner, masks, mask_dir)
-    misplaced = _misplaced(inside, [*train, *good_test, *owner])
-    samples = [*normals(train, "train"), *normals(good_test + inside, "test"), *defective]
+    train, tested = seen[good].images, seen[good_test].images if good_test else []
+    bad, unpaired = _defective(owner, masks, mask_dir)
+    misplaced = _misplaced(inside, [*train, *tested, *owner])
+    samples = [*normals(train, "train"), *normals(tested + inside, "test"), *bad]
     empty = [f for f in named if not seen[f].images and not (f in homes and walk(f).images)]
     return Found(samples, [*_unusable([*seen.values()]), *unpaired, *misplaced]), empty
 
@@ -84,10 +88,6 @@ def _defect(path: Path, home: Path) -> str:
     """The first folder below `home` names the defect."""
     below = path.relative_to(home)
     return below.parts[0] if len(below.parts) > 1 else home.name
-
-
-def _is_good(path: Path, home: Path) -> bool:
-    return any(part.lower() in _GOOD for part in path.relative_to(home).parts[:-1])
 
 
 def _beside(folder: Path, files: list[Path]) -> list[Path]:

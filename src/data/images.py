@@ -7,7 +7,6 @@ palettes, transparency, CMYK, EXIF orientation, animations, broken and oversized
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
@@ -98,24 +97,17 @@ def read_sample(sample: Sample) -> Image.Image:
     return Image.fromarray(np.stack(planes, axis=2))
 
 
-class Header(NamedTuple):
-    """What a file says of its image without being decoded."""
-
-    size: tuple[int, int]  # (H, W) in pixels after EXIF orientation
-    mode: str  # pixel format as Pillow names it: L, RGB, I;16, ...
-
-
-def image_header(path: Path) -> Header:
-    """Size and pixel format of an image, read from the header only."""
+def image_header(path: Path) -> tuple[tuple[int, int], str]:
+    """Size (H, W) after EXIF orientation and pixel format (L, RGB, I;16, ...), not decoded."""
     with _open(path) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
-        return Header((width, height) if turned else (height, width), image.mode)
+        return (width, height) if turned else (height, width), image.mode
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) in pixels after EXIF orientation, read from the header only."""
-    return image_header(path).size
+    return image_header(path)[0]
 
 
 # --- decoding -------------------------------------------------------------------------------

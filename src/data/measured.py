@@ -100,26 +100,22 @@ def each(items: Sequence[S], one: Callable[[S], T]) -> tuple[list[T], list[tuple
 
 
 def _measure_image(sample: Sample) -> ImageFacts:
-    mode = image_header(sample.image_path).mode
+    _, mode = image_header(sample.image_path)
     picture = read_sample(sample)
     pixels = np.asarray(picture)
     grey = picture.convert("L")
     levels = np.asarray(grey, np.float32)
     second = levels[:, 2:] - 2 * levels[:, 1:-1] + levels[:, :-2]
     clipped = (pixels.max(axis=2) == 0) | (pixels.min(axis=2) == 255)
-    digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
     return ImageFacts(
-        sample,
-        (picture.height, picture.width),
-        mode,
-        float(levels.mean()),
-        float(levels.std()),
-        float(second.std()) if second.size else 0.0,
-        float(clipped.mean()),
-        digest,
-        dhash(grey),
-        thumbnail(grey),
-    )
+        sample, (picture.height, picture.width), mode,
+        brightness=float(levels.mean()),
+        contrast=float(levels.std()),
+        sharpness=float(second.std()) if second.size else 0.0,
+        clipped=float(clipped.mean()),
+        digest=hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest(),
+        bits=dhash(grey), small=thumbnail(grey),
+    )  # fmt: skip
 
 
 def _measure_mask(sample: Sample) -> MaskFacts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.data.gathering import Folders, gather
+from src.data.gathering import gather
 from src.data.listing import category_folder, natural_key, no_images, walk
 from src.data.samples import Found, about
 from src.errors import DataError
@@ -39,7 +39,7 @@ def index_layout(folder: Path, good: str) -> Found:
         DataError: no training images, or no test folder.
     """
     train, test, masks = folder / "train" / good, folder / "test", folder / "ground_truth"
-    found, _ = gather(Folders(train, test / good, [test], masks))
+    found, _ = gather(train, test / good, [test], masks)
     learnt = [sample for sample in found if sample.split == "train"]
     if not learnt:
         raise no_images(train)

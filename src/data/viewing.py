@@ -50,7 +50,7 @@ def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | N
 def _bits_of(paths: list[Path]) -> int | None:
     """Bits of the brightest pixel; None when the files are not deep."""
     headers, _ = each(paths[:: max(1, len(paths) // _PROBED)], image_header)
-    if not any(is_deep(header.mode) for header in headers):
+    if not any(is_deep(mode) for _, mode in headers):
         return None
     peaks, _ = each(paths, deep_peak)  # broken files are named when they are read
     return max([_LEAST, *(peak.bit_length() for peak in peaks)])

@@ -152,9 +152,9 @@ def side_by_side(
 def above(picture: np.ndarray | Image.Image, below: Image.Image) -> Image.Image:
     """One picture above another."""
     first = _image(picture)
-    sheet = Sheet(max(first.width, below.width), first.height + below.height)
+    sheet = Sheet(max(first.width, below.width), first.height + 2 + below.height)
     sheet.paste((0, 0), first)
-    sheet.paste((0, first.height), below)
+    sheet.paste((0, first.height + 2), below)
     return sheet.image
 
 
@@ -187,8 +187,8 @@ def colour_bar(
     strip = np.broadcast_to(values, (max(2, height // 3), values.size))
     ground = np.full((*strip.shape, 3), 205, dtype=np.uint8)
     sheet = Sheet(width, height)
-    sheet.paste((0, 2), blend(ground, scale.colours(strip)))
-    y = strip.shape[0] + 3
+    sheet.paste((0, 0), blend(ground, scale.colours(strip)))
+    y = strip.shape[0] + 1
     sheet.write((0, y), f"{low:.3g}", width, FAINT, 10)
     sheet.write((width, y), f"{high:.3g}", width, FAINT, 10, "ra")
     sheet.write((width / 2, y), f"{anchor} {scale.threshold:.3g}", width, INK, 10, "ma")
