@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.name, (self.root, self.category) = cfg.data.name, place_of(cfg.data)
         self.index, prepare = lister(cfg.data), cfg.data.get("prepare")
         self.prepare = None if prepare is None else partial_of(prepare)
-        self.single_pass = _single_pass(cfg.get("model") or {})
+        method: str = (cfg.get("model") or {}).get("_target_", "")
+        self.single_pass = bool(method) and getattr(get_class(method), "single_pass", False)
         if cfg.data.get("rotations") and not self.single_pass:
             raise ConfigError(
                 "Turned copies fill a memory bank, which this method has not.",
@@ -107,7 +108,13 @@ class AnomalyDataModule(pl.LightningDataModule):
             [sample for sample in self.found if sample.split == split]
             for split in ("train", "calibration", "test")
         )
-        self._check_training(train)
+        bad = [sample for sample in train if sample.label == DEFECTIVE]
+        if bad or not train:
+            raise DataError(
+                f"{self.name}/{self.category}: training needs normal images, and only those.",
+                found=f"{len(train)} training images, {len(bad)} of them defective",
+                do=f"check the folders below {self.root}, or run python -m src.check",
+            )
         self._check_apart(train, given)
         if self.keeps_aspect:
             paths = [sample.image_path for sample in train]
@@ -315,15 +322,6 @@ class AnomalyDataModule(pl.LightningDataModule):
                 "out of one of them",
             )
 
-    def _check_training(self, train: Sequence[Sample]) -> None:
-        defective = [sample.image_path for sample in train if sample.label == DEFECTIVE]
-        if not train or defective:
-            raise DataError(
-                f"{self.name}/{self.category}: training needs normal images, and only those.",
-                found=f"{len(train)} training images, {len(defective)} of them defective",
-                do=f"check the folders below {self.root}, or run python -m src.check",
-            )
-
 
 def worker_count(wanted: int | str | None) -> int:
     """Loader processes: a number, or "auto": one per core up to 8, none on one core."""
@@ -331,8 +329,3 @@ def worker_count(wanted: int | str | None) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         return 0 if cores < 2 else min(cores, 8)
     return int(wanted)
-
-
-def _single_pass(model: Mapping[str, Any]) -> bool:
-    """Whether the method is fitted in one pass."""
-    return "_target_" in model and getattr(get_class(model["_target_"]), "single_pass", False)

@@ -42,11 +42,6 @@ class Listing:
     broken: list[Path]  # named like an image, but no file: links to nowhere, devices
 
 
-def is_image_name(path: Path) -> bool:
-    """Whether the name is that of an image; hidden files (macOS "._x.png") are not."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-
-
 def natural_key(path: Path | str) -> tuple[str, str]:
     """Sort key that puts 9.png before 10.png; ties in letter case are broken by the raw name."""
     name = str(path)

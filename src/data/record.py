@@ -54,7 +54,10 @@ class DataRecord:
     @classmethod
     def of(cls, samples: Sequence[Sample], root: Path) -> DataRecord:
         """Hash the files of `samples`; `used` is filled in by `with_use`."""
-        hashes = content_hashes(path for sample in samples for path in files_of(sample))
+        hashes = content_hashes(
+            path for sample in samples
+            for path in (sample.image_path, sample.mask_path, *sample.channel_paths) if path
+        )  # fmt: skip
         return cls([
             Entry(
                 path_below(sample.image_path, root), sample.split, "",
@@ -136,12 +139,6 @@ def _text(path: str) -> str:
 def path_below(path: Path, root: Path) -> str:
     """The path below `root`, whole when it lies elsewhere, as data.csv and scores.csv have it."""
     return _text(str(path).removeprefix(f"{root}{os.sep}"))
-
-
-def files_of(sample: Sample) -> list[Path]:
-    """Image, mask and channels of a sample."""
-    masks = [sample.mask_path] if sample.mask_path else []
-    return [sample.image_path, *masks, *sample.channel_paths]
 
 
 def place_of(data: DictConfig) -> tuple[Path, str]:

@@ -27,6 +27,7 @@ _GAP, _LINE = 8, 14  # pixels between panels; of a line of a title
 _CAPTION = _GAP + _LINE
 
 Colour = tuple[int, int, int]
+_font = functools.cache(ImageFont.load_default)
 
 
 class Sheet:
@@ -258,11 +259,6 @@ def save_png(picture: Image.Image | np.ndarray, path: Path, compress_level: int 
 
 def _image(picture: Image.Image | np.ndarray) -> Image.Image:
     return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def _erode(mask: np.ndarray) -> np.ndarray:
