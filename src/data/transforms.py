@@ -19,15 +19,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from src.data.images import open_rgb, read_mask
+from src.data.images import read_mask
 from src.errors import ConfigError, DataError
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 #: nearest: ours, exact at the border to half a pixel; eroded: the official PatchCore code resizes
 #: masks bilinearly and truncates to integers, so that only pixels that are defective to the full
 #: stay: up to a pixel is lost around each defect.
@@ -83,7 +77,7 @@ class ImageTransform:
         """Geometry only: uint8 (3, H, W), or float32 in [0, 1] when `antialias` is off."""
         picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
         if self.antialias or self.resize is None:
-            return _to_tensor(self._cut(picture, _FILTERS[self.interpolation]))
+            return _to_tensor(self._cut(picture, Image.Resampling[self.interpolation.upper()]))
         return self._resample(_to_tensor(picture).float().div(255))
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -104,9 +98,9 @@ class ImageTransform:
             return np.asarray(self._cut(grey, Image.Resampling.BILINEAR, crop)) == 255
         return np.asarray(self._cut(grey, Image.Resampling.NEAREST, crop)) > 0
 
-    def display(self, image: Picture | Path) -> np.ndarray:
+    def display(self, image: Picture) -> np.ndarray:
         """RGB uint8 (H, W, 3) with the geometry of the network input, for figures."""
-        pixels = self.pixels(open_rgb(image) if isinstance(image, Path) else image)
+        pixels = self.pixels(image)
         if pixels.dtype != torch.uint8:
             pixels = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
         return pixels.permute(1, 2, 0).numpy()

@@ -175,6 +175,15 @@ def triptych(picture: Picture, scale: ColourScale, caption: str = "") -> Image.I
     return side_by_side(panels, 3, caption)
 
 
+def colours_of(scale: ColourScale, width: int, height: int) -> np.ndarray:
+    """The colours of a scale over grey, left low, middle threshold, right high: (H, W, 3) uint8."""
+    middle = scale.threshold if np.isfinite(scale.threshold) else (scale.low + scale.high) / 2
+    places = np.linspace(-1, 1, max(2, width))
+    values = np.interp(places, (-1, 0, 1), (scale.low, middle, scale.high))
+    rgba = scale.colours(np.broadcast_to(values, (max(2, height), values.size)))
+    return blend(np.full((*rgba.shape[:2], 3), 200, dtype=np.uint8), rgba)
+
+
 def colour_bar(
     scale: ColourScale, width: int, height: int, anchor: str = "threshold"
 ) -> Image.Image:
@@ -182,16 +191,11 @@ def colour_bar(
 
     anchor: what the middle of the scale is called.
     """
-    low, high = scale.low, scale.high
-    middle = scale.threshold if np.isfinite(scale.threshold) else (low + high) / 2
-    values = np.interp(np.linspace(-1, 1, max(2, width)), (-1, 0, 1), (low, middle, high))
-    strip = np.broadcast_to(values, (max(2, height // 3), values.size))
-    ground = np.full((*strip.shape, 3), 205, dtype=np.uint8)
-    sheet = Sheet(width, height)
-    sheet.paste((0, 0), blend(ground, scale.colours(strip)))
-    y = strip.shape[0] + 1
-    sheet.write((0, y), f"{low:.3g}", width, FAINT, 10)
-    sheet.write((width, y), f"{high:.3g}", width, FAINT, 10, "ra")
+    sheet, strip = Sheet(width, height), colours_of(scale, width, height // 3)
+    sheet.paste((0, 0), strip)
+    y = len(strip) + 1
+    sheet.write((0, y), f"{scale.low:.3g}", width, FAINT, 10)
+    sheet.write((width, y), f"{scale.high:.3g}", width, FAINT, 10, "ra")
     sheet.write((width / 2, y), f"{anchor} {scale.threshold:.3g}", width, INK, 10, "ma")
     return sheet.image
 

@@ -75,16 +75,6 @@ def webp(picture: np.ndarray | Image.Image, *, lossless: bool = False, quality: 
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def legend(scale: ColourScale) -> str:
-    """The colours of a scale over a grey ground, left low, middle threshold, right high."""
-    ends = np.linspace(-1.0, 1.0, 241)
-    unit = ColourScale(-1.0, 0.0, 1.0).colours(np.broadcast_to(ends, (12, 241)))
-    ground = np.full((12, 241, 3), 190, dtype=np.uint8)
-    if scale.threshold == np.inf:  # only the calm half is ever used
-        unit[:, 121:] = 0
-    return webp(figures.blend(ground, unit), lossless=True)
-
-
 def _heat(values: np.ndarray, size: tuple[int, int], scale: ColourScale) -> str:
     factor = max(0.5, min(1.0, _COARSE_PX / max(size)))
     width, height = (max(1, round(side * factor)) for side in size)

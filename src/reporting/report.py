@@ -74,7 +74,7 @@ def write_report(
         pictures=len(layers),
         extra=sorted({name for each in layers.values() for name in each.extra}),
         counts=Counter(row.outcome for row in data.images),
-        legend=page_images.legend(data.scale),
+        legend=page_images.webp(figures.colours_of(data.scale, 241, 12), lossless=True),
         device=device,
         runtime=_metric_rows(data, ("speed/", "fit/")),
         metrics=_metric_rows(data, ("test/",)),

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from src.composing import compose_checked
+from src.data.images import open_rgb
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError
 
@@ -76,7 +77,7 @@ def test_display_is_the_input_before_normalisation(tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     for antialias in (True, False):
         ours = transform(antialias=antialias)
-        shown = ours.display(tmp_path / "a.png")
+        shown = ours.display(open_rgb(tmp_path / "a.png"))
         back = ours(image) * torch.tensor(IMAGENET["std"]).view(3, 1, 1)
         back = (back + torch.tensor(IMAGENET["mean"]).view(3, 1, 1)) * 255
         assert shown.shape == (48, 48, 3)
