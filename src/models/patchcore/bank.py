@@ -21,8 +21,6 @@ from src.errors import ConfigError
 from src.models.patchcore.nearest import Match, measure, nearest, squared_norms
 from src.models.patchcore.options import Backend, SearchOptions
 
-_LISTS_SEED = 1234  # faiss's own default seed for k-means; fixed, so that builds repeat
-
 
 class MemoryBank(nn.Module):
     """Patch vectors (M, D) ordered by source, searched by squared Euclidean distance.
@@ -49,11 +47,7 @@ class MemoryBank(nn.Module):
         return len(self.rows)
 
     def fill(self, rows: Tensor, origin: Tensor) -> None:
-        """Store patch vectors (M, D) and their sources (M, 3): image index, row, column.
-
-        Raises:
-            ConfigError: a value does not fit half precision.
-        """
+        """Store patch vectors (M, D) and their sources (M, 3); ConfigError if one is not finite."""
         self.centre = rows.mean(0, dtype=torch.float64).float()
         self.rows = (rows - self.centre).to(getattr(torch, self.options.dtype))
         self.norms, self.origin = squared_norms(self.rows), origin.to(rows.device, torch.int32)
@@ -74,17 +68,23 @@ class MemoryBank(nn.Module):
         backend. Fewer than k rows may remain; none at all gives an infinite distance and row 0.
         """
         centred = queries - self.centre
-        by_torch = self.options.backend == Backend.flat or queries.device.type != "cpu"
-        if without is None and (by_torch or torch.compiler.is_compiling()):
+        if without is not None:
+            own = self.origin[:, 0] == without
+            k = min(k, len(self) - int(own.sum()))
+            if k == 0:
+                none = torch.zeros(len(queries), 1, dtype=torch.int64, device=queries.device)
+                return Match(none.float() + torch.inf, none)
+            return nearest(centred, self.rows, k, self.norms.masked_fill(own, torch.inf))
+        on_cpu = queries.device.type == "cpu" and not torch.compiler.is_compiling()
+        if self.options.backend == Backend.flat or not on_cpu:
             return nearest(centred, self.rows, k, self.norms)
-        if without is None:
-            return measure(centred, self.rows, self._search_index(centred, min(k, len(self))))
-        own = self.origin[:, 0] == without
-        k = min(k, len(self) - int(own.sum()))
-        if k == 0:
-            none = torch.zeros(len(queries), 1, dtype=torch.int64, device=queries.device)
-            return Match(none.float() + torch.inf, none)
-        return nearest(centred, self.rows, k, self.norms.masked_fill(own, torch.inf))
+        if self._index is None:
+            self._index = build_index(self.rows, self.options)
+        _, found = self._index.search(centred.float().contiguous().numpy(), min(k, len(self)))
+        row = torch.from_numpy(found)
+        # Visited lists can hold fewer than k rows; the nearest one found stands in.
+        row = torch.where(row < 0, row[:, :1].clamp_min(0), row)
+        return measure(centred, self.rows, row)
 
     def measure(self, queries: Tensor, row: Tensor) -> Match:
         """Squared distances of queries (Q, D) to given rows (Q, k), sorted as by `search`."""
@@ -92,34 +92,25 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def score_error(self, queries: Tensor) -> float:
-        """How much too high approximate search makes image scores, on average; 0 when exact.
+        """Mean relative error of image scores by approximate search, >= 0; 0 when exact.
 
-        queries (B, P, D): the patches of B images. Returns the mean over images of the relative
-        error of the largest distance.
+        queries (B, P, D): the patches of B images, whose score is the largest distance.
         """
         flat = queries.flatten(0, 1)
-        found = self.search(flat, 1)
         exact = nearest(flat - self.centre, self.rows, 1, self.norms)
-        found_, best = (m.distance.sqrt().view(len(queries), -1).amax(1) for m in (found, exact))
-        return float(((found_ - best) / best.clamp_min(1e-12)).mean())
+        found, best = (
+            match.distance.sqrt().view(len(queries), -1).amax(1)
+            for match in (self.search(flat, 1), exact)
+        )
+        return float(((found - best) / best.clamp_min(1e-12)).mean())
 
     def vectors(self, row: Tensor | slice = slice(None)) -> Tensor:
         """Patch vectors (..., D) float32 of bank rows of any shape; default: of all."""
         return self.rows[row].float() + self.centre
 
-    def _search_index(self, queries: Tensor, k: int) -> Tensor:
-        """Rows (Q, k) int64 of the nearest entries that faiss finds."""
-        if self._index is None:
-            cells = self.options.cells if self.options.backend == Backend.ivf else 1
-            self._index = build_index(self.rows, cells, self.options.nprobe)
-        _, row = self._index.search(queries.float().cpu().contiguous().numpy(), k)
-        found = torch.from_numpy(row)
-        # Visited lists can hold fewer than k rows; the nearest one found stands in.
-        return torch.where(found < 0, found[:, :1].clamp_min(0), found)
 
-
-def build_index(rows: Tensor, cells: int | None, nprobe: int) -> Any:
-    """A faiss index of rows (M, D): inverted lists (IVF-Flat), or flat and exact for one list.
+def build_index(rows: Tensor, options: SearchOptions) -> Any:
+    """A faiss index of rows (M, D): for `ivf` inverted lists (IVF-Flat), else flat and exact.
 
     A query visits the `nprobe` lists whose centroids are nearest. Bottle, 16,385 rows of 384
     values, 128 lists: nprobe 4 is 11 times faster than flat with an image-score error of 0.67 %,
@@ -128,23 +119,20 @@ def build_index(rows: Tensor, cells: int | None, nprobe: int) -> Any:
     faiss = import_faiss()
     values = rows.float().cpu().contiguous().numpy()
     M, D = values.shape
-    cells = min(cells or round(4 * M**0.5), max(1, M // 8))  # k-means needs several rows per list
     index = flat = faiss.IndexFlatL2(D)
-    if cells > 1:
+    # k-means needs several rows per list
+    cells = min(options.cells or round(4 * M**0.5), max(1, M // 8))
+    if options.backend == Backend.ivf and cells > 1:
         index = faiss.IndexIVFFlat(flat, D, cells, faiss.METRIC_L2)
-        index.cp.seed, index.cp.min_points_per_centroid = _LISTS_SEED, 1
-        index.nprobe = min(nprobe, cells)
+        index.cp.seed, index.cp.min_points_per_centroid = 1234, 1  # faiss's own seed: builds repeat
+        index.nprobe = min(options.nprobe, cells)
         index.train(values)
     index.add(values)
     return index
 
 
 def import_faiss() -> ModuleType:
-    """The faiss module.
-
-    Raises:
-        ConfigError: faiss is not installed.
-    """
+    """The faiss module; ConfigError when it is not installed."""
     try:
         import faiss
     except ImportError as error:

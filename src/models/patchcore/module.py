@@ -17,11 +17,13 @@ normal images, which are known after the fit and saved with the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -32,7 +34,6 @@ from src.models.patchcore.memory import PatchMemory
 from src.models.patchcore.official_banks import take_official
 from src.models.patchcore.options import HeldOut, Normalisation, PatchCoreOptions
 from src.models.patchcore.scores import Scored, length
-from src.models.patchcore.turning import angles_of, turned
 from src.models.patchcore.windows import Windowed
 from src.processes import leads
 from src.result import Calibration, LineChart, NormalScores, Prediction
@@ -307,3 +308,29 @@ def held_out_scale(scored: Scored) -> Tensor:
         unit = top - median
         rows.append(torch.stack([median, unit if unit > 0 else torch.ones_like(unit)]))
     return torch.stack(rows)
+
+
+def angles_of(rotations: float | Sequence[float] | None) -> list[float]:
+    """Degrees of the copies: those named, or of n evenly spaced turns all but the first."""
+    if not isinstance(rotations, int | float):
+        return list(map(float, rotations or []))
+    return [360.0 * turn / rotations for turn in range(1, int(rotations))]
+
+
+def turned(image: Tensor, degrees: float) -> Tensor:
+    """Images (B, C, H, W) turned counterclockwise about their centre, in the same frame.
+
+    For parts that lie anyhow; ours. Right angles of square images are exact; otherwise bilinear,
+    and what lies beyond the frame has the colour of its edge.
+    """
+    if degrees == 0:
+        return image
+    quarter, rest = divmod(degrees, 90.0)
+    if rest == 0 and (image.shape[2] == image.shape[3] or quarter % 2 == 0):
+        return image.rot90(int(quarter), (2, 3))
+    H, W = image.shape[2:]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # from places in the copy to those in the image, in units of half a width and half a height
+    back = image.new_tensor([[cos, -sin * H / W, 0.0], [sin * W / H, cos, 0.0]])
+    grid = F.affine_grid(back.expand(len(image), 2, 3), list(image.shape), align_corners=False)
+    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)

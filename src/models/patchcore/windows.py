@@ -67,43 +67,8 @@ class Windowed(nn.Module):
         self.network, self.size, self.overlap = network, size, overlap
         self.channels, self.reductions = network.channels, network.reductions
         self.cell = max(network.reductions)  # pixels
-        self._check(image_size)
-
-    @property
-    def identity(self) -> str:
-        """That of the network, and the windows."""
-        return f"{self.network.identity}+windows{self.size}/{self.overlap}"
-
-    @torch.no_grad()
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) -> one (B, C, h, w) map per layer, as of the whole image."""
-        below, beside = (-side % self.cell for side in image.shape[2:])
-        if below or beside:
-            image = F.pad(image, (0, beside, 0, below), mode="replicate")
-        rows, columns = (self._split(side) for side in image.shape[2:])
-        parts = [self._row(image, row, columns) for row in rows]
-        return [torch.cat(layer, 2) for layer in zip(*parts, strict=True)]
-
-    def _row(self, image: Tensor, row: Window, columns: list[Window]) -> list[Tensor]:
-        """The kept part of one row of windows of each layer."""
-        size, cell = self.size, self.cell
-        strip = image[:, :, row.start * cell : row.start * cell + size]
-        views = [strip[..., one.start * cell : one.start * cell + size] for one in columns]
-        layers = []
-        for maps, reduction in zip(self.network(torch.cat(views)), self.reductions, strict=True):
-            fine = cell // reduction  # cells of this layer in one of the coarsest
-            maps = maps.unflatten(0, (len(columns), -1))[:, :, :, _kept(row, fine)]
-            kept = [part[..., _kept(one, fine)] for part, one in zip(maps, columns, strict=True)]
-            layers.append(torch.cat(kept, 3))
-        return layers
-
-    def _split(self, pixels: int) -> list[Window]:
-        return split_axis(*(side // self.cell for side in (pixels, self.size, self.overlap)))
-
-    def _check(self, image_size: tuple[int, int]) -> None:
-        size, overlap = self.size, self.overlap
-        cells = all(pixels % self.cell == 0 for pixels in (size, overlap))
-        if not cells or not 0 <= 2 * overlap < size or any(self.cell % r for r in self.reductions):
+        whole = size % self.cell == overlap % self.cell == 0
+        if not whole or not 0 <= 2 * overlap < size or any(self.cell % r for r in self.reductions):
             raise ConfigError(
                 "These windows do not fit the backbone.",
                 found=f"model.windows has size={size}, overlap={overlap}; the layers' cells are "
@@ -119,6 +84,35 @@ class Windowed(nn.Module):
                 "data=folder, else transform.resize and transform.crop=null), or set "
                 "model.windows.size=null",
             )
+
+    @property
+    def identity(self) -> str:
+        """That of the network, and the windows."""
+        return f"{self.network.identity}+windows{self.size}/{self.overlap}"
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) -> one (B, C, h, w) map per layer, as of the whole image."""
+        below, beside = (-side % self.cell for side in image.shape[2:])
+        if below or beside:
+            image = F.pad(image, (0, beside, 0, below), mode="replicate")
+        window, overlap = self.size // self.cell, self.overlap // self.cell
+        rows, columns = (split_axis(side // self.cell, window, overlap) for side in image.shape[2:])
+        parts = [self._row(image, row, columns) for row in rows]
+        return [torch.cat(layer, 2) for layer in zip(*parts, strict=True)]
+
+    def _row(self, image: Tensor, row: Window, columns: list[Window]) -> list[Tensor]:
+        """The kept part of one row of windows of each layer."""
+        size, cell = self.size, self.cell
+        strip = image[:, :, row.start * cell : row.start * cell + size]
+        views = [strip[..., one.start * cell : one.start * cell + size] for one in columns]
+        layers = []
+        for maps, reduction in zip(self.network(torch.cat(views)), self.reductions, strict=True):
+            fine = cell // reduction  # cells of this layer in one of the coarsest
+            maps = maps.unflatten(0, (len(columns), -1))[:, :, :, _kept(row, fine)]
+            kept = [part[..., _kept(one, fine)] for part, one in zip(maps, columns, strict=True)]
+            layers.append(torch.cat(kept, 3))
+        return layers
 
 
 def _kept(window: Window, fine: int) -> slice:
