@@ -12,27 +12,52 @@ mask that still marks a pixel on the grid. What the grid covers is said and chos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from src.data.samples import DEFECTIVE, UNKNOWN, Sample
+from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN, Sample
 from src.data.transforms import ImageTransform
 from src.errors import DataError
 from src.evaluation import overlap, ranking, uncertainty
-from src.evaluation.image_rows import ImageRow, mask_state, notes_of
-from src.evaluation.pixels import PixelHistograms, PixelRanking, PixelStore
+from src.evaluation.pixels import PixelHistograms, PixelStore
 from src.evaluation.ranking import Counts
 from src.evaluation.threshold import F1Oracle
 from src.evaluation.uncertainty import rate_interval
-from src.evaluation.view import View
+from src.evaluation.view import DefectPixels, View
 from src.metrics import HIGH, LOW
 from src.result import Curve, DefectRecall, Prediction, Threshold, no_own_mask
 
 CURVE_POINTS = 400
+NAMES = 20  # file names in one sentence
+
+
+class ImageRow(NamedTuple):
+    """What is kept of one image besides its pixels."""
+
+    label: int  # NORMAL, DEFECTIVE or UNKNOWN
+    score: float
+    map_max: float  # of the map as the model made it
+    mask: str  # "known" | "missing" | "vanished" | "outside" | "on a normal image"
+    pixels: DefectPixels | None = None  # of a mask that the network may not see all of
+    own_alarm: bool | None = None  # the method's own mask marks a pixel; None: it made none
+    own_counts: tuple[int, int] | None = None  # true and false positive pixels of that mask
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the image is defective with a mask that counts."""
+        return self.label == DEFECTIVE and self.mask == "known"
+
+    def decision(self, threshold: Threshold) -> bool:
+        """Whether the image raises an alarm."""
+        if not threshold.own_mask:
+            return self.score > threshold.image
+        if self.own_alarm is None:
+            raise no_own_mask()
+        return self.own_alarm
 
 
 class Evaluator:
@@ -54,7 +79,6 @@ class Evaluator:
         self.limits = {overlap.aupro_key(limit): limit for limit in limits}
         self._rows: dict[int, ImageRow] = {}
         self._pixels = PixelStore(memory_gb)
-        self._ranked: PixelRanking | None = None
         self._threshold: Threshold | None = None
 
     # --- collecting ---------------------------------------------------------------------------
@@ -65,7 +89,6 @@ class Evaluator:
         Raises:
             DataError: a score or map value is NaN or infinite.
         """
-        self._ranked = None
         index, label = batch["index"].tolist(), batch["label"].tolist()
         scores = ranking.finite(prediction.score.float(), what="image scores").tolist()
         highest = prediction.anomaly_map.flatten(1).amax(dim=1).tolist()
@@ -130,8 +153,8 @@ class Evaluator:
             unseen = sum(p.unseen for p in known) / max(1, sum(p.marked for p in known))
             metrics["test/unseen_defect_pixels"] = unseen
         if self.has_masks:
-            counts, ranked = self._counts(threshold), self.pixel_ranking()
-            metrics |= overlap.pixel_metrics(self._pixels, ranked, *counts, self.limits)
+            counts = self._counts(threshold)
+            metrics |= overlap.pixel_metrics(self._pixels, *counts, self.limits)
             if self.resamples:
                 intervals |= uncertainty.pixel_intervals(
                     self._pixels, self.limits, self.resamples, self.seed
@@ -145,19 +168,13 @@ class Evaluator:
         """The threshold with the best F1 on these test images; needs both classes."""
         scores, defect = self._labelled()
         map_max = [row.map_max for row in self._known_rows().values()]
-        pixels = self.pixel_ranking().pixels if self.has_masks else None
+        pixels = self._pixels.rank().pixels if self.has_masks else None
         return F1Oracle().fit_oracle(scores, defect, map_max, pixels)
 
     @property
     def has_masks(self) -> bool:
         """Whether some defective image has a usable mask, so that pixel metrics exist."""
         return any(row.has_mask for row in self._rows.values())
-
-    def pixel_ranking(self) -> PixelRanking:
-        """The tables of all pixel metrics, computed once."""
-        if self._ranked is None:
-            self._ranked = self._pixels.rank()
-        return self._ranked
 
     def pixel_histograms(self) -> PixelHistograms:
         """Per-image score histograms, from which `compare` resamples images of two runs."""
@@ -170,7 +187,7 @@ class Evaluator:
         if not images.empty:
             drawn = [ranking.roc_curve(images), ranking.precision_recall_curve(images)]
         if self.has_masks and self.limits:
-            regions = self.pixel_ranking().regions
+            regions = self._pixels.rank().regions
             drawn.append(overlap.overlap_curve(regions, max(self.limits.values())))
         return [curve.thinned(CURVE_POINTS) for curve in drawn]
 
@@ -180,7 +197,10 @@ class Evaluator:
         Decision and IoU are those of the threshold given to `compute`, which comes first.
         """
         threshold = self._chosen()
-        ious = dict(zip(self._pixels.index.tolist(), self._ious(threshold).tolist(), strict=True))
+        ious: dict[int, float] = {}
+        if len(self._pixels):
+            found = overlap.image_ious(*self._counts(threshold), self._pixels.defects)
+            ious = dict(zip(self._pixels.index.tolist(), found.tolist(), strict=True))
         return [
             {
                 "index": index,
@@ -206,7 +226,45 @@ class Evaluator:
 
     def notes(self) -> list[str]:
         """What was left out of the metrics and why, one sentence each."""
-        return notes_of(dict(sorted(self._rows.items())), self.view.size, self.view.name)
+        labels = [row.label for row in self._rows.values()]
+        masks = [row.mask for row in self._known_rows().values()]
+        (height, width), notes = self.view.size, []
+
+        def note(count: int, text: str) -> None:
+            if count:
+                notes.append(f"{count} image{'s' * (count != 1)} {text}")
+
+        note(labels.count(UNKNOWN), "without a label: scored, not evaluated.")
+        if DEFECTIVE not in labels:
+            notes.append("No defective test images: AUROC, AP, F1 and recall are undefined (NaN).")
+        elif not self.has_masks:
+            notes.append("No usable masks: pixel metrics are not computed.")
+        if NORMAL not in labels:
+            notes.append(
+                "No normal test images: AUROC, AP, F1 and false alarms are undefined (NaN)."
+            )
+        if self.has_masks:
+            note(masks.count("missing"), "with a defect but no mask: left out of pixel metrics.")
+        note(
+            masks.count("vanished"),
+            f"whose mask marks no pixel on the {height}x{width} grid: left out of pixel metrics; "
+            "a larger evaluation.size or evaluation.masks=nearest keeps them.",
+        )
+        rows = self._known_rows()
+        outside = [self.view.name(index) for index in rows if rows[index].mask == "outside"]
+        more = f" and {len(outside) - NAMES} more" if len(outside) > NAMES else ""
+        note(
+            len(outside),
+            "with the whole defect outside the centre crop: left out of pixel metrics for that "
+            f"reason, counted in image metrics ({', '.join(outside[:NAMES])}{more}). "
+            "evaluation.whole_image=true counts such pixels as never found; transform.crop=null "
+            "looks at all of an image.",
+        )
+        note(
+            masks.count("on a normal image"),
+            "labelled normal but masked: left out of pixel metrics.",
+        )
+        return notes
 
     # --- parts of compute ---------------------------------------------------------------------
 
@@ -236,15 +294,25 @@ class Evaluator:
         if not threshold.own_mask:
             return self._pixels.counts_above(threshold.pixel)
         counts = [self._rows[index].own_counts for index in self._pixels.index.tolist()]
-        if any(pair is None for pair in counts):
-            raise no_own_mask()
         tp, fp = np.array(counts, dtype=np.int64).reshape(-1, 2).T
         return tp, fp
 
-    def _ious(self, threshold: Threshold) -> NDArray[np.float64]:
-        if not len(self._pixels):
-            return np.empty(0)
-        return overlap.image_ious(*self._counts(threshold), self._pixels.defects)
+
+def mask_state(
+    label: int, marked: bool, marked_on_grid: bool, pixels: DefectPixels | None = None
+) -> str:
+    """Whether the pixels of an image are known.
+
+    A defect is `outside` when it is marked, but nowhere in the network's view, and `vanished`
+    when it is too small for the grid or for the rule that resizes masks.
+    """
+    if label == NORMAL:
+        return "on a normal image" if marked or marked_on_grid else "known"
+    if label == UNKNOWN or not (marked or marked_on_grid or pixels):
+        return "missing"
+    if marked_on_grid:
+        return "known"
+    return "vanished" if pixels is None or pixels.unseen < pixels.marked else "outside"
 
 
 def build_evaluator(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from src.errors import ConfigError
 from src.evaluation import ranking
-from src.evaluation.pixels import PixelRanking, PixelStore
+from src.evaluation.pixels import PixelStore
 from src.evaluation.ranking import Counts, Floats, Ranking, ratio
 from src.result import Curve
 
@@ -44,18 +44,17 @@ def aupro_key(limit: float) -> str:
 
 
 def pixel_metrics(
-    store: PixelStore, ranked: PixelRanking, tp: Counts, fp: Counts, limits: Mapping[str, float]
+    store: PixelStore, tp: Counts, fp: Counts, limits: Mapping[str, float]
 ) -> dict[str, float]:
     """Every pixel metric under its key.
 
     Args:
         store: pixels of all images, at least one of them with a defective pixel.
-        ranked: its tables.
         tp: true positive pixels per image (n,) at the chosen threshold.
         fp: false positive pixels per image (n,) at the chosen threshold.
         limits: AUPRO keys and the false positive rates they stand for.
     """
-    defects = store.defects
+    defects, ranked = store.defects, store.rank()
     good = defects == 0
     metrics = {
         "test/pixel_auroc": ranking.area_under_roc(ranked.pixels),
@@ -63,7 +62,7 @@ def pixel_metrics(
         "test/pixel_ap": ranking.area_under_precision(ranked.pixels),
         "test/pixel_f1_max": ranking.f1_max(ranked.pixels),
         "test/miou": float(image_ious(tp, fp, defects).mean()),
-        "test/miou_oracle": best_mean_iou(store, ranked.pixels.value),
+        "test/miou_oracle": best_mean_iou(store),
         "test/iou_pooled": ratio(int(tp.sum()), int((defects + fp).sum())),
         "test/mask_false_alarm_rate": ratio(int((fp[good] > 0).sum()), int(good.sum())),
     }
@@ -115,17 +114,15 @@ def image_ious(tp: Counts, fp: Counts, defects: Counts) -> Floats:
     return np.where(union == 0, 1.0, tp / np.maximum(union, 1))
 
 
-def best_mean_iou(store: PixelStore, values: NDArray[Any]) -> float:
+def best_mean_iou(store: PixelStore) -> float:
     """The largest mean IoU over all thresholds, exactly, without trying them all.
 
     Lowering the threshold past a normal pixel can only hurt, so the best one detects everything
     from some defective pixel's score on, or nothing. Between two of those the true positives are
     at most those of the lower and the false positives at least those of the higher threshold; that
     bounds the mean IoU, and stretches whose bound does not beat the best are never opened.
-
-    `values` (K,): distinct scores of defective pixels, descending.
     """
-    defects = store.defects
+    defects, values = store.defects, store.rank().pixels.value  # (n,); (K,) descending
     best = float(np.mean(defects == 0))  # detect nothing
     edges = _spread(np.array([0]), np.array([values.size - 1]), _BRACKETS)
     while edges.size:

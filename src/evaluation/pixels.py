@@ -71,6 +71,7 @@ class PixelStore:
     def __init__(self, memory_gb: float) -> None:
         self._free = memory_gb * 2**30
         self._images: dict[int, ImagePixels] = {}
+        self._ranking: PixelRanking | None = None
         self.spool: BinaryIO | None = None  # the file, when part of the scores lies on disk
 
     def __len__(self) -> int:
@@ -103,6 +104,7 @@ class PixelStore:
         self._free -= normal.nbytes
         kept = normal if self._free >= 0 else self._on_disk(normal)
         self._images[index] = ImagePixels(defect[order], sizes[order], kept)
+        self._ranking = None
 
     def _on_disk(self, normal: Scores) -> Scores:
         if not normal.size:
@@ -175,7 +177,9 @@ class PixelStore:
     # --- all images ---------------------------------------------------------------------------
 
     def rank(self) -> PixelRanking:
-        """One table for all pixel metrics; normal pixels are sorted in runs of RUN_LENGTH."""
+        """The tables of all pixel metrics; normal pixels are sorted in runs of RUN_LENGTH."""
+        if self._ranking is not None:
+            return self._ranking
         images = list(self._ordered())
         defect = np.concatenate([np.empty(0, np.float32), *(image.defect for image in images)])
         value, where, hits = np.unique(defect, return_inverse=True, return_counts=True)
@@ -199,12 +203,13 @@ class PixelStore:
             normals=sum(image.normal.size for image in images),
         )
         by_region = weights[::-1]
-        return PixelRanking(
+        self._ranking = PixelRanking(
             pixels=everywhere,
             regions=dataclasses.replace(everywhere, hits=by_region),
             pixels_inside=within,
             regions_inside=dataclasses.replace(within, hits=by_region),
         )
+        return self._ranking
 
     def _around(self, images: list[ImagePixels], value: Scores) -> tuple[Counts, Counts, Scores]:
         """Normal pixels of `images` above and from each value, and the next lower one."""

@@ -156,7 +156,7 @@ class MeanIoU(_OfPixels):
         if not len(store):
             return math.nan
         if self.threshold is None:
-            return overlap.best_mean_iou(store, store.rank().pixels.value)
+            return overlap.best_mean_iou(store)
         counts = store.counts_above(self.threshold)
         return float(overlap.image_ious(*counts, store.defects).mean())
 

@@ -28,6 +28,7 @@ from src.evaluation.pixels import PixelHistograms, PixelStore
 from src.evaluation.ranking import Floats, checked, f1_scores, precision_area, roc_area
 
 LEVEL = 0.95
+_Z2 = float(ndtri((1 + LEVEL) / 2)) ** 2
 #: Bins of the per-image histograms behind the intervals of pixel metrics: off by less than 0.001.
 HISTOGRAM_BINS = 1024
 
@@ -59,7 +60,7 @@ _NOTHING = Interval(float("nan"), float("nan"))
 # --- closed forms ------------------------------------------------------------------------------
 
 
-def auroc_interval(auroc: float, defects: int, normals: int, level: float = LEVEL) -> Interval:
+def auroc_interval(auroc: float, defects: int, normals: int) -> Interval:
     """Score interval of an AUROC: all values from which it is not too far, given their variance.
 
     Newcombe 2006 (Statistics in Medicine 25:559, method 5): Hanley and McNeil's variance with both
@@ -67,12 +68,11 @@ def auroc_interval(auroc: float, defects: int, normals: int, level: float = LEVE
     """
     if math.isnan(auroc) or not defects or not normals:
         return _NOTHING
-    z2 = float(ndtri((1 + level) / 2)) ** 2
     half = (defects + normals) / 2 - 1
 
     def excess(truth: float) -> float:
         spread = 1 + half * (1 - truth) / (2 - truth) + half * truth / (1 + truth)
-        return (auroc - truth) ** 2 - z2 * truth * (1 - truth) * spread / (defects * normals)
+        return (auroc - truth) ** 2 - _Z2 * truth * (1 - truth) * spread / (defects * normals)
 
     step = 1e-12
     low = brentq(excess, 0.0, auroc - step) if auroc > 0 else 0.0
@@ -80,13 +80,12 @@ def auroc_interval(auroc: float, defects: int, normals: int, level: float = LEVE
     return Interval(float(low), float(high))
 
 
-def rate_interval(count: int, total: int, level: float = LEVEL) -> Interval:
+def rate_interval(count: int, total: int) -> Interval:
     """Wilson score interval of a rate such as recall or false alarms; NaN when total is 0."""
     if not total:
         return _NOTHING
-    z2 = float(ndtri((1 + level) / 2)) ** 2
-    centre = (count + z2 / 2) / (total + z2)
-    reach = math.sqrt(z2 * (count * (total - count) / total + z2 / 4)) / (total + z2)
+    centre = (count + _Z2 / 2) / (total + _Z2)
+    reach = math.sqrt(_Z2 * (count * (total - count) / total + _Z2 / 4)) / (total + _Z2)
     return Interval(max(centre - reach, 0.0), min(centre + reach, 1.0))
 
 
@@ -213,19 +212,18 @@ def _blocks(weights: NDArray[np.int32]) -> Iterator[NDArray[Any]]:
     return (weights[row : row + _BLOCK].astype(float) for row in range(0, len(weights), _BLOCK))
 
 
-def percentile_interval(resampled: Floats, level: float = LEVEL) -> Interval:
-    """The central share `level` of resampled values (resamples,); NaN when any is NaN."""
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+def percentile_interval(resampled: Floats) -> Interval:
+    """The central share LEVEL of resampled values (resamples,); NaN when any is NaN."""
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
 
 
-def logit_interval(resampled: Floats, images: int, level: float = LEVEL) -> Interval:
+def logit_interval(resampled: Floats, images: int) -> Interval:
     """Interval of a rate near 1 from bootstrap resamples, Student's t on the logit scale.
 
     Args:
         resampled: the observed value, then the resampled ones, (1 + resamples,) in 0..1.
         images: in the smaller class; they, not pixels, are the independent draws.
-        level: wanted probability that the interval holds the true value.
 
     A percentile interval ignores that few images are few and leans to the wrong side of a skewed
     distribution. Coverage of wanted 95 % on 300 simulated test sets each, whose images differ in
@@ -246,15 +244,13 @@ def logit_interval(resampled: Floats, images: int, level: float = LEVEL) -> Inte
     if images < 2 or np.isnan(logits).any():
         return _NOTHING
     # A resample of n images varies by sqrt((n - 1) / n) less than a fresh draw.
-    reach = float(stdtrit(images - 1, (1 + level) / 2)) * math.sqrt(images / (images - 1))
+    reach = float(stdtrit(images - 1, (1 + LEVEL) / 2)) * math.sqrt(images / (images - 1))
     reach *= float(logits[1:].std(ddof=1))
     low, high = 1 / (1 + np.exp(-(logits[0] + np.array([-reach, reach]))))
     return Interval(min(float(low), float(resampled[0])), max(float(high), float(resampled[0])))
 
 
-def paired_difference(
-    first: Floats, second: Floats, observed: tuple[float, float], level: float = LEVEL
-) -> Difference:
+def paired_difference(first: Floats, second: Floats, observed: tuple[float, float]) -> Difference:
     """Second minus first run, from the same resamples (resamples,) of the same images.
 
     The p-value is twice the smaller share of resampled differences on either side of zero, those
@@ -264,6 +260,6 @@ def paired_difference(
     apart = second - first
     if np.isnan(apart).any() or math.isnan(value):
         return Difference(value, float("nan"), float("nan"), float("nan"))
-    low, high = percentile_interval(apart, level)
+    low, high = percentile_interval(apart)
     tail = min(np.count_nonzero(apart <= 0), np.count_nonzero(apart >= 0))
     return Difference(value, low, high, min(1.0, 2 * (tail + 1) / (apart.size + 1)))

@@ -116,7 +116,7 @@ def test_pixel_auroc_and_ap_equal_scikit_learn_on_all_pixels(seed, levels):
 def test_the_best_mean_iou_equals_trying_every_threshold(seed, levels):
     maps, masks = draw(seed, images=5, good=seed % 3, levels=levels)
     store = stored(maps, masks)
-    best = overlap.best_mean_iou(store, store.rank().pixels.value)
+    best = overlap.best_mean_iou(store)
     assert best == pytest.approx(reference.best_mean_iou(maps, masks), abs=1e-12)
 
 
@@ -129,7 +129,7 @@ def test_the_best_mean_iou_search_opens_brackets_on_larger_maps():
     assert values.size > 3 * overlap._BRACKETS
     tp, fp = store.counts_from(values)
     everything = overlap.image_ious(tp, fp, store.defects[:, None]).mean(axis=0).max()
-    assert overlap.best_mean_iou(store, values) == pytest.approx(everything, abs=1e-15)
+    assert overlap.best_mean_iou(store) == pytest.approx(everything, abs=1e-15)
 
 
 @pytest.mark.parametrize("threshold", [-9.0, 0.0, 0.3, 1.0, 9.0])
@@ -217,5 +217,5 @@ def test_all_pixel_metrics_of_a_bottle_sized_set_take_about_a_second():
     ranking.f1_max(table.pixels)
     overlap.area_under_overlap(table.regions, 0.3)
     overlap.area_under_overlap(table.regions, 0.05)
-    overlap.best_mean_iou(store, table.pixels.value)
+    overlap.best_mean_iou(store)
     assert time.process_time() - began < 5  # about 1 s where it was measured

@@ -20,10 +20,7 @@ _TRUNCATE = 4.0  # SciPy's default, used by the official code: radius round(4 si
 def smooth_maps(scores: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     """Patch scores (B, h, w) -> anomaly maps (B, H, W) in the same unit.
 
-    Args:
-        scores: one score per patch.
-        size: (H, W) in pixels of the map.
-        sigma: of the Gaussian, in pixels of the map; 0 leaves the bilinear resize.
+    `size` (H, W) and `sigma` of the Gaussian are pixels of the map; 0 leaves the bilinear resize.
     """
     rows = map_matrix(scores.shape[1], size[0], sigma).to(scores.device)  # (H, h)
     columns = map_matrix(scores.shape[2], size[1], sigma).to(scores.device)  # (W, w)

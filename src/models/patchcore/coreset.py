@@ -90,7 +90,6 @@ def greedy_coreset(
     start: CoresetStart,
     seed: int,
     block: int,
-    first_row: int | None = None,
     known_gap: Tensor | None = None,
     stop_radius: float | None = None,
     track: bool = True,
@@ -102,11 +101,9 @@ def greedy_coreset(
     Args:
         features: (N, d) float32 rows; not copied.
         size: rows to keep, at most N.
-        start: `official`, the mean distance to ten random rows, themselves not kept; `row`, a
-            given or random row, kept; `farthest`, the row farthest from all others, kept.
+        start: see `CoresetStart`.
         seed: of the random start rows (NumPy's legacy generator, as in the official code).
         block: B, candidate rows per pass; any value gives the same rows.
-        first_row: the row of `start="row"`; None draws one.
         known_gap: (N,) squared distance of every row to rows kept elsewhere; replaces `start`.
         stop_radius: stop early once every row is within this distance of a kept one.
         track: also say which kept row is nearest to each row; costs a few percent.
@@ -115,7 +112,7 @@ def greedy_coreset(
     size = min(size, N)
     search = _Search(features, size, track)
     if known_gap is None:
-        search.begin(start, seed, first_row)
+        search.begin(start, seed)
     else:
         search.gap.copy_(known_gap)
     hidden = not sys.stderr.isatty()
@@ -142,7 +139,7 @@ class _Search:
         if track:
             self.nearest = torch.full((N,), -1, dtype=torch.int64, device=features.device)
 
-    def begin(self, start: CoresetStart, seed: int, first_row: int | None) -> None:
+    def begin(self, start: CoresetStart, seed: int) -> None:
         """Distances before the first pick."""
         N = len(self.features)
         random = np.random.RandomState(seed)
@@ -155,7 +152,7 @@ class _Search:
             # sum_j |x - x_j|^2 = N |x - mean|^2 + constant
             row = int((self.norms - 2.0 * torch.mv(self.features, mean)).argmax())
         else:
-            row = int(random.randint(N)) if first_row is None else first_row
+            row = int(random.randint(N))
         self.gap.copy_(self._gaps_to(np.array([row]))[:, 0])
         if self.nearest is not None:
             self.nearest.zero_()

@@ -48,12 +48,9 @@ _IMAGES = 64  # whose patches are brought to scale together
 
 
 class PatchMemory(nn.Module):
-    """Patch vectors of one backbone and their bank.
+    """Patch vectors of one backbone, whose maps have `channels`, and their bank.
 
-    Args:
-        channels: channels of the backbone's maps.
-        options: the model config.
-        budget_gb: most memory for patches and coreset; None: no limit.
+    `budget_gb`: most memory for patches and coreset; None: no limit.
     """
 
     basis: Tensor  # of `normalise`, see `fit_normalisation`; empty for none
@@ -185,12 +182,9 @@ class PatchMemory(nn.Module):
     def score(
         self, patches: Tensor, without: int | None = None, bank: MemoryBank | None = None
     ) -> Scored:
-        """Scores of patches (B, h, w, D).
+        """Scores of `patches` (B, h, w, D), in another bank than the memory's own if one is given.
 
-        Args:
-            patches: as `patches` makes them.
-            without: the number of an image whose rows are left out.
-            bank: another one than the memory's own.
+        `without`: the number of an image whose rows are left out.
         """
         bank = bank or self.bank
         match = bank.search(patches.flatten(0, 2), self.options.neighbors, without)

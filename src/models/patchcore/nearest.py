@@ -35,11 +35,8 @@ def nearest(queries: Tensor, rows: Tensor, k: int, norms: Tensor | None = None) 
     Tiles bound the memory. In an exported graph, which cannot hold loops over sizes, every query
     meets all rows in one product: Q * M distances (50 MB for 784 patches and 16,384 rows).
 
-    Args:
-        queries: float32.
-        rows: float32 or float16.
-        k: rows per query.
-        norms: (M,) squared norms of the rows when they are known; infinite ones leave rows out.
+    Queries are float32, rows float32 or float16. `norms` (M,): squared norms of the rows when they
+    are known; infinite ones leave rows out.
     """
     norms = squared_norms(rows) if norms is None else norms
     k = min(k, len(rows))

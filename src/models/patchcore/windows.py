@@ -31,12 +31,9 @@ class Window(NamedTuple):
 
 
 def split_axis(side: int, window: int, overlap: int) -> list[Window]:
-    """Windows of `window` cells that cover `side` cells; each cell is kept of one of them.
+    """Windows that cover `side` >= `window` cells; each cell is kept of one of them.
 
-    Args:
-        side: not below `window`.
-        window: above 2 * `overlap`.
-        overlap: cells that a window gives up at least to each neighbour.
+    `overlap` < `window` / 2: cells that a window gives up at least to each neighbour.
     """
     count = -((window - side) // (window - 2 * overlap)) + 1
     starts = [i * (side - window) // max(1, count - 1) for i in range(count)]
