@@ -24,7 +24,8 @@ from src.evaluation.torch_metrics import CalibrationScores
 from src.logs import logging_to, silence
 from src.models.base import AnomalyModule
 from src.models.build import build_model, method_class
-from src.outputs import print_result, write_outputs
+from src.outputs import write_outputs
+from src.reporting.run_table import print_result
 from src.result import NormalScores, Threshold
 from src.saved_run import SavedRun
 from src.training import build_trainer, process_count, score_images, train

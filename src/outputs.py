@@ -36,7 +36,6 @@ from src.reporting.records import (
     choose_pictures,
 )
 from src.reporting.report import write_report
-from src.reporting.run_table import print_run_table
 from src.reporting.wording import checkpoint_choice, method_title
 from src.result import Calibration, LineChart, Threshold
 from src.saved_run import SavedRun, ScoreRow
@@ -168,13 +167,6 @@ def write_figures(run: SavedRun, report: ReportData, chosen: Sequence[int]) -> d
         save_png(contact_sheet(tiles, captions), folder / "contact_sheet.png")
     names = [*figures, *(["contact_sheet"] if tiles else [])]
     return {name: folder / f"{name}.png" for name in names}
-
-
-def print_result(run: SavedRun, *, repeated: bool = False) -> None:
-    """Metrics and paths of a finished run on the console."""
-    if repeated:
-        print(f"Already finished (force=true repeats it): {run.directory}")
-    print_run_table(run)
 
 
 def _protocol(

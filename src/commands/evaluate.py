@@ -19,7 +19,8 @@ from src.evaluation.threshold import build_rule
 from src.explaining import sources_of
 from src.fitted import checked_data
 from src.metrics import HEADLINES
-from src.outputs import print_result, write_outputs
+from src.outputs import write_outputs
+from src.reporting.run_table import print_result
 from src.result import Threshold
 from src.saved_run import SavedRun
 from src.training import build_trainer

@@ -45,18 +45,9 @@ def prepare_archives(
 ) -> None:
     """Make sure that `category` lies below `root`; safe when several processes ask at once.
 
-    Args:
-        root: folder of the data set.
-        category: the one that is wanted.
-        data_set: its name in messages.
-        download: whether the network may be used.
-        archives: by category, or "all" for the whole set. An archive placed below `root` by hand
-            is used instead of the network.
-        categories: that the archives hold.
-        holds: paths that make a category complete, with {category} in them; an archive may bring
-            folders of its own above them.
-        counts: images in each folder of a category, checked after unpacking.
-        page: where a person can get the data set.
+    conf/base/archives.yaml explains the arguments; `archives` are by category, or "all" for the
+    whole set, and `holds` are paths with {category} in them. An archive may bring folders of its
+    own above them; one placed below `root` by hand is used instead of the network.
 
     Raises:
         DataError: not there and not to be downloaded, or something is in the way.

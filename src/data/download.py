@@ -45,12 +45,8 @@ class Mirror:
 def fetch(mirrors: Sequence[Mirror], target: Path, *, advice: str) -> Path:
     """Download to `target` unless it is already there and verified.
 
-    The file appears under its own name only when it is complete and its checksum agrees.
-
-    Args:
-        mirrors: tried in order.
-        target: file to write.
-        advice: what a person can do by hand, for the error when every mirror fails.
+    Mirrors are tried in order; the file appears under its own name only when it is complete and its
+    checksum agrees. `advice`: what a person can do by hand when every mirror fails.
 
     Raises:
         DownloadError: every mirror failed, or the disk is too small.

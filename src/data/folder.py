@@ -29,16 +29,9 @@ def index_folder(
 ) -> Found:
     """Samples below `root`, which does not depend on the category.
 
-    Args:
-        root: folder of the data set; the other folders are relative to it (or absolute).
-        category: only names the run.
-        normal_dir: images of good parts, searched recursively.
-        abnormal_dir: folder(s) of defective images; subfolders are defect types, but one that is
-            called good, ok or normal holds good parts for the test.
-        mask_dir: masks with the relative path or the stem of their image (`pair_masks`).
-        normal_test_dir: good parts for the test; None: `test_fraction` of `normal_dir`.
-        test_fraction: share of the normals held out when there are no other good test parts.
-        seed: of that draw.
+    conf/data/folder.yaml explains the folders, which may also be absolute. Among those of defect
+    types one that is called good, ok or normal holds good parts for the test. Masks have the
+    relative path or the stem of their image (`pair_masks`).
 
     Raises:
         DataError: a folder that was named is missing or has no images.

@@ -18,11 +18,7 @@ BAD_PER_TRAINING_IMAGE = 2  # official code
 
 
 def index_panorama(root: Path, category: str) -> Found:
-    """Samples in the order of the official code: train, bad test, good test.
-
-    Args:
-        root: folder somewhere above `good_ones`.
-        category: ignored; there is one.
+    """Samples in the order of the official code: train, bad test, good test; of one category.
 
     Raises:
         DataError: no such layout, or an empty folder.

@@ -31,7 +31,7 @@ def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
 
     Args:
         root: folder somewhere above `good_ones`.
-        category: ignored; there is one.
+        category: there is one.
         pairing: name matches files whose names agree once "height" and "intensity" are left out;
             position takes the n-th of each sorted folder, unchecked, as the official code does.
 

@@ -72,11 +72,8 @@ def match_figure(
 ) -> Image.Image:
     """One alarm explained: test image, heat and matched normal image above their two crops.
 
-    Args:
-        picture: must have a match.
-        scale: of the run.
-        facts: lines of text such as the name of the image, the model and its layers.
-        side: longer side of each panel in pixels.
+    `picture` must have a match; `facts` are lines of text such as its name and the model; `side` is
+    the longer side of each panel in pixels.
     """
     match = picture.match
     if match is None:
@@ -101,12 +98,8 @@ def patch_frames(
 ) -> Iterator[Image.Image]:
     """Frames of an animation: one patch each, test image and heat left, its match right.
 
-    Args:
-        grid: matches of all patches.
-        scale: of patch distances.
-        source: reads normal images; the latest 64 are kept.
-        side: longer side of the two pictures in pixels.
-        order: flat patch numbers, row by row, in the order they are shown.
+    `scale` is that of patch distances, `side` the longer side of both pictures in pixels, `order`
+    the flat numbers of the patches in the order they are shown. 64 normal images are kept.
     """
     read = lru_cache(maxsize=64)(source)
     small = lru_cache(maxsize=64)(lambda image: fit_within(read(image)[1], side))

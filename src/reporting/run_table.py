@@ -22,8 +22,10 @@ from src.result import Threshold
 from src.saved_run import SavedRun
 
 
-def print_run_table(run: SavedRun) -> None:
-    """Print the table of a finished run."""
+def print_result(run: SavedRun, *, repeated: bool = False) -> None:
+    """Metrics and paths of a finished run on the console."""
+    if repeated:
+        print(f"Already finished (force=true repeats it): {run.directory}")
     metrics, config, console = run.metrics(), run.config(), Console()
     part = config.data.category or Path(config.data.root).name
     title = f"{config.model.name} on {config.data.name} {part}"

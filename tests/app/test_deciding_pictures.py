@@ -14,7 +14,7 @@ from src.commands.evaluate import evaluate_run
 from src.errors import ConfigError
 from src.evaluation.operating_points import POINTS
 from src.experiment import run_experiment
-from src.outputs import print_result
+from src.reporting.run_table import print_result
 from src.saved_run import SavedRun
 from tests.conftest import TINY
 

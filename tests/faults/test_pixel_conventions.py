@@ -8,7 +8,7 @@ from PIL import Image
 
 from src.commands.evaluate import evaluate_run
 from src.experiment import run_experiment
-from src.reporting.run_table import print_run_table
+from src.reporting.run_table import print_result
 from src.saved_run import SavedRun
 
 #: Rows and columns of each defect in a 128 px image; the crop sees 32 to 96.
@@ -71,7 +71,7 @@ def test_a_defect_outside_the_crop_is_left_out_by_name_and_its_share_is_a_number
     assert said.count("1 image with the whole defect outside the centre crop") >= 2
     assert "(bad/corner.png)" in said
     assert "over the centre 32x32 after resizing to a shorter side of 64, on a 32x32 grid" in said
-    print_run_table(SavedRun(directory))
+    print_result(SavedRun(directory))
     shown = " ".join(capsys.readouterr().out.split())
     assert "pixel metrics over the centre 32x32" in shown and "masks by nearest neighbour" in shown
     assert "Never seen" in shown and "0.3333" in shown
