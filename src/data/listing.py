@@ -91,12 +91,17 @@ def _enter(place: Path, seen: set[tuple[int, int]], listing: Listing) -> list[tu
         seen.add(identity)
         with os.scandir(place) as entries:
             for entry in entries:
+                # a Path takes ten times as long
+                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
                     below.append((place / entry.name, entry.is_symlink()))
-                elif (found := _list_for(entry, listing)) is not None:
-                    found.append(place / entry.name)
+                elif suffix in _FOREIGN:
+                    listing.foreign.append(place / entry.name)
+                elif suffix in EXTENSIONS:
+                    known = listing.images if entry.is_file() else listing.broken
+                    known.append(place / entry.name)
     except FileNotFoundError:  # removed while we looked
         return []
     except OSError as error:
@@ -106,16 +111,6 @@ def _enter(place: Path, seen: set[tuple[int, int]], listing: Listing) -> list[tu
             do="allow reading it (chmod u+rx), or move it out of the data set",
         ) from error
     return below
-
-
-def _list_for(entry: os.DirEntry[str], listing: Listing) -> list[Path] | None:
-    """Where in `listing` a file belongs; None: it is no picture."""
-    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  a Path takes ten times as long
-    if suffix in _FOREIGN:
-        return listing.foreign
-    if suffix in EXTENSIONS:
-        return listing.images if entry.is_file() else listing.broken
-    return None
 
 
 def _identity(folder: Path) -> tuple[int, int]:

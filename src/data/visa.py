@@ -39,7 +39,13 @@ def index_visa(root: Path, category: str) -> Found:
             do=f"{did_you_mean(category, found)} Set data.category to it.",
         )
     samples = [_sample(base, row) for row in chosen]
-    _require_files(samples, base)
+    files = [p for sample in samples for p in (sample.image_path, sample.mask_path) if p]
+    if absent := [path for path in files if not path.is_file()]:
+        raise DataError(
+            f"VisA in {base} is incomplete.",
+            found=f"{len(absent)} listed files are missing, first {absent[0]}",
+            do="unpack the archive again into data.root",
+        )
     samples.sort(key=lambda s: (s.split != "train", s.label, natural_key(s.image_path)))
     return Found(samples)
 
@@ -63,14 +69,3 @@ def _sample(base: Path, row: dict[str, str]) -> Sample:
         return Sample(base / row["image"], None, NORMAL, "good", split)
     mask = base / row["mask"] if row["mask"] else None
     return Sample(base / row["image"], mask, DEFECTIVE, "anomaly", split)
-
-
-def _require_files(samples: list[Sample], base: Path) -> None:
-    files = [p for sample in samples for p in (sample.image_path, sample.mask_path) if p]
-    absent = [path for path in files if not path.is_file()]
-    if absent:
-        raise DataError(
-            f"VisA in {base} is incomplete.",
-            found=f"{len(absent)} listed files are missing, first {absent[0]}",
-            do="unpack the archive again into data.root",
-        )

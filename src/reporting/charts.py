@@ -115,9 +115,9 @@ def percent(value: float, low: float, high: float) -> float:
     return round(100.0 * (value - low) / (high - low), 3)
 
 
-def nice_ticks(low: float, high: float, about: int = 6) -> list[float]:
+def nice_ticks(low: float, high: float) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) inside low..high."""
-    rough = (high - low) / about
+    rough = (high - low) / 6  # about so many
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough)
     first = math.ceil(low / step)
@@ -150,9 +150,9 @@ def _dot(row: ImageResult, index: int, tops: dict[str, int], low: float, high: f
     return Dot(percent(row.score, low, high), round(y, 1), _KINDS[row.label], index)
 
 
-def curve_path(curve: Curve, points: int = 300) -> str:
+def curve_path(curve: Curve) -> str:
     """SVG path of a curve in a unit square that is 100 wide and high, y upwards; ends are kept."""
-    thin = curve.thinned(points)
+    thin = curve.thinned(300)
     places = zip(thin.x.tolist(), thin.y.tolist(), strict=True)
     path = "L".join(f"{100 * x:.2f} {100 * (1 - y):.2f}" for x, y in places)
     return path and f"M{path}"
