@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 
 from src import processes
 from src.data.images import read_mask, read_sample, same_view
+from src.data.measured import each
 from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.errors import DataError
@@ -44,8 +43,8 @@ class ImageDataset(Dataset[Batch]):
     ) -> None:
         self.samples, self.indices, self.transform = samples, list(indices), transform
         self.cached = cached
-        self._pixels: Tensor | None = None  # (n, 3, H, W) uint8 or float32
-        self._masks: Tensor | None = None  # (n, H, W) bool
+        # pixels (n, 3, H, W) uint8 or float32, masks (n, H, W) bool
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -68,9 +67,7 @@ class ImageDataset(Dataset[Batch]):
             pixels, masks = self._cache()
             pixels, masks = pixels[list(positions)], masks[list(positions)]
         else:
-            pairs = [self._load(self.samples[row]) for row in rows]
-            pixels = torch.stack([pair[0] for pair in pairs])
-            masks = torch.stack([pair[1] for pair in pairs])
+            pixels, masks = _stacked([self._load(self.samples[row]) for row in rows])
         return {
             "image": self.transform.normalise(pixels),
             "mask": masks,
@@ -101,14 +98,13 @@ class ImageDataset(Dataset[Batch]):
             raise DataError(what, found=error.found, do=error.do) from error
 
     def _cache(self) -> tuple[Tensor, Tensor]:
-        """All pixels and masks, decoded once by a few threads (decoders release the GIL)."""
-        if self._pixels is None or self._masks is None:
-            samples = [self.samples[row] for row in self.indices]
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-                pairs = list(threads.map(self._load, samples))
-            self._masks = torch.stack([mask for _, mask in pairs])
-            self._pixels = torch.stack([pixels for pixels, _ in pairs])
-        return self._pixels, self._masks
+        """All pixels and masks, decoded once."""
+        if self._kept is None:
+            pairs, broken = each([self.samples[row] for row in self.indices], self._load)
+            for _, error in broken:
+                raise error
+            self._kept = _stacked(pairs)
+        return self._kept
 
 
 class Share(Dataset[Batch]):
@@ -212,3 +208,7 @@ def fits_in_cache(count: int, transform: ImageTransform) -> bool:
     """Whether `data.cache: auto` keeps `count` images and masks in memory."""
     height, width = transform.size
     return count * height * width * (3 * (1 if transform.antialias else 4) + 1) <= _CACHE_BYTES
+
+
+def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([pixels for pixels, _ in pairs]), torch.stack([mask for _, mask in pairs])

@@ -119,12 +119,10 @@ def agreement(picture: Picture, scale: ColourScale) -> np.ndarray:
     """Truth against prediction, (H, W, 3) uint8: both light, missed blue, surplus orange."""
     found, known = segmentation(picture, scale), truth(picture)
     drawn = np.full((*found.shape, 3), INK, dtype=np.uint8)
-    if known is None:
-        drawn[found] = PREDICTION
-        return drawn
-    drawn[found & known] = AGREE
-    drawn[known & ~found] = MISSED
-    drawn[found & ~known] = SURPLUS
+    drawn[found] = PREDICTION if known is None else SURPLUS
+    if known is not None:
+        drawn[known] = MISSED
+        drawn[found & known] = AGREE
     return drawn
 
 
