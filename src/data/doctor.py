@@ -251,8 +251,8 @@ def _copies(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     same = [(first.setdefault(image.digest, image), image) for image in images]
     same = [(a, b) for a, b in same if a is not b]
     alike = [(a, b) for a, b in same if a.sample.label == b.sample.label]
-    bits, small = [image.bits for image in images], [image.small for image in images]
-    near = [(images[i], images[j]) for i, j in near_duplicates(np.array(bits), np.array(small))]
+    small = np.array([image.small for image in images])
+    near = [(images[i], images[j]) for i, j in near_duplicates(small)]
     near = [(a, b) for a, b in near if a.digest != b.digest]
     for severity, what, remedy, pairs in (
         ("error", "The same picture is called normal and defective.",

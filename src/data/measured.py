@@ -17,11 +17,8 @@ from src.data.images import image_header, read_mask, read_sample
 from src.data.samples import DEFECTIVE, Finding, Sample, about
 from src.errors import DataError
 
-# Copies: a difference hash (dHash: is each cell darker than its right neighbour?) proposes pairs, a
-# small grey picture confirms them, because parts that are always placed alike hash alike too.
-_ROWS, _COLUMNS, _SIDE = 16, 17, 32
-#: Bits of 256 in which copies may differ. ours: JPEG 60 and half size stay below 8.
-MAX_BITS = 16
+# Copies are told by small grey pictures, so that size, container and brightness do not matter.
+_SIDE = 32
 #: Root-mean-square grey levels, after removing the mean, that copies may differ by. ours:
 #: recompressed and halved copies reach 0.9, the closest two distinct MVTec bottles 2.1.
 MAX_LEVELS = 1.25
@@ -42,7 +39,6 @@ class ImageFacts:
     sharpness: float  # deviation of the second difference, in grey levels
     clipped: float  # share of pixels that are 0 or 255 in every channel
     digest: str  # of the decoded pixels: equal for the same picture in another container
-    bits: np.ndarray  # dHash (256,)
     small: np.ndarray  # grey (1024,) without its mean
 
 
@@ -114,7 +110,7 @@ def _measure_image(sample: Sample) -> ImageFacts:
         sharpness=float(second.std()) if second.size else 0.0,
         clipped=float(clipped.mean()),
         digest=hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest(),
-        bits=dhash(grey), small=thumbnail(grey),
+        small=thumbnail(grey),
     )  # fmt: skip
 
 
@@ -126,33 +122,23 @@ def _measure_mask(sample: Sample) -> MaskFacts:
 # --- the same picture saved twice, also after resizing, recompression or brightening ------------
 
 
-def dhash(grey: Image.Image) -> np.ndarray:
-    """256 bits of a grey picture, bool (256,)."""
-    small = np.asarray(grey.resize((_COLUMNS, _ROWS), Image.Resampling.BOX), np.int16)
-    return (small[:, 1:] > small[:, :-1]).reshape(-1)
-
-
 def thumbnail(grey: Image.Image) -> np.ndarray:
     """Grey levels float32 (1024,) of a 32 x 32 picture, without their mean."""
     small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32).reshape(-1)
     return small - small.mean()
 
 
-def near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs i < j of pictures that are copies of each other.
+def near_duplicates(small: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs i < j of small pictures, float32 (n, 1024) without their means, that are copies.
 
-    hashes bool (n, 256), thumbnails float32 (n, 1024) without their means.
-    Memory: 512 * n floats; time n * n / 2 products of 256 numbers.
+    Memory: 512 * n floats; time n * n / 2 products of 1024 numbers.
     """
-    signs = np.where(hashes, 1, -1).astype(np.float32)
-    contrast = np.sqrt((thumbnails**2).mean(axis=1))
-    for start in range(0, len(signs), _CHUNK):
-        rows = signs[start : start + _CHUNK]
-        bits = (rows.shape[1] - rows @ signs[start:].T) / 2  # (chunk, n - start) Hamming distance
-        for a, b in zip(*np.nonzero(bits <= MAX_BITS), strict=True):
-            i, j = int(start + a), int(start + b)
-            if i >= j:
-                continue
-            levels = float(np.sqrt(((thumbnails[i] - thumbnails[j]) ** 2).mean()))
-            if levels <= min(MAX_LEVELS, MAX_SHARE * float(contrast[i])):
-                yield i, j
+    power = (small**2).mean(axis=1)
+    most = np.minimum(MAX_LEVELS**2, MAX_SHARE**2 * power)
+    for start in range(0, len(small), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        both = small[rows] @ small[start:].T / small.shape[1]
+        apart = power[rows, None] + power[start:] - 2 * both  # mean squared difference
+        for a, b in zip(*np.nonzero(apart <= most[rows, None]), strict=True):
+            if a < b:
+                yield start + int(a), start + int(b)
