@@ -189,7 +189,7 @@ class AnomalyDataModule(pl.LightningDataModule):
     def _warn_of_crop(self) -> None:
         """Data sets have papers that crop; a user's own images should not lose borders unseen."""
         height, width = image_size(self.train_samples[0].image_path)
-        share = self.transform.seen_share((height, width))
+        share = self.transform.seen((height, width)).mean()
         if share < 0.99:
             log.warning(
                 "The centre crop sees %.0f %% of an image of %d x %d pixels; defects outside are "

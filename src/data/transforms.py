@@ -151,13 +151,6 @@ class ImageTransform:
         """Whether some image may lose its borders."""
         return self.crop is not None and self.crop != self.resize
 
-    def seen_share(self, original: tuple[int, int]) -> float:
-        """Share of an original image (H, W) that the network sees, 0..1; less than 1: cropped."""
-        resized, (_, _, height, width) = self.geometry(original)
-        return height * width / (resized[0] * resized[1])
-        _, _, height, width = self._window(resized)
-        return height * width / (resized[0] * resized[1])
-
     # --- geometry ----------------------------------------------------------------------------
 
     def _positions(self, original: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from src.files import write_text
 from src.metrics import HIGH, LOW, METRICS
 from src.reporting import charts, figures, page_images, wording
@@ -59,13 +57,14 @@ def write_report(
         max_megabytes: pictures stop when they fill this much of the page.
     """
     threshold, device = score_threshold(data), data.manifest.get("device", "this machine")
+    chart = charts.score_chart(data.images, threshold)
     chosen = choose_pictures(data.images, threshold, len(data.images))
     layers = _encode(data, chosen[:max_images], max_side, max_megabytes * 1e6)
     shown = sorted(chosen[:_MAX_CARDS], key=lambda index: _worst_first(data, index, threshold))
     page = render_page(
         "report.html.j2", "report.css", "report.js",
         data=data, wording=wording, geometry=charts,
-        chart=charts.score_chart(data.images, threshold),
+        chart=chart,
         deciders=_decider_cards(data, max_side),
         cards=[
             Card(i, data.images[i], wording.score(data.images[i].score), layers.get(i))
@@ -79,7 +78,7 @@ def write_report(
         runtime=_metric_rows(data, ("speed/", "fit/")),
         metrics=_metric_rows(data, ("test/",)),
         manifest=flatten(data.manifest),
-        page_data=page_data(data, threshold),
+        page_data=page_data(data, threshold, chart),
     )  # fmt: skip
     write_text(path, page)
 
@@ -94,15 +93,13 @@ def score_threshold(data: ReportData) -> float:
     return limit if agrees else math.nan
 
 
-def page_data(data: ReportData, threshold: float) -> dict[str, Any]:
+def page_data(data: ReportData, threshold: float, chart: charts.ScoreChart) -> dict[str, Any]:
     """What the script needs: a short row an image, the threshold, its axis and what it rests on."""
-    scores = np.array([row.score for row in data.images], dtype=np.float64)
-    low, high = charts.axis_range(scores[np.isfinite(scores)], threshold)
     rows = [
         [row.path, row.label, row.defect, _finite(row.score), int(row.decision)]
         for row in data.images
     ]
-    return {"rows": rows, "threshold": _finite(threshold), "low": low, "high": high,
+    return {"rows": rows, "threshold": _finite(threshold), "low": chart.low, "high": chart.high,
             "normal": list(data.normal_scores)}  # fmt: skip
 
 
