@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from src import manifest
 from src.data.datamodule import AnomalyDataModule
 from src.data.record import FILE_NAME as DATA
-from src.errors import WeightsError
+from src.data.record import DataRecord
+from src.errors import SavedModelError, WeightsError
 from src.files import atomic
-from src.fitted import say_what_changed
-from src.identity import run_folder, weights_fingerprint
-from src.models.base import AnomalyModule
+from src.identity import run_folder, same_config, weights_fingerprint
+from src.models.base import AnomalyModule, read_model_card
 from src.models.build import build_model
 from src.saved_run import SavedRun
 from src.training import last_checkpoint
@@ -36,7 +36,10 @@ def find_run(cfg: DictConfig) -> tuple[SavedRun, AnomalyDataModule, str]:
     """
     data = AnomalyDataModule(cfg)
     data.prepare_data()
-    weights = weights_fingerprint(cfg) or _fetch_weights(cfg, data)
+    weights = weights_fingerprint(cfg)
+    if weights is None:  # fetched by building the model once
+        backbone = getattr(build_model(cfg, data.image_size).backbone, "identity", "")
+        weights = weights_fingerprint(cfg) or str(backbone)
     run = SavedRun(run_folder(cfg, data.look().fingerprint, weights))
     return run, data, weights
 
@@ -52,7 +55,7 @@ def begin(
             do="start it again",
         )
     if not run.has(DATA):
-        say_what_changed(run.directory, data.record)
+        _say_what_changed(run.directory, data.record)
     backbone = getattr(model.backbone, "identity", None)
     facts = manifest.describe_run(data.record.fingerprint, backbone)
     run.start(cfg, facts, force=cfg.force)
@@ -63,7 +66,20 @@ def begin(
     return Beginning(run, run.fitted, last_checkpoint(run.directory))
 
 
-def _fetch_weights(cfg: DictConfig, data: AnomalyDataModule) -> str:
-    """Fetch the weights of a run by building its model once; their fingerprint."""
-    model = build_model(cfg, data.image_size)
-    return weights_fingerprint(cfg) or str(getattr(model.backbone, "identity", ""))
+def _say_what_changed(folder: Path, record: DataRecord) -> None:
+    """One line, if the same config ran before on other data or from other weights."""
+    if earlier := same_config(folder, DATA):
+        before = SavedRun(earlier[-1]).record()
+        what = before.difference(record) or "the weights it starts from are others"
+        print(f"Changed since {earlier[-1]}: {what}. Fitting again in {folder}; that run stays.")
+    elif old := sorted(path.name for path in folder.parent.glob("seed*") if _is_old(path)):
+        print(f"{folder.parent} holds runs of an earlier version ({', '.join(old[:3])}). "
+              "They are not used.")  # fmt: skip
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        read_model_card(folder / "model")
+    except SavedModelError:
+        return (folder / "metrics.json").is_file()
+    return False

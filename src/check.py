@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("check", "src.commands.check:check_data_set")
-
 if __name__ == "__main__":
-    main()
+    program("check", "src.commands.check:check_data_set")()

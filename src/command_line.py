@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import hydra
 import hydra.types
@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from src.composing import CONF, MULTIRUN, compose, defaults_of, split_words
 from src.errors import ConfigError
-from src.files import print_any_name
+from src.files import ESCAPE
 from src.grammar import hydra_words
 from src.mistakes import explain
 from src.options import check_options, is_true
@@ -56,7 +56,8 @@ def program(config_name: str, function: str) -> Callable[[], None]:
         for name in ("stdout", "stderr"):  # closed (`>&-`): no other file may take its number
             if getattr(sys, name) is None:
                 setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end
-        print_any_name()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names with bytes that are not UTF-8
+            sys.stdout.reconfigure(errors=ESCAPE)
         with _interrupts():
             code = _exit_code(function, config_name)
         sys.exit(UNREAD if _unread() else code)
@@ -79,7 +80,9 @@ def _exit_code(function: str, config_name: str) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread():
             code = UNREAD
-        elif _verbose():
+        elif os.environ.get("HYDRA_FULL_ERROR") or any(
+            word.startswith("debug=") and is_true(word[6:]) for word in sys.argv
+        ):
             raise
         else:
             code = explain(error, config_name, sys.argv[1:])
@@ -96,10 +99,8 @@ def _interrupts() -> Iterator[None]:
         raise Interrupted
 
     usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, interrupt)
+    if usual is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
@@ -171,26 +172,14 @@ def _unread() -> bool:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-            gone = _reader_left(stream)
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+            gone = any(event & select.POLLERR for _, event in poll.poll(0))
         except BrokenPipeError:
             gone = True
+        except (io.UnsupportedOperation, AttributeError):  # a notebook's own stream; no poll
+            continue
         if gone:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         unread |= gone
     return unread
-
-
-def _reader_left(stream: TextIO) -> bool:
-    if not hasattr(select, "poll") or not isinstance(stream, io.TextIOWrapper):
-        return False
-    poll = select.poll()
-    try:
-        poll.register(stream.fileno(), 0)
-    except io.UnsupportedOperation:  # a notebook's or a test's own stream
-        return False
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _verbose() -> bool:
-    asked = any(word.startswith("debug=") and is_true(word[6:]) for word in sys.argv)
-    return asked or bool(os.environ.get("HYDRA_FULL_ERROR"))

@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("compare", "src.commands.compare:compare_runs")
-
 if __name__ == "__main__":
-    main()
+    program("compare", "src.commands.compare:compare_runs")()

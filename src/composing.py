@@ -1,22 +1,34 @@
-"""Configs as the command line makes them: words, groups, defaults, all options checked."""
+"""Configs as the command line makes them: words, groups, defaults, all options checked.
+
+The dataclasses are what files of conf/ may hold. A file names its schema first, as in
+`defaults: [/HardwareOptions@_here_, _self_]`; names, types and choices that do not fit are refused.
+Methods declare theirs beside their code: every `...Options` of src/models/<method>/options.py is a
+schema of that name for the node `model`, with the keys of MethodKeys added. No torch here: `--help`
+answers at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import pkgutil
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+import src.models
 from src.grammar import hydra_words
 from src.options import check_options
-from src.schemas import register
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 MULTIRUN = {"-m", "--multirun"}
-register()
 
 
 def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
@@ -58,3 +70,125 @@ def is_group(word: str) -> bool:
     """Whether a word chooses a file of conf/, as `model=uflow` does, instead of setting a value."""
     key = word.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
     return key.startswith("hydra/") or (CONF / key).is_dir()
+
+
+# --- schemas -----------------------------------------------------------------------------------
+
+
+class Accelerator(StrEnum):
+    """What computes."""
+
+    auto = "auto"  # the GPU if there is one
+    cpu = "cpu"
+    gpu = "gpu"
+    cuda = "cuda"
+    mps = "mps"
+    tpu = "tpu"
+
+
+class Logger(StrEnum):
+    """Who is told the numbers of a run."""
+
+    csv = "csv"
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+
+
+class WandbMode(StrEnum):
+    """Where Weights & Biases keeps a run."""
+
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class Precision(StrEnum):
+    """Of a frozen backbone."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass
+class HardwareOptions:
+    """`hardware`: where a run computes."""
+
+    accelerator: Accelerator
+    devices: Any  # how many, which ones, -1 or auto
+    strategy: str  # of Lightning; ddp for several processes
+    num_nodes: int
+    precision: str  # of Lightning
+    num_workers: Any  # processes that decode images, or auto
+    threads: int | None  # of torch on the CPU
+
+
+@dataclass
+class LoggerOptions:
+    """`logger`; `wandb` only where it is used."""
+
+    names: list[Logger]
+    wandb: WandbOptions | None = None
+
+
+@dataclass
+class WandbOptions:
+    """What Weights & Biases is told about a run."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    tags: list[str]
+    mode: WandbMode | None  # None: online with a key, offline without
+
+
+@dataclass
+class ThresholdOptions:
+    """`threshold`: a rule; it passes over a number of another one, which an experiment may set."""
+
+    _target_: str
+    alpha: Any = None  # conformal: the promised share of false alarms
+    q: Any = None  # quantile of the normal scores
+
+
+@dataclass
+class BackboneOptions:
+    """`backbone`: a network of timm, frozen."""
+
+    _target_: str
+    name: str
+    stages: list[str] | None
+    layers: list[str] | None
+    mean: list[float]
+    std: list[float]
+    weights: str
+    padding_mode: str | None
+    precision: Precision
+    channels_last: bool
+
+
+@dataclass
+class MethodKeys:
+    """Keys of `model` that are for the experiment around a method, not for the method."""
+
+    _target_: str
+    name: str
+    stages: Any = None  # of the backbone, counted from 1
+    recipe: Any = None
+    backbones: Any = None  # of an ensemble
+
+
+def _register() -> None:
+    """Tell Hydra all schemas; each is found under the name of its dataclass."""
+    store = ConfigStore.instance().store
+    for kind in (HardwareOptions, LoggerOptions, ThresholdOptions, BackboneOptions):
+        store(name=kind.__name__, node=kind)
+    for package in pkgutil.iter_modules(src.models.__path__):
+        if package.ispkg and importlib.util.find_spec(f"src.models.{package.name}.options"):
+            module = importlib.import_module(f"src.models.{package.name}.options")
+            for name, kind in vars(module).items():
+                if name.endswith("Options"):
+                    store(name=name, node=dataclass(type(name, (MethodKeys, kind), {})))
+
+
+_register()

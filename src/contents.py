@@ -38,14 +38,21 @@ def content_hashes(paths: Iterable[Path]) -> dict[str, str]:
     files = list(dict.fromkeys(map(str, paths)))  # hashing 100 000 Paths would take a second
     if not files:
         return {}
-    memory = _memory_of(files)
+    # One memory for each folder that holds all of `files`.
+    shared = os.path.commonpath([os.path.dirname(path) for path in (min(files), max(files))])  # noqa: PTH120
+    name = hashlib.sha256(os.fsencode(shared)).hexdigest()[:16]
+    memory = cache_dir() / "contents" / f"{name}.json"
     remembered, now = _read(memory), time.time_ns()
     try:
         stamps = {path: _stamp(path) for path in files}
         fresh = [p for p in files if remembered.get(p, "")[:-_DIGITS] != f"{stamps[p]} "]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             hashes = dict(zip(fresh, pool.map(_hash, fresh), strict=True))
-        settled = [path for path in fresh if _settled(path, stamps[path], now)]
+        settled = [  # old enough when they were read, and not written meanwhile
+            path
+            for path in fresh
+            if int(stamps[path].split()[-1]) < now - _SETTLED_NS and _stamp(path) == stamps[path]
+        ]
     except OSError as error:
         raise DataError(
             f"{error.filename} cannot be read.",
@@ -61,17 +68,8 @@ def content_hashes(paths: Iterable[Path]) -> dict[str, str]:
 
 def cache_dir() -> Path:
     """Where this program keeps what it can always compute again: CACHE_DIR, or the user's cache."""
-    own = os.environ.get("CACHE_DIR", "").strip()
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "goodparts"
-
-
-def _memory_of(files: list[str]) -> Path:
-    """The file that remembers: one for each folder that holds all of `files`."""
-    shared = os.path.commonpath([os.path.dirname(path) for path in (min(files), max(files))])  # noqa: PTH120
-    name = hashlib.sha256(os.fsencode(shared)).hexdigest()[:16]
-    return cache_dir() / "contents" / f"{name}.json"
+    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "goodparts"
+    return Path(os.environ.get("CACHE_DIR", "").strip() or users).expanduser()
 
 
 def _read(memory: Path) -> dict[str, str]:
@@ -91,8 +89,3 @@ def _stamp(path: str) -> str:
 def _hash(path: str) -> str:
     with open(path, "rb") as stream:  # noqa: PTH123
         return hashlib.file_digest(stream, "sha256").hexdigest()[:_DIGITS]
-
-
-def _settled(path: str, stamp: str, now: int) -> bool:
-    """Whether the file was old enough when it was read, and was not written meanwhile."""
-    return int(stamp.split()[-1]) < now - _SETTLED_NS and _stamp(path) == stamp

@@ -42,7 +42,7 @@ class Detector:
     transform: ImageTransform
     threshold: Threshold
     config: DictConfig  # of the run, with the hardware that works here
-    directory: Path
+    run: SavedRun
     device: torch.device
 
     @classmethod
@@ -67,17 +67,20 @@ class Detector:
         threshold = Threshold.from_json(run.read_json("model/threshold.json"))
         model.own_mask = threshold.own_mask
         chosen = _device(device)
-        config.hardware = _hardware(config, chosen)
+        config.hardware.update(
+            accelerator="cpu" if chosen.type == "cpu" else "gpu",
+            devices=1 if chosen.index is None else [chosen.index],
+            strategy="auto",
+            num_nodes=1,
+        )
         model.eval().to(chosen)
-        return cls(model, transform, threshold, config, run.directory, chosen)
+        return cls(model, transform, threshold, config, run, chosen)
 
     def identity(self) -> str:
         """Sixteen hex digits of all that decides a score or an alarm, wherever the run lies."""
         config = cast(dict[str, Any], OmegaConf.to_container(self.config, resolve=True))
-        parts = [
-            read_model_card(self.directory / "model"), self.threshold.to_json(),
-            config["model"], config["transform"],
-        ]  # fmt: skip
+        card = read_model_card(self.run.directory / "model")
+        parts = [card, self.threshold.to_json(), config["model"], config["transform"]]
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -113,25 +116,13 @@ class Detector:
 
 def _device(name: str) -> torch.device:
     """auto, cpu, mps, gpu or cuda, or one GPU such as cuda:1; ConfigError where it is missing."""
-    there = torch.cuda.device_count()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name.replace("gpu", "cuda"))
-    if device.type == "cuda" and (device.index or 0) >= there:
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"There is no such device as {name}.",
-            found=f"{there} GPUs that torch can use",
+            found=f"{torch.cuda.device_count()} GPUs that torch can use",
             do="device=cpu, or install a CUDA build of torch and a driver",
         )
     return device
-
-
-def _hardware(config: DictConfig, device: torch.device) -> DictConfig:
-    """The hardware of a run, but one device of this machine in place of those it was fitted on."""
-    here = {
-        "accelerator": "cpu" if device.type == "cpu" else "gpu",
-        "devices": 1 if device.index is None else [device.index],
-        "strategy": "auto",
-        "num_nodes": 1,
-    }
-    return cast(DictConfig, OmegaConf.merge(config.hardware, here))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable
+from functools import partial
 
 
 class GoodpartsError(Exception):
@@ -17,7 +18,7 @@ class GoodpartsError(Exception):
         super().__init__(f"{what}\n  found: {found}\n  do:    {do}")
 
     def __reduce__(self) -> tuple[object, ...]:  # survives worker processes
-        return _rebuild, (type(self), self.what, self.found, self.do)
+        return partial(type(self), found=self.found, do=self.do), (self.what,)
 
 
 class ConfigError(GoodpartsError):
@@ -40,10 +41,6 @@ class SavedModelError(GoodpartsError):
     """A saved run or model file is missing, damaged, foreign or of another version."""
 
 
-def _rebuild(kind: type[GoodpartsError], what: str, found: str, do: str) -> GoodpartsError:
-    return kind(what, found=found, do=do)
-
-
 def root_of(error: BaseException) -> BaseException:
     """The user's own mistake inside wrappers such as hydra's InstantiationException."""
     cause: BaseException | None = error
@@ -64,9 +61,8 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """'Did you mean ...?' or, when nothing is close, the full list of valid names."""
     options = sorted(options)
-    close = nearest(name, options)
-    if close:
-        return f"Did you mean {' or '.join(repr(hit) for hit in close)}?"
+    if close := nearest(name, options):
+        return f"Did you mean {' or '.join(map(repr, close))}?"
     return f"Valid names: {', '.join(options)}."
 
 

@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("evaluate", "src.commands.evaluate:evaluate_run")
-
 if __name__ == "__main__":
-    main()
+    program("evaluate", "src.commands.evaluate:evaluate_run")()

@@ -28,7 +28,7 @@ from src.outputs import write_outputs
 from src.reporting.run_table import print_result
 from src.result import NormalScores, Threshold
 from src.saved_run import SavedRun
-from src.training import build_trainer, process_count, score_images, train
+from src.training import Work, build_trainer, process_count, score_images, train
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +73,14 @@ def lead(cfg: DictConfig) -> Result:
             processes.from_first(begun)
             trainer = build_trainer(cfg, run.directory, loggers, single_pass=model.single_pass)
             run.add_facts(manifest.describe_device(trainer))
-            fit(begun, trainer, model, data)
-            threshold = calibrate(cfg, run, trainer, model, data)
-            evaluator, threshold, metrics = evaluate(cfg, trainer, model, data, threshold)
+            work = Work(cfg, run, trainer, model, data)
+            fit(work, begun)
+            evaluator, threshold, metrics = evaluate(work, calibrate(work))
             run.write_json("model/threshold.json", threshold.to_json())
             metrics |= {f"fit/{key}": value for key, value in run.read_json("fit.json").items()}
             metrics |= model.learning_metrics()
 
-            pictures = write_outputs(
-                cfg, run, model, data, evaluator, threshold, metrics, data.samples
-            )
+            pictures = write_outputs(work, evaluator, threshold, metrics, data.samples)
             tracking.log_results(loggers, metrics, pictures)
             data.require_unchanged()
             run.finish(metrics)
@@ -104,17 +102,17 @@ def follow(cfg: DictConfig) -> Result:
             data.write_settled()
             model = _model_for(cfg, data)
             trainer = build_trainer(cfg, begun.run.directory, [], single_pass=model.single_pass)
-            fit(begun, trainer, model, data)
-            normal_scores(cfg, trainer, model, data)
+            work = Work(cfg, begun.run, trainer, model, data)
+            fit(work, begun)
+            normal_scores(work)
             score_images(trainer, model, data.test_dataloader(shared=True), lambda *_: None)
         return processes.from_first()
 
 
-def fit(
-    begun: Beginning, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
-) -> None:
+def fit(work: Work, begun: Beginning) -> None:
     """Learn from normal images, or load what an interrupted run had already learnt."""
-    folder = begun.run.directory / "model"
+    _, run, trainer, model, data = work
+    folder = run.directory / "model"
     if not begun.fitted:
         began = time.perf_counter()
         train(trainer, model, data, begun.checkpoint)
@@ -124,29 +122,22 @@ def fit(
             data.require_unchanged()
             model.save(folder)
             facts = {"seconds": seconds, "peak_memory_mb": peak_memory_mb()}
-            begun.run.write_json("fit.json", facts)
+            run.write_json("fit.json", facts)
         processes.from_first(None)
     if begun.fitted or not processes.leads():
         model.load(folder)
 
 
-def calibrate(
-    cfg: DictConfig,
-    run: SavedRun,
-    trainer: pl.Trainer,
-    model: AnomalyModule,
-    data: AnomalyDataModule,
-) -> Threshold | None:
+def calibrate(work: Work) -> Threshold | None:
     """The threshold from normal images the model has not seen; None for a labelled oracle."""
-    normal = normal_scores(cfg, trainer, model, data)
-    run.write_calibration(normal)
-    return build_rule(cfg.threshold).fit(normal)
+    normal = normal_scores(work)
+    work.run.write_calibration(normal)
+    return build_rule(work.cfg.threshold).fit(normal)
 
 
-def normal_scores(
-    cfg: DictConfig, trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule
-) -> NormalScores | None:
+def normal_scores(work: Work) -> NormalScores | None:
     """Scores of normal images the model has not seen: of those held out, else the model's own."""
+    cfg, _, trainer, model, data = work
     model.own_mask = build_rule(cfg.threshold).needs_own_mask
     samples = data.calibration_samples
     if samples:
@@ -163,16 +154,13 @@ def normal_scores(
 
 
 def evaluate(
-    cfg: DictConfig,
-    trainer: pl.Trainer,
-    model: AnomalyModule,
-    data: AnomalyDataModule,
-    threshold: Threshold | None,
+    work: Work, threshold: Threshold | None
 ) -> tuple[Evaluator, Threshold, dict[str, float]]:
     """Metrics of the test images; the only place that reads their labels and masks.
 
     A missing threshold is an oracle's: it is chosen here, from labels, and marked as such.
     """
+    cfg, _, trainer, model, data = work
     evaluator = build_evaluator(cfg, data.transform, data.samples, model.roi)
     score_images(trainer, model, data.test_dataloader(shared=True), evaluator.update)
     threshold = threshold or evaluator.oracle_threshold()

@@ -1,4 +1,4 @@
-"""Why an image raised an alarm: its patches beside the normal patches they were compared with."""
+"""What a detector finds in an image, and why: its patches beside the nearest normal ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image
 
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
-from src.data.samples import Sample
+from src.data.samples import NORMAL, Sample
 from src.detector import Detector
 from src.errors import DataError, SavedModelError
 from src.files import shown
 from src.fitted import fitted_samples
 from src.reporting.match_pictures import MatchGrid, Source, match_at
-from src.reporting.records import PatchMatch
+from src.reporting.records import PatchMatch, Picture
 from src.saved_run import SavedRun
 
 
@@ -32,6 +32,23 @@ def match_grid(detector: Detector, image: Image.Image | np.ndarray) -> MatchGrid
         image=match.image.cpu().numpy(),
         place=match.place.cpu().numpy(),
         metric=str(detector.config.model.get("distance", "euclidean")),
+    )
+
+
+def picture_of(detector: Detector, sample: Sample, sources: Sequence[Sample] = ()) -> Picture:
+    """A sample as the network sees it, with what the detector finds; an alarm is explained."""
+    image = read_sample(sample)
+    found = detector.detect([image])[0]
+    mask = None if sample.mask_path is None else detector.transform.mask(sample.mask_path)
+    if mask is None and sample.label == NORMAL:
+        mask = np.zeros(detector.transform.size, dtype=bool)
+    return Picture(
+        display=detector.transform.display(image),
+        anomaly_map=found.anomaly_map,
+        mask=mask,
+        segmentation=found.mask,
+        match=explain(detector, image, sources) if found.alarm else None,
+        extra=found.extra,
     )
 
 

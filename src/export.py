@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("export", "src.commands.export:export_run")
-
 if __name__ == "__main__":
-    main()
+    program("export", "src.commands.export:export_run")()

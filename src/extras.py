@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,14 +136,8 @@ def _keep_one(
             save_png(picture, fitting(Path(f"{stem}_{name}.png")))
         elif kind in ("maps", "arrays") and kind in keep:
             array = value[0].float().cpu().numpy()
-            _save_array(array if kind == "maps" else array.astype(np.float16), stem, name)
-    return {"path": shown(sample.image_path), "defect": sample.defect, **_numbers(extras)}
-
-
-def _numbers(extras: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: float(x[0]) for name, x in extras.items() if kind_of(x) == "numbers"}
-
-
-def _save_array(array: np.ndarray, stem: Path, name: str) -> None:
-    with atomic(fitting(Path(f"{stem}_{name}.npy"))) as partial, partial.open("wb") as stream:
-        np.save(stream, array)
+            target = fitting(Path(f"{stem}_{name}.npy"))
+            with atomic(target) as partial, partial.open("wb") as stream:
+                np.save(stream, array if kind == "maps" else array.astype(np.float16))
+    numbers = {name: float(x[0]) for name, x in extras.items() if kind_of(x) == "numbers"}
+    return {"path": shown(sample.image_path), "defect": sample.defect, **numbers}

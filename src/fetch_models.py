@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("fetch_models", "src.commands.fetch_models:fetch_published")
-
 if __name__ == "__main__":
-    main()
+    program("fetch_models", "src.commands.fetch_models:fetch_published")()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import io
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,12 +36,6 @@ def fitting(path: Path) -> Path:
         return path
     start = os.fsdecode(name[: _LONGEST_NAME - 40]).encode(errors="ignore").decode()
     return path.with_name(f"{start}-{hashlib.sha256(name).hexdigest()[:16]}{path.suffix[:20]}")
-
-
-def print_any_name() -> None:
-    """Let `print` show names with bytes that are not UTF-8, as `ESCAPE` says."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=ESCAPE)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -68,8 +68,11 @@ def _hydra_word(word: str, places: Iterable[str], *, many: bool) -> str:
     if not found or found[2] not in PATHS | NAMES | LISTS:
         return word
     plus, key, value = found.groups()
-    if key in PATHS and _exists(value, places):
-        value = quoted(os.path.expanduser(value))  # noqa: PTH111  a Path would drop a last slash
+    path = os.path.expanduser(value)  # noqa: PTH111  a Path would drop a last slash
+    # os.path: False for names that no file can have, where Path.exists raises
+    there = any(os.path.exists(os.path.join(place, path)) for place in places)  # noqa: PTH110, PTH118
+    if key in PATHS and there:
+        value = quoted(path)
     elif _SWEEP.fullmatch(value) and many:
         pass
     elif many or (key in NAMES and not value.startswith("[")):
@@ -91,9 +94,3 @@ def _one(key: str, value: str) -> str:
 def _items(text: str) -> list[str]:
     """The parts between commas; a comma in quotes or brackets separates nothing."""
     return [item for item in _ITEM.findall(text)[: text.count(",") + 1] if item]
-
-
-def _exists(value: str, places: Iterable[str]) -> bool:
-    path = os.path.expanduser(value)  # noqa: PTH111
-    # False for names that no file can have, where Path.exists raises
-    return any(os.path.exists(os.path.join(place, path)) for place in places)  # noqa: PTH110, PTH118

@@ -41,7 +41,11 @@ def config_hash(cfg: DictConfig) -> str:
     """Ten hex digits that identify what a config computes, on any machine."""
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     for dotted in _NOT_IDENTITY:
-        _remove(plain, dotted.split("."))
+        *nodes, last = dotted.split(".")
+        tree = plain
+        for node in nodes:
+            tree = tree.get(node) or {}
+        tree.pop(last, None)
     if isinstance(plain.get("model", {}).get("weights"), str):
         del plain["model"]["weights"]
     plain["data"] = _without_places(plain["data"])
@@ -149,9 +153,11 @@ def _weight_files(cfg: DictConfig) -> Iterator[Path | str | None]:
 
 
 def _bare_folder(cfg: DictConfig) -> Path:
-    _, category = place_of(cfg.data)
-    parts = [cfg.model.name, cfg.data.name, category, f"seed{cfg.seed}-{config_hash(cfg)}"]
-    return Path(cfg.runs_dir).expanduser().joinpath(*(_safe(str(part)) for part in parts))
+    category, last = place_of(cfg.data)[1], f"seed{cfg.seed}-{config_hash(cfg)}"
+    parts = (str(part) for part in (cfg.model.name, cfg.data.name, category, last))
+    # each is one folder on every file system
+    names = (re.sub(r"[^\w.+-]+", "_", part).strip(".") or "unnamed" for part in parts)
+    return Path(cfg.runs_dir).expanduser().joinpath(*names)
 
 
 def _without_places(value: Any) -> Any:
@@ -166,14 +172,3 @@ def _without_places(value: Any) -> Any:
 def _digest(facts: Any) -> str:
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _remove(tree: dict[str, Any], keys: list[str]) -> None:
-    for key in keys[:-1]:
-        tree = tree.get(key) or {}
-    tree.pop(keys[-1], None)
-
-
-def _safe(name: str) -> str:
-    """A name that is one folder on every file system."""
-    return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "unnamed"

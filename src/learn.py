@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("learn", "src.commands.learn:learn_images")
-
 if __name__ == "__main__":
-    main()
+    program("learn", "src.commands.learn:learn_images")()

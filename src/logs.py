@@ -11,8 +11,6 @@ from pathlib import Path
 
 from src.files import ESCAPE
 
-_OURS = "src"
-
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
@@ -32,7 +30,7 @@ def logging_to(path: Path) -> Iterator[None]:
     The file is appended to, so that an interrupted run keeps its first part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    ours, root = logging.getLogger(_OURS), logging.getLogger()
+    ours, root = logging.getLogger("src"), logging.getLogger()
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
     file = logging.FileHandler(path, encoding="utf-8", errors=ESCAPE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -23,52 +24,38 @@ PACKAGES = (
 
 def describe_run(data_fingerprint: str, weights: str | None) -> dict[str, Any]:
     """Facts of this run: code, packages, machine, data and weights (all JSON)."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "code": describe_code(Path(__file__).parent.parent),
-        "packages": describe_packages(),
-        "machine": describe_machine(),
+        "code": _describe_code(),
+        "packages": packages,
+        "machine": {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": gpus,
+            "cuda": torch.version.cuda if gpus else None,
+        },
         "data_fingerprint": data_fingerprint,
         "weights": weights,
     }
 
 
-def describe_code(folder: Path) -> dict[str, Any]:
+def _describe_code() -> dict[str, str | None]:
     """Git commit and a digest of uncommitted changes; empty outside a checkout."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return {"commit": None, "dirty": None}
-    changes = _git(folder, "diff", "HEAD", "--", "src", "conf") or ""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("diff", "HEAD", "--", "../src", "../conf") if commit else None
     digest = hashlib.sha256(changes.encode()).hexdigest()[:16] if changes else None
-    return {"commit": commit.strip(), "dirty": digest}
-
-
-def describe_packages() -> dict[str, str]:
-    """Versions of the packages that can change a number."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def describe_machine() -> dict[str, Any]:
-    """Python, processor and accelerator."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "cuda": torch.version.cuda if gpus else None,
-    }
+    return {"commit": commit and commit.strip(), "dirty": digest}
 
 
 def describe_device(trainer: pl.Trainer) -> dict[str, Any]:
@@ -82,18 +69,16 @@ def describe_device(trainer: pl.Trainer) -> dict[str, Any]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout if done.returncode == 0 else None

@@ -19,6 +19,7 @@ from src.grammar import hydra_words, quoted
 from src.options import keys_of, problem_of
 
 USER_ERROR = 2
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 BUG = "This is a bug or a broken machine, not your configuration: please report it."
 
 
@@ -36,37 +37,35 @@ def explain(error: BaseException, config_name: str, arguments: Sequence[str]) ->
     return USER_ERROR if mistake or of_words else 1
 
 
-def _machine_trouble(error: BaseException, config_name: str) -> str | None:
+def _machine_trouble(error: BaseException, config_name: str) -> GoodpartsError | None:
     """Advice for a full disk, a folder without permission, or too little memory."""
     text = f"{type(error).__name__}: {error}"
-    place = "give out=FOLDER" if _has_out(config_name) else "set RUNS_DIR to a folder"
+    has_out = "\nout:" in (CONF / f"{config_name}.yaml").read_text()
+    place = "give out=FOLDER" if has_out else "set RUNS_DIR to a folder"
     if any(_disk_full(link) for link in _chain(error)):
-        return (
-            f"The disk is full.\n  found: {text}\n"
-            f"  do:    free some space, or {place} on another disk; run the same command again"
+        what = "The disk is full."
+        do = f"free some space, or {place} on another disk; run the same command again"
+    elif isinstance(error, OSError) and error.errno in _DENIED:
+        what = "A file or folder may not be read or written."
+        do = f"check its permissions, or {place} of your own"
+    elif isinstance(error, MemoryError) or "OutOfMemory" in text or "allocate memory" in text:
+        what = "There is not enough memory."
+        do = (
+            "lower data.batch_size, set model.memory_budget_gb for PatchCore, use a smaller "
+            "transform.crop, or hardware.precision=bf16-mixed on a GPU"
         )
-    if isinstance(error, OSError) and error.errno in (
-        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
-    ):  # fmt: skip
-        return (
-            f"A file or folder may not be read or written.\n  found: {text}\n"
-            f"  do:    check its permissions, or {place} of your own"
-        )
-    out_of_memory = isinstance(error, MemoryError) or "OutOfMemory" in text
-    if out_of_memory or "allocate memory" in text:
-        return (
-            f"There is not enough memory.\n  found: {text.splitlines()[0]}\n"
-            "  do:    lower data.batch_size, set model.memory_budget_gb for PatchCore, use a "
-            "smaller transform.crop, or hardware.precision=bf16-mixed on a GPU"
-        )
-    if "DataLoader worker" in text:
-        return (
+    elif "DataLoader worker" in text:
+        what = (
             "A process that decodes images was killed, mostly because memory or shared memory "
-            f"ran out.\n  found: {text.splitlines()[0]}\n"
-            "  do:    lower hardware.num_workers (0 needs none) or data.batch_size; run the same "
-            "command again"
+            "ran out."
         )
-    return None
+        do = (
+            "lower hardware.num_workers (0 needs none) or data.batch_size; run the same command "
+            "again"
+        )
+    else:
+        return None
+    return GoodpartsError(what, found=text.splitlines()[0], do=do)
 
 
 def _disk_full(error: BaseException) -> bool:
@@ -75,10 +74,6 @@ def _disk_full(error: BaseException) -> bool:
         return True
     signs = ("os error 28", "os error 122", "unexpected pos", "PytorchStreamWriter failed")
     return any(sign in str(error) for sign in signs)
-
-
-def _has_out(config_name: str) -> bool:
-    return "\nout:" in (CONF / f"{config_name}.yaml").read_text()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -100,25 +95,25 @@ def explain_overrides(arguments: Sequence[str], config_name: str) -> ConfigError
     for own, word in zip(given, words, strict=True):
         if problem := _wrong_form(own, word) or _wrong_choice(word):
             return problem
-    pairs = zip(given, words, strict=True)
-    several = [own for own, word in pairs if _parse(word).is_sweep_override()]
-    groups = [word for word in words if is_group(word) and not _parse(word).is_sweep_override()]
+    parsed = {word: _parse(word) for word in words}
+    several = [word for word in words if parsed[word].is_sweep_override()]
+    groups = [word for word in words if is_group(word) and word not in several]
     try:
         defaults = compose(config_name, groups)
     except (HydraException, OmegaConfBaseException):
         return None
     keys = [key for key, _ in keys_of(defaults)]
     known = any(is_group(word) for word in several)  # keys of other groups than the default ones
-    for word in words:
-        key = _parse(word).key_or_group
-        if word[0] not in "+~" and not is_group(word) and key not in keys and not known:
+    values = {w: parsed[w] for w in words if not is_group(w) and w[0] not in "+~"}
+    for word, override in values.items():
+        if (key := override.key_or_group) not in keys and not known:
             return ConfigError(
                 f"There is no key or group {key!r}.", found=word, do=_nearest_key(key, keys)
             )
     if several:
-        return None if many else _without_m(several[0], arguments, config_name)
-    values = [_parse(word) for word in words if not is_group(word) and word[0] not in "+~"]
-    problems = (problem_of(each.key_or_group, each.value(), defaults) for each in values)
+        own = given[words.index(several[0])]
+        return None if many else _without_m(own, arguments, config_name)
+    problems = (problem_of(o.key_or_group, o.value(), defaults) for o in values.values())
     return next(filter(None, problems), None)
 
 

@@ -1,6 +1,6 @@
 """What each option may be: the composed config is checked against its defaults, once, at the start.
 
-An option takes values of the type that its schema declares (src/schemas.py), or else of the kind
+An option takes values of the type that its schema declares (src/composing.py), or else of the kind
 of its default; RULES adds ranges. All spellings of a boolean count. What fits nowhere is refused
 with the key and the nearest valid value.
 """
@@ -22,8 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.errors import ConfigError, nearest
 from src.grammar import LISTS, NAMES, PATHS
 
-_BOOLEANS = {"true": True, "yes": True, "on": True, "y": True, "1": True,
-             "false": False, "no": False, "off": False, "n": False, "0": False}  # fmt: skip
+_TRUE, _FALSE = {"true", "yes", "on", "y", "1"}, {"false", "no", "off", "n", "0"}
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,14 @@ class Rule:
 def whole(low: int, high: int | None = None) -> Rule:
     """A whole number from `low` to `high`."""
     top = math.inf if high is None else high
-    words = f"of at least {low}" if high is None else f"from {low} to {high}"
     return Rule(
-        f"a whole number {words}",
+        f"a whole number {f'of at least {low}' if high is None else f'from {low} to {high}'}",
         lambda x: _whole(x) and low <= x <= top,
         lambda found: int(min(max(_value(found), low), top)),
     )
 
 
-def share(*, zero: bool) -> Rule:
+def share(words: str, low: float = 0, high: float = 1) -> Rule:
     """A share of a whole, 1 being all of it; what lies above 1 was meant as per cent."""
 
     def meant(found: str) -> str | None:
@@ -54,28 +52,26 @@ def share(*, zero: bool) -> Rule:
         value = value / 100 if 1 < value <= 100 else value
         return f"{value:g}" if 0 < value <= 1 else None
 
-    words = "a number from 0 to 1" if zero else "a number above 0 and not above 1"
-    return Rule(words, lambda x: _number(x) and 0 <= x <= 1 and (zero or x > 0), meant)
+    return Rule(f"a number {words}", lambda x: _number(x) and low <= x <= high, meant)
 
 
 def choice(*names: str) -> Rule:
     """One of a few words."""
-    return Rule(
-        f"one of {', '.join(names)}",
-        lambda x: x in names,
-        lambda found: (
-            next((n for n in names if n.startswith(found)), None)
-            or next(iter(nearest(found, names)), None)
-        ),
-    )
+
+    def meant(found: str) -> str | None:
+        near = [name for name in names if name.startswith(found)] or nearest(found, names)
+        return near[0] if near else None
+
+    return Rule(f"one of {', '.join(names)}", lambda x: x in names, meant)
 
 
-def several(item: Rule, words: str = "") -> Rule:
+def several(item: Rule, words: str = "", count: int | None = None) -> Rule:
     """A list, every item of which fits."""
-    return Rule(
-        words or f"a list [a,b,...], each {item.words}",
-        lambda x: isinstance(x, list) and all(map(item.fits, x)),
-    )
+
+    def fits(x: Any) -> bool:
+        return isinstance(x, list) and count in (None, len(x)) and all(map(item.fits, x))
+
+    return Rule(words or f"a list [a,b,...], each {item.words}", fits)
 
 
 def either(*rules: Rule) -> Rule:
@@ -97,61 +93,52 @@ def _value(found: str) -> float:
     return float(found.removesuffix("%")) / (100 if found.endswith("%") else 1)
 
 
-NOTHING = Rule("null", lambda x: x is None)
 TEXT = Rule("text", lambda x: isinstance(x, str), lambda found: f"'{found}'")
 PATH = Rule("a path (./null for a folder of that name)", lambda x: isinstance(x, str) and x != "")
 BOOLEAN = Rule("true or false", lambda x: isinstance(x, bool))
 WHOLE = Rule("a whole number", _whole, lambda found: round(_value(found)))
 NUMBER = Rule("a number", _number, _value)
 NULL = Rule("null", lambda x: x is None)
-POSITIVE = Rule("a number of at least 0", lambda x: _number(x) and x >= 0,
-                lambda found: f"{max(_value(found), 0):g}")  # fmt: skip
-PAIR = Rule("[height,width]", lambda x: several(whole(1)).fits(x) and len(x) == 2)
-DEVICE = Rule(
-    "auto, cpu, gpu or cuda, or one GPU such as cuda:1",
-    lambda x: isinstance(x, str) and bool(re.fullmatch(r"auto|cpu|mps|(gpu|cuda)(:\d+)?", x)),
+POSITIVE = Rule(
+    "a number of at least 0",
+    lambda x: _number(x) and x >= 0,
+    lambda found: f"{max(_value(found), 0):g}",
 )
-
-HELD_OUT = Rule("a share of at least 0 and below 1", lambda x: _number(x) and 0 <= x < 1,
-                share(zero=True).meant)  # fmt: skip
+PAIR = several(whole(1), "[height,width]", 2)
 
 #: By key, or by its last part. null fits where it is the default, and where NULLABLE says so.
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(NAMES, TEXT),
-    **dict.fromkeys(PATHS, PATH),
-    **dict.fromkeys([*LISTS, "overrides"], either(TEXT, several(TEXT))),
-    **dict.fromkeys(
-        ("batch_size", "limit_train", "limit_test", "samples_per_epoch", "limit", "decoders",
-         "slots", "cores_per_job", "jobs_per_gpu", "workers", "count", "threads", "num_nodes",
-         "window", "resamples", "side", "step", "milliseconds", "max_side", "log_every_n_steps",
-         "checkpoint_every_n_epochs", "checkpoint_keep_every_n_epochs", "check_val_every_n_epoch",
-         "cells", "nprobe", "neighbors", "target_dim", "pretrain_dim", "projection_dim", "size",
-         "train"),
-        whole(1),
-    ),
-    **dict.fromkeys(
-        ("max_images", "latency_images", "bootstrap", "pictures", "test_normal", "test_defective",
-         "retries", "num_sanity_val_steps"),
-        whole(0),
-    ),
-    **dict.fromkeys(
-        ("limit_train_batches", "val_check_interval", "gradient_clip_val", "limit_gb", "memory_gb",
-         "memory_budget_gb", "stop_radius", "sigma", "lr", "lease_s", "file_megabytes",
-         "watch_seconds", "watch_idle_seconds"),
-        POSITIVE,
-    ),
-    **dict.fromkeys(("fraction", "test_fraction"), HELD_OUT),
-    "contamination": share(zero=True),
-    **dict.fromkeys(("ratio", "alpha", "q", "top_share"), share(zero=False)),
-    **dict.fromkeys(("max_epochs", "max_steps"), whole(-1)),
-    **dict.fromkeys(("resize", "crop"), either(whole(1), PAIR)),
+    name: rule
+    for rule, names in (
+        (TEXT, " ".join(NAMES)),
+        (PATH, " ".join(PATHS)),
+        (either(TEXT, several(TEXT)), " ".join([*LISTS, "overrides"])),
+        (whole(1), """batch_size limit_train limit_test samples_per_epoch limit decoders workers
+            count threads num_nodes window resamples side step milliseconds max_side cells nprobe
+            log_every_n_steps checkpoint_every_n_epochs checkpoint_keep_every_n_epochs size train
+            check_val_every_n_epoch neighbors target_dim pretrain_dim projection_dim parity.images
+            data.synthetic.test_normal data.synthetic.test_defective"""),
+        (whole(0), """max_images latency_images bootstrap pictures test_normal test_defective
+            retries num_sanity_val_steps model.judge.resamples"""),
+        (POSITIVE, """limit_train_batches val_check_interval gradient_clip_val limit_gb memory_gb
+            sigma lr memory_budget_gb stop_radius file_megabytes watch_seconds
+            watch_idle_seconds"""),
+        (share("of at least 0 and below 1", high=math.nextafter(1, 0)), "fraction test_fraction"),
+        (share("above 0 and not above 1", low=math.ulp(0)), "ratio alpha q top_share"),
+        (share("from 0 to 1"), "contamination"),
+        (whole(-1), "max_epochs max_steps"),
+        (either(whole(1), PAIR), "resize crop"),
+    )
+    for name in names.split()
+} | {
     "data.rotations": either(whole(2, 360), several(NUMBER)),
     "data.view.resize": either(whole(1), PAIR, choice("auto")),
-    "camera_size": PAIR,
+    "camera_size": several(whole(8), "[height,width], each of at least 8", 2),
+    "format": choice("onnx", "torch"),
+    "save.maps": choice("none", "npy", "png"),
+    "animation.format": choice("gif", "webp"),
     "extras": several(choice("numbers", "maps", "pictures", "arrays")),
     "folds": whole(2),
-    "model.judge.resamples": whole(0),
-    "parity.images": whole(1),
     "calibration.method": choice("cross", "leave_one_out"),
     "seed": whole(0, 2**32 - 1),
     "seeds": either(whole(0), several(whole(0))),
@@ -161,19 +148,18 @@ RULES: Mapping[str, Rule] = {
         Rule("a whole number but 0 (-1: all)", lambda x: _whole(x) and (x > 0 or x == -1)),
         choice("auto"), several(whole(0)),
     ),
-    "device": DEVICE,
+    "device": Rule(
+        "auto, cpu, gpu or cuda, or one GPU such as cuda:1",
+        lambda x: isinstance(x, str) and bool(re.fullmatch(r"auto|cpu|mps|(gpu|cuda)(:\d+)?", x)),
+    ),
     "hardware.precision": choice(
         "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
     ),
     "protocol": choice("honest", "paper"),
     "data.synthetic.size": whole(64),
-    **dict.fromkeys(("data.synthetic.test_normal", "data.synthetic.test_defective"), whole(1)),
-    "transform.mean": Rule(
-        "[r,g,b], three numbers", lambda x: several(NUMBER).fits(x) and len(x) == 3
-    ),
-    "transform.std": Rule(
-        "[r,g,b], three numbers above 0",
-        lambda x: several(POSITIVE).fits(x) and len(x) == 3 and min(x) > 0,
+    "transform.mean": several(NUMBER, "[r,g,b], three numbers", 3),
+    "transform.std": several(
+        Rule("", lambda x: _number(x) and x > 0), "[r,g,b], three numbers above 0", 3
     ),
     "data.cache": choice("auto", "memory", "none"),
     "data.pairing": choice("name", "position"),
@@ -181,9 +167,8 @@ RULES: Mapping[str, Rule] = {
     "interpolation": choice("nearest", "bilinear", "bicubic", "lanczos"),
 }  # fmt: skip
 
-NULLABLE = ("crop", "folds", "jitter", "log_images_every_n_epochs", "projection_dim", "ratio",
-            "num_workers", "animation.format", "padding_mode", "samples_per_epoch", "bit_depth",
-            "checkpoint_keep_every_n_epochs")  # fmt: skip
+NULLABLE = {"crop", "folds", "log_images_every_n_epochs", "num_workers", "animation.format",
+            "samples_per_epoch", "bit_depth", "checkpoint_keep_every_n_epochs"}  # fmt: skip
 
 
 def check_options(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
@@ -229,9 +214,15 @@ def problem_of(key: str, found: Any, defaults: DictConfig) -> ConfigError | None
     """What is wrong with a value of an option, if anything; see `check_options`."""
     if "${" in str(found) or _is_boolean(defaults, key, found):
         return None  # the former refers to another option, which is checked itself
-    default, declared = _default(defaults, key), _declared(defaults, key)
-    rule = _rule(key, default, declared)
-    nothing = default is None or _listed(key, NULLABLE) or NoneType in get_args(declared)
+    (node, _, name), default = key.rpartition("."), _default(defaults, key)
+    kind = OmegaConf.get_type(OmegaConf.select(defaults, node)) if node else None
+    declared = get_type_hints(kind).get(name, Any) if is_dataclass(kind) else Any
+    if isinstance(default, dict) and default:
+        parts = ", ".join(f"{key}.{part}" for part in sorted(default))
+        rule: Rule | None = Rule(f"set by its parts: {parts}", lambda x: False)
+    else:
+        rule = RULES.get(key) or RULES.get(name) or _rule_of(declared) or _kind(default)
+    nothing = default is None or bool({key, name} & NULLABLE) or NoneType in get_args(declared)
     if rule is None or (found is None and nothing) or rule.fits(found):
         return None
     return _refusal(key, found, rule, default)
@@ -239,7 +230,7 @@ def problem_of(key: str, found: Any, defaults: DictConfig) -> ConfigError | None
 
 def is_true(word: str) -> bool:
     """Whether a text is one of the spellings of true."""
-    return _BOOLEANS.get(word.lower(), False)
+    return word.lower() in _TRUE
 
 
 def _default(defaults: DictConfig, key: str) -> Any:
@@ -254,23 +245,7 @@ def _default(defaults: DictConfig, key: str) -> Any:
 
 
 def _is_boolean(defaults: DictConfig, key: str, found: Any) -> bool:
-    return isinstance(_default(defaults, key), bool) and str(found).lower() in _BOOLEANS
-
-
-def _declared(defaults: DictConfig, key: str) -> Any:
-    """The type that the schema of a node declares for an option; Any: it has none."""
-    node, _, name = key.rpartition(".")
-    kind = OmegaConf.get_type(OmegaConf.select(defaults, node)) if node else None
-    return get_type_hints(kind).get(name, Any) if is_dataclass(kind) else Any
-
-
-def _rule(key: str, default: Any, declared: Any) -> Rule | None:
-    """RULES, or else the declared type, or else the kind of the default; None: anything goes."""
-    if isinstance(default, dict) and default:
-        parts = ", ".join(f"{key}.{name}" for name in sorted(default))
-        return Rule(f"set by its parts: {parts}", lambda x: False)
-    ruled = RULES.get(key) or RULES.get(key.rpartition(".")[2])
-    return ruled or _rule_of(declared) or _kind(default)
+    return isinstance(_default(defaults, key), bool) and str(found).lower() in _TRUE | _FALSE
 
 
 def _rule_of(declared: Any) -> Rule | None:
@@ -289,15 +264,11 @@ def _rule_of(declared: Any) -> Rule | None:
 
 def _kind(default: Any) -> Rule | None:
     if isinstance(default, list):
-        for item in (TEXT, NUMBER):
-            if default and several(item).fits(default):
-                return several(item)
-        return several(Rule("anything", lambda x: True), "a list [a,b,...]")
+        kinds = [
+            rule for rule in (several(TEXT), several(NUMBER)) if default and rule.fits(default)
+        ]
+        return (kinds or [several(Rule("anything", lambda x: True), "a list [a,b,...]")])[0]
     return None if default is None else _rule_of(type(default))
-
-
-def _listed(key: str, keys: tuple[str, ...]) -> bool:
-    return key in keys or key.rpartition(".")[2] in keys
 
 
 def _refusal(key: str, found: Any, rule: Rule, default: Any) -> ConfigError:

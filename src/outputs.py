@@ -5,50 +5,47 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
-from src.data.samples import NORMAL, Sample
-from src.detector import Detection, Detector
+from src.data.samples import Sample
+from src.detector import Detector
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.operating_points import POINTS, Deciding, deciding, operating_points
 from src.evaluation.view import pixel_convention
-from src.explaining import explain
+from src.explaining import picture_of
 from src.extras import write_extras
 from src.files import fitting, shown
-from src.models.base import AnomalyModule
 from src.reporting.chart_files import draw_lines, ranking_curve, save_figure, score_figure
 from src.reporting.charts import score_chart
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png, triptych
 from src.reporting.records import (
     ImageResult,
-    Picture,
     ProtocolFacts,
     ReportData,
     choose_pictures,
 )
 from src.reporting.report import write_report
 from src.reporting.wording import checkpoint_choice, method_title
-from src.result import Calibration, LineChart, Threshold
+from src.result import LineChart, Threshold
 from src.saved_run import SavedRun, ScoreRow
+from src.training import Work
 
 _SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
 _DECIDERS = 6  # pictures that set the threshold
 
 
 def write_outputs(
-    cfg: DictConfig,
-    run: SavedRun,
-    model: AnomalyModule,
-    data: AnomalyDataModule,
+    work: Work,
     evaluator: Evaluator,
     threshold: Threshold,
     metrics: Mapping[str, float],
@@ -58,30 +55,36 @@ def write_outputs(
 
     `sources`: the samples the model was fitted on, for pictures of patch matches.
     """
+    cfg, run, _, model, data = work
     rows = write_tables(run, data, evaluator)
     samples = [data.samples[row["index"]] for row in evaluator.per_image_rows()]
     device = next((value.device for value in model.state_dict().values()), torch.device("cpu"))
-    detector = Detector(model, data.transform, threshold, cfg, run.directory, device)
-    images = [
-        ImageResult(name, row.label, row.defect, row.score, row.decision)
-        for row, name in zip(rows, _short_names([Path(row.path) for row in rows]), strict=True)
-    ]
+    detector = Detector(model, data.transform, threshold, cfg, run, device)
+    images = _images(rows)
     chosen = choose_pictures(images, threshold.image, cfg.report.max_images)
     scale = _scale(detector, [samples[i] for i in chosen])
     run.write_json("figures/scale.json", asdict(scale))
     for i in chosen:  # drawn when they are needed, one at a time
-        images[i] = replace(images[i], picture=_picture(samples[i], detector, sources))
+        images[i] = replace(images[i], picture=partial(picture_of, detector, samples[i], sources))
     manifest, normal = run.read_json("manifest.json"), run.calibration()
     decides, points = deciding(normal, threshold), []
     if normal and not threshold.own_mask:
         points = operating_points(normal, [r.score for r in rows], [r.label for r in rows])
         run.write_rows(POINTS, [point._asdict() for point in points])
+    calibrated = not threshold.oracle and (not threshold.own_mask or cfg.model.nfa.calibrate)
     report = ReportData(
         title=f"{method_title(cfg.model.name)} on {data.name} {data.category}",
         subtitle=f"seed {cfg.seed}, backbone {cfg.backbone.name or 'none'}",
         metrics=metrics,
         threshold=threshold,
-        protocol=_protocol(cfg, data, threshold, metrics, normal.way if normal else None),
+        protocol=ProtocolFacts(
+            name=cfg.protocol,
+            train_images=len(data.train_samples),
+            calibration=normal.way if normal and calibrated else None,
+            held_out=len(data.calibration_samples),
+            selection=checkpoint_choice(cfg.protocol, metrics),
+            pixels=pixel_convention(cfg) if "test/pixel_auroc" in metrics else "",
+        ),
         images=images,
         scale=scale,
         recalls=evaluator.defect_recalls(data.samples),
@@ -111,50 +114,41 @@ def write_outputs(
 
 
 def write_tables(run: SavedRun, data: AnomalyDataModule, evaluator: Evaluator) -> list[ScoreRow]:
-    """Write scores.csv, and with masks what `src.compare` resamples the pixel metrics from."""
-    rows = score_rows(data, evaluator)
-    run.write_scores(rows)
-    if evaluator.has_masks:
-        indices = [row["index"] for row in evaluator.per_image_rows()]
-        paths = {index: row.path for index, row in zip(indices, rows, strict=True)}
-        histograms = evaluator.pixel_histograms()
-        named = [paths[index] for index in histograms.image.tolist()]
-        run.write_pixel_statistics(histograms, named)
-    return rows
+    """Write scores.csv, and with masks what `src.compare` resamples the pixel metrics from.
 
-
-def score_rows(data: AnomalyDataModule, evaluator: Evaluator) -> list[ScoreRow]:
-    """One row per test image, in the order of the data set."""
-    rows = []
+    Returns:
+        One row per test image, in the order of the data set.
+    """
+    rows = {}
     for found in evaluator.per_image_rows():
         sample = data.samples[found["index"]]
-        path, entry = sample.image_path, data.entry_of(sample)
-        rows.append(
-            ScoreRow(
-                path=shown(path.relative_to(data.root) if path.is_relative_to(data.root) else path),
-                label=sample.label,
-                defect=sample.defect,
-                score=found["score"],
-                decision=found["decision"],
-                map_max=found["map_max"],
-                split=sample.split,
-                iou=math.nan if found["iou"] is None else found["iou"],
-                image=entry.content,
-                mask=entry.mask,
-            )
+        entry = data.entry_of(sample)
+        rows[found["index"]] = ScoreRow(
+            path=shown(entry.path),
+            label=sample.label,
+            defect=sample.defect,
+            score=found["score"],
+            decision=found["decision"],
+            map_max=found["map_max"],
+            split=sample.split,
+            iou=math.nan if found["iou"] is None else found["iou"],
+            image=entry.content,
+            mask=entry.mask,
         )
-    return rows
+    run.write_scores(list(rows.values()))
+    if evaluator.has_masks:
+        histograms = evaluator.pixel_histograms()
+        run.write_pixel_statistics(histograms, [rows[i].path for i in histograms.image.tolist()])
+    return list(rows.values())
 
 
 def write_figures(run: SavedRun, report: ReportData, chosen: Sequence[int]) -> dict[str, Path]:
     """Charts, a contact sheet and triptychs of the images most worth seeing, as PNG by name."""
-    folder = run.directory / "figures"
-    chart = score_chart(report.images, report.threshold.image)
-    figures = {"scores": score_figure(chart)}
+    folder, tiles, captions = run.directory / "figures", [], []
+    figures = {"scores": score_figure(score_chart(report.images, report.threshold.image))}
     figures |= {curve.kind: ranking_curve(curve) for curve in report.curves}
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
-    tiles, captions = [], []
     for row in (report.images[index] for index in chosen):
         if (picture := row.load_picture()) is None:
             continue
@@ -163,61 +157,26 @@ def write_figures(run: SavedRun, report: ReportData, chosen: Sequence[int]) -> d
         name = row.path.replace("/", "_").rsplit(".", 1)[0]
         sheet = triptych(picture, report.scale, captions[-1])
         save_png(sheet, fitting(folder / "images" / f"{name}.png"))
+    written = {name: folder / f"{name}.png" for name in figures}
     if tiles:
-        save_png(contact_sheet(tiles, captions), folder / "contact_sheet.png")
-    names = [*figures, *(["contact_sheet"] if tiles else [])]
-    return {name: folder / f"{name}.png" for name in names}
+        written["contact_sheet"] = folder / "contact_sheet.png"
+        save_png(contact_sheet(tiles, captions), written["contact_sheet"])
+    return written
 
 
-def _protocol(
-    cfg: DictConfig,
-    data: AnomalyDataModule,
-    threshold: Threshold,
-    metrics: Mapping[str, float],
-    way: Calibration | None,
-) -> ProtocolFacts:
-    if threshold.oracle or (threshold.own_mask and not cfg.model.nfa.calibrate):
-        way = None
-    return ProtocolFacts(
-        name=cfg.protocol,
-        train_images=len(data.train_samples),
-        calibration=way,
-        held_out=len(data.calibration_samples),
-        selection=checkpoint_choice(cfg.protocol, metrics),
-        pixels=pixel_convention(cfg) if "test/pixel_auroc" in metrics else "",
-    )
-
-
-def _short_names(paths: list[Path]) -> list[str]:
-    """Paths without the folders that all of them share: broken_large/003.png."""
-    shared = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
-    if all(path.parent == shared for path in paths):
+def _images(rows: Sequence[ScoreRow]) -> list[ImageResult]:
+    """The images by their paths without the folders that all of them share."""
+    folders = {Path(row.path).parent for row in rows}
+    shared = Path(os.path.commonpath(folders)) if folders else Path()
+    if len(folders) == 1:
         shared = shared.parent  # one folder only: keep its name
-    return [path.relative_to(shared).as_posix() for path in paths]
-
-
-# --- pictures ----------------------------------------------------------------------------------
-
-
-def _picture(
-    sample: Sample, detector: Detector, sources: Sequence[Sample]
-) -> Callable[[], Picture]:
-    def make() -> Picture:
-        image = read_sample(sample)
-        found = detector.detect([image])[0]
-        mask = None if sample.mask_path is None else detector.transform.mask(sample.mask_path)
-        if mask is None and sample.label == NORMAL:
-            mask = np.zeros(detector.transform.size, dtype=bool)
-        return Picture(
-            display=detector.transform.display(image),
-            anomaly_map=found.anomaly_map,
-            mask=mask,
-            segmentation=found.mask,
-            match=explain(detector, image, sources) if found.alarm else None,
-            extra=found.extra,
+    return [
+        ImageResult(
+            Path(row.path).relative_to(shared).as_posix(),
+            row.label, row.defect, row.score, row.decision,
         )
-
-    return make
+        for row in rows
+    ]  # fmt: skip
 
 
 def _deciders(
@@ -240,9 +199,8 @@ def _deciders(
 
 def _scale(detector: Detector, samples: list[Sample]) -> ColourScale:
     """One scale for the run, from its pictures, anchored where marked pixels begin."""
-    found: list[Detection] = []
-    for sample in samples[:: max(1, len(samples) // 32)]:
-        found += detector.detect([read_sample(sample)])
+    some = samples[:: max(1, len(samples) // 32)]
+    found = [one for sample in some for one in detector.detect([read_sample(sample)])]
     anchor = detector.threshold.pixel
     if detector.threshold.own_mask and found:  # regions decide, not the map that is coloured
         outside = np.concatenate([one.anomaly_map[~one.mask] for one in found])

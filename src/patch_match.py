@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("patch_match", "src.commands.patch_match:explain_image")
-
 if __name__ == "__main__":
-    main()
+    program("patch_match", "src.commands.patch_match:explain_image")()

@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("predict", "src.commands.predict:predict_images")
-
 if __name__ == "__main__":
-    main()
+    program("predict", "src.commands.predict:predict_images")()

@@ -28,7 +28,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]
-from torch.multiprocessing.spawn import ProcessContext, ProcessException, spawn
+from torch.multiprocessing.spawn import ProcessException, spawn
 
 from src.errors import ConfigError, GoodpartsError, root_of
 
@@ -41,9 +41,6 @@ _GRACE_S = 5.0  # ours: for the others to end by themselves once one has failed
 
 class LostProcessError(GoodpartsError):
     """A process of the run was ended from outside."""
-
-
-# --- who am I ----------------------------------------------------------------------------------
 
 
 def count() -> int:
@@ -59,9 +56,6 @@ def rank() -> int:
 def leads() -> bool:
     """Whether this process decides and writes."""
     return rank() == 0
-
-
-# --- decisions and shares ----------------------------------------------------------------------
 
 
 def from_first(value: T | None = None) -> T:
@@ -101,12 +95,10 @@ def weight(batch: Mapping[str, Tensor]) -> Tensor | float:
     return mine * count() / batch["of"]
 
 
-# --- beginning and end -------------------------------------------------------------------------
-
-
 def launched() -> bool:
     """Whether torchrun, srun or `start` has started the processes of the run."""
-    return dist.is_torchelastic_launched() or _by_srun()
+    by_srun = SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return dist.is_torchelastic_launched() or by_srun
 
 
 @contextlib.contextmanager
@@ -135,18 +127,32 @@ def start(work: Callable[[DictConfig], Any], cfg: DictConfig, processes: int) ->
     Raises:
         Exception: what the first process that failed has raised.
     """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store: Any = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    members: ProcessContext = spawn(  # type: ignore[no-untyped-call]
+    members: Any = spawn(  # type: ignore[no-untyped-call]
         _member, (work, cfg, store.port, processes), processes, join=False
     )
     try:
         while not members.join(grace_period=_GRACE_S):
             pass
     except ProcessException as gone:
-        raise _reason(store, gone) from gone.__cause__
+        if not store.check(["error"]):
+            raise LostProcessError(
+                "A process of the run has ended unexpectedly.",
+                found=gone.msg,
+                do="lower data.batch_size if memory ran out; run the same command to continue",
+            ) from gone
+        error, text = pickle.loads(store.get("error"))
+        raise error from RuntimeError(f"in a process of the run:\n{text}")
     finally:
-        _end(members.processes)
+        alive = [process for process in members.processes if process.is_alive()]
+        for process in alive:  # interrupt what still works, kill what does not listen
+            os.kill(process.pid, signal.SIGINT)
+        for process in alive:
+            process.join(_GRACE_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
 def _member(number: int, work: Callable[[DictConfig], Any], cfg: Any, port: int, all_: int) -> None:
@@ -161,8 +167,15 @@ def _member(number: int, work: Callable[[DictConfig], Any], cfg: Any, port: int,
         work(cfg)
         _leave()  # such a process calls no exit handlers
     except Exception as error:
+        # the error, as the user's mistake that it may be, and its stack trace as a cause
+        text = "".join(traceback.format_exception(error))
+        try:
+            packed = pickle.dumps((root_of(error), text))
+            pickle.loads(packed)
+        except Exception:  # errors of libraries need not survive the journey
+            packed = pickle.dumps((RuntimeError(str(error)), text))
         store: Any = TCPStore("127.0.0.1", port, is_master=False)
-        store.set("error", _packed(error))
+        store.set("error", packed)
         sys.exit(1)
 
 
@@ -193,42 +206,3 @@ def _leave() -> None:
     """End the threads of the group before the process ends; they abort it otherwise."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _by_srun() -> bool:
-    return SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-
-
-def _packed(error: Exception) -> bytes:
-    """The error, as the user's mistake that it may be, and its stack trace as a cause."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        packed = pickle.dumps((root_of(error), text))
-        pickle.loads(packed)
-    except Exception:  # errors of libraries need not survive the journey
-        packed = pickle.dumps((RuntimeError(str(error)), text))
-    return packed
-
-
-def _reason(store: Any, gone: ProcessException) -> Exception:
-    if not store.check(["error"]):
-        return LostProcessError(
-            "A process of the run has ended unexpectedly.",
-            found=gone.msg,
-            do="lower data.batch_size if memory ran out; run the same command again to continue",
-        )
-    error, text = pickle.loads(store.get("error"))
-    gone.__cause__ = RuntimeError(f"in a process of the run:\n{text}")
-    return cast(Exception, error)
-
-
-def _end(processes: list[Any]) -> None:
-    """Interrupt what still works, kill what does not listen."""
-    alive = [process for process in processes if process.is_alive()]
-    for process in alive:
-        os.kill(process.pid, signal.SIGINT)
-    for process in alive:
-        process.join(_GRACE_S)
-        if process.is_alive():
-            process.kill()
-            process.join()

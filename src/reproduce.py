@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("reproduce", "src.commands.reproduce:reproduce")
-
 if __name__ == "__main__":
-    main()
+    program("reproduce", "src.commands.reproduce:reproduce")()

@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("robustness", "src.commands.robustness:measure_robustness")
-
 if __name__ == "__main__":
-    main()
+    program("robustness", "src.commands.robustness:measure_robustness")()

@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("run", "src.commands.run:run")
-
 if __name__ == "__main__":
-    main()
+    program("run", "src.commands.run:run")()

@@ -63,12 +63,12 @@ class SavedRun:
     @property
     def finished(self) -> bool:
         """Whether metrics.json is there."""
-        return (self.directory / "metrics.json").is_file()
+        return self.has("metrics.json")
 
     @property
     def fitted(self) -> bool:
         """Whether the fitted model is there, so that an interrupted run need not fit again."""
-        return (self.directory / "fit.json").is_file()
+        return self.has("fit.json")
 
     def has(self, name: str) -> bool:
         """Whether a file of the folder exists."""
@@ -154,20 +154,19 @@ class SavedRun:
                 found=f"no {DATA}; an earlier version of this program wrote the folder",
                 do="run the experiment again; its results then lie in a folder of their own",
             )
-        with self._rows(DATA) as rows:
+        rows = self.read_rows(DATA)
+        with self._reading(DATA):
             return DataRecord.from_rows(rows)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; NaN becomes null."""
-        clean = {
-            k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()
-        }
+        clean = {key: None if value != value else value for key, value in values.items()}
         write_text(self.directory / name, json.dumps(clean, indent=2, default=str) + "\n")
 
     def read_rows(self, name: str) -> list[dict[str, str]]:
         """The rows of a CSV file, one dict a row."""
-        with self._rows(name) as rows:
-            return list(rows)
+        with self._reading(name) as path, path.open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a CSV file atomically, one dict a row."""
@@ -175,7 +174,7 @@ class SavedRun:
 
     def write_scores(self, rows: Sequence[ScoreRow]) -> None:
         """Write scores.csv; a number that is NaN becomes an empty field."""
-        table = [row._asdict() | {"decision": int(row.decision)} for row in rows]
+        table = (row._asdict() | {"decision": int(row.decision)} for row in rows)
         clean = [{k: "" if v != v else v for k, v in row.items()} for row in table]
         self.write_rows(SCORES, clean)
 
@@ -222,10 +221,14 @@ class SavedRun:
     def write_calibration(self, normal: NormalScores | None) -> None:
         """Keep the scores a threshold is set with: for other rules and drift warnings later."""
         if normal is not None:
-            columns = zip(normal.paths, normal.image.tolist(), normal.map_max.tolist(), strict=True)
             rows = [
-                {"path": path, "score": score, "map_max": highest, "way": str(normal.way)}
-                for path, score, highest in columns
+                {
+                    "path": path,
+                    "score": float(score),
+                    "map_max": float(top),
+                    "way": normal.way.value,
+                }
+                for path, score, top in zip(normal.paths, normal.image, normal.map_max, strict=True)
             ]
             self.write_rows("calibration.csv", rows)
 
@@ -233,17 +236,15 @@ class SavedRun:
         """What `write_calibration` kept; None: the run had no normal scores to keep."""
         import torch
 
-        if not self.has("calibration.csv"):
+        name = "calibration.csv"
+        rows = self.read_rows(name) if self.has(name) else []
+        if not rows:
             return None
-        with self._rows("calibration.csv") as rows:
-            table = [
-                (row["path"], float(row["score"]), float(row["map_max"]), row["way"])
-                for row in rows
-            ]
-        if not table:
-            return None
-        paths, score, highest, ways = zip(*table, strict=True)
-        return NormalScores(torch.tensor(score), torch.tensor(highest), Calibration(ways[0]), paths)
+        with self._reading(name):
+            score, top = (
+                torch.tensor([float(row[x]) for row in rows]) for x in ("score", "map_max")
+            )
+            return NormalScores(score, top, Calibration(rows[0]["way"]), [r["path"] for r in rows])
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Declare the run finished."""
@@ -251,12 +252,6 @@ class SavedRun:
 
     def _write_config(self, plain: dict[str, Any]) -> None:
         write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
-
-    @contextlib.contextmanager
-    def _rows(self, name: str) -> Iterator[csv.DictReader[str]]:
-        """The rows of a CSV file."""
-        with self._reading(name) as path, path.open(newline="", encoding="utf-8") as stream:
-            yield csv.DictReader(stream)
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[Path]:

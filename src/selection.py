@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("selection", "src.commands.selection:write_selection")
-
 if __name__ == "__main__":
-    main()
+    program("selection", "src.commands.selection:write_selection")()

@@ -2,7 +2,5 @@
 
 from src.command_line import program
 
-main = program("serve", "src.commands.serve:serve")
-
 if __name__ == "__main__":
-    main()
+    program("serve", "src.commands.serve:serve")()

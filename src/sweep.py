@@ -7,8 +7,6 @@ from pathlib import Path
 
 from src.command_line import program
 
-main = program("sweep", "src.commands.sweep:run_sweep")
-
 
 def name_the_file(arguments: list[str]) -> list[str]:
     """Let the first word be the sweep file: `sweeps/x.yaml` becomes `file=sweeps/x.yaml`."""
@@ -21,4 +19,4 @@ def name_the_file(arguments: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     sys.argv[1:] = name_the_file(sys.argv[1:])
-    main()
+    program("sweep", "src.commands.sweep:run_sweep")()

@@ -18,13 +18,11 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from torch import Tensor
 
 from src.data.transforms import ImageTransform
-from src.errors import ConfigError, did_you_mean
 from src.models.base import AnomalyModule
 
 log = logging.getLogger(__name__)
 
 _SHOWN_WHILE_TRAINING = 4  # rows of the sheet
-KNOWN = ("csv", "tensorboard", "wandb")
 
 
 @contextlib.contextmanager
@@ -43,19 +41,12 @@ def open_loggers(cfg: DictConfig, directory: Path) -> Iterator[list[Logger]]:
 
 
 def build_loggers(cfg: DictConfig, directory: Path) -> list[Logger]:
-    """The loggers named by `logger.names`; W&B works offline when there is no key."""
-    loggers: list[Logger] = []
-    for name in ["csv", *(n for n in cfg.logger.names if n != "csv")]:
-        if name == "csv":
-            loggers.append(CSVLogger(directory, name="log"))
-        elif name == "tensorboard":
-            loggers.append(TensorBoardLogger(directory, name="tensorboard"))
-        elif name == "wandb":
-            loggers.append(_wandb(cfg, directory))
-        else:
-            raise ConfigError(
-                "Unknown logger.", found=f"logger.names has {name!r}", do=did_you_mean(name, KNOWN)
-            )
+    """CSV and the loggers named by `logger.names`; W&B works offline when there is no key."""
+    loggers: list[Logger] = [CSVLogger(directory, name="log")]
+    if "tensorboard" in cfg.logger.names:
+        loggers.append(TensorBoardLogger(directory, name="tensorboard"))
+    if "wandb" in cfg.logger.names:
+        loggers.append(_wandb(cfg, directory))
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     for logger in loggers:
         logger.log_hyperparams(plain)
@@ -69,11 +60,9 @@ def log_results(
     finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
     for logger in loggers:
         logger.log_metrics(finite)
-        if isinstance(logger, WandbLogger):
-            for name, path in pictures.items():
-                logger.log_image(name, [str(path)])
-        if isinstance(logger, TensorBoardLogger):
-            _tensorboard_pictures(logger, pictures)
+        for name, path in pictures.items():
+            with Image.open(path) as picture:
+                _log_picture(logger, name, picture, None)
         logger.save()
         logger.finalize("success")
 
@@ -82,7 +71,10 @@ def _wandb(cfg: DictConfig, directory: Path) -> WandbLogger:
     """A W&B logger; without a key, or when the server is out of reach, an offline one."""
     import wandb
 
-    mode = cfg.logger.wandb.mode or ("online" if _has_key() else "offline")
+    netrc = Path.home() / ".netrc"
+    known = netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or known
+    mode = cfg.logger.wandb.mode or ("online" if has_key else "offline")
     logger = _wandb_logger(cfg, directory, mode)
     try:
         _ = logger.experiment  # connects now, so that trouble shows before hours of training
@@ -109,19 +101,6 @@ def _wandb_logger(cfg: DictConfig, directory: Path, mode: str) -> WandbLogger:
         log_model=False,
         settings=wandb.Settings(init_timeout=30),
     )
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path.home() / ".netrc"
-    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
-
-
-def _tensorboard_pictures(logger: TensorBoardLogger, pictures: Mapping[str, Path]) -> None:
-    for name, path in pictures.items():
-        with Image.open(path) as picture:
-            _log_picture(logger, name, picture, None)
 
 
 def _log_picture(logger: Logger, name: str, picture: Image.Image, step: int | None) -> None:

@@ -7,14 +7,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import (
+    LambdaCallback,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
@@ -27,6 +32,7 @@ from src.errors import ConfigError, GoodpartsError
 from src.models.base import AnomalyModule
 from src.processes import leads, whole
 from src.result import Prediction
+from src.saved_run import SavedRun
 from src.tracking import ExtrasWhileTraining
 
 log = logging.getLogger(__name__)
@@ -40,6 +46,16 @@ _OF_LIGHTNING = (
 Consumer = Callable[[dict[str, Tensor], Prediction], None]
 
 
+class Work(NamedTuple):
+    """What a run works with, from its first image to its report."""
+
+    cfg: DictConfig
+    run: SavedRun
+    trainer: pl.Trainer
+    model: AnomalyModule
+    data: AnomalyDataModule
+
+
 class TrainingError(GoodpartsError):
     """Training went wrong in a way that more epochs will not repair."""
 
@@ -49,10 +65,13 @@ def build_trainer(
 ) -> pl.Trainer:
     """A trainer for fitting and predicting; checkpoints go to `directory/checkpoints`."""
     _quieten()
+    alone = _places(cfg) | {"strategy": "auto", "num_nodes": 1}  # whatever the config asks for
+    if process_count(cfg) > 1:
+        alone["devices"] = 1
     if cfg.hardware.threads:
         torch.set_num_threads(cfg.hardware.threads)
     return pl.Trainer(
-        **(_places(cfg) if processes.count() > 1 else _one_place(cfg)),
+        **(_places(cfg) if processes.count() > 1 else alone),
         precision=cfg.hardware.precision,
         **{key: cfg.trainer[key] for key in _OF_LIGHTNING},
         callbacks=_callbacks(cfg, directory, single_pass=single_pass),
@@ -91,20 +110,18 @@ def process_count(cfg: DictConfig) -> int:
     return wanted
 
 
-def _one_place(cfg: DictConfig) -> dict[str, Any]:
-    """Where a trainer works in this process alone, whatever the config asks for."""
-    one = {"strategy": "auto", "num_nodes": 1}
-    return _places(cfg) | one | ({"devices": 1} if process_count(cfg) > 1 else {})
-
-
 def _places(cfg: DictConfig) -> dict[str, Any]:
     """Where a trainer works."""
     hardware = cfg.hardware
+    if hardware.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "hardware=gpu needs a GPU that torch can use.",
+            found=f"hardware.accelerator={hardware.accelerator}, and torch.cuda.is_available() "
+            "is False",
+            do="install a CUDA build of torch and a driver, or use hardware=cpu",
+        )
     return {
-        "accelerator": _accelerator(hardware.accelerator),
-        "devices": hardware.devices,
-        "strategy": hardware.strategy,
-        "num_nodes": hardware.num_nodes,
+        **{key: hardware[key] for key in ("accelerator", "devices", "strategy", "num_nodes")},
         # Under our own launcher as under torchrun; Lightning would look for SLURM first.
         "plugins": [TorchElasticEnvironment()] if is_torchelastic_launched() else None,
     }
@@ -166,41 +183,27 @@ def score_images(
     themselves; otherwise the first one consumes whole batches, since maps of a whole test set may
     not fit in the memory of every process, and rankings of them belong to one.
     """
-    hand_over = _HandOver(consume, own_share)
-    trainer.callbacks.append(hand_over)  # type: ignore[attr-defined]
+
+    def hand_over(_: pl.Trainer, __: pl.LightningModule, found: Any, batch: Any, *___: int) -> None:
+        facts = {key: batch[key] for key in ("index", "label", "mask")}
+        if not own_share:
+            facts = {key: whole(rows, batch) for key, rows in facts.items()}
+            found = found.each(lambda rows: whole(rows, batch))
+        if own_share or leads():
+            consume({key: rows.cpu() for key, rows in facts.items()}, found.cpu())
+
+    callback = LambdaCallback(on_predict_batch_end=hand_over)
+    trainer.callbacks.append(callback)  # type: ignore[attr-defined]
     try:
         trainer.predict(model, dataloaders=loader, return_predictions=False)
     finally:
-        trainer.callbacks.remove(hand_over)  # type: ignore[attr-defined]
+        trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
     _back_to_work(trainer, model)
 
 
 def _back_to_work(trainer: pl.Trainer, model: AnomalyModule) -> None:
     """Undo that Lightning moves a model to the CPU after each fit and predict."""
     model.eval().to(trainer.strategy.root_device)
-
-
-class _HandOver(pl.Callback):
-    """Passes predictions on as they come."""
-
-    def __init__(self, consume: Consumer, own_share: bool) -> None:
-        self.consume, self.own_share = consume, own_share
-
-    def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        facts = {key: batch[key] for key in ("index", "label", "mask")}
-        if not self.own_share:
-            facts = {key: whole(rows, batch) for key, rows in facts.items()}
-            outputs = outputs.each(lambda rows: whole(rows, batch))
-        if self.own_share or leads():
-            self.consume({key: rows.cpu() for key, rows in facts.items()}, outputs.cpu())
 
 
 class _StopOnNaN(pl.Callback):
@@ -228,46 +231,22 @@ class _StopOnNaN(pl.Callback):
 
 
 def _callbacks(cfg: DictConfig, directory: Path, *, single_pass: bool) -> list[pl.Callback]:
-    bar = RichProgressBar(leave=False) if sys.stdout.isatty() else _QuietBar()
-    chosen: list[pl.Callback] = [bar, _StopOnNaN()]
-    if every := cfg.trainer.get("log_images_every_n_epochs"):
-        transform = ImageTransform.from_config(cfg.transform)
-        chosen.append(ExtrasWhileTraining(every, transform))
-    if not single_pass:
-        folder, every = directory / "checkpoints", cfg.trainer.checkpoint_every_n_epochs
-        chosen.append(
-            ModelCheckpoint(
-                folder, save_last=True, save_top_k=0, every_n_epochs=every,
-                enable_version_counter=False, save_on_train_epoch_end=True,
-            )
-        )  # fmt: skip
-        if cfg.trainer.checkpoint_keep_every_n_epochs:
-            chosen.append(
-                _KeptCheckpoint(
-                    folder, filename="epoch{epoch:04d}", auto_insert_metric_name=False,
-                    save_top_k=-1, every_n_epochs=cfg.trainer.checkpoint_keep_every_n_epochs,
-                    save_on_train_epoch_end=True,
-                )
-            )  # fmt: skip
+    bar = RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=0)
+    chosen: list[pl.Callback] = [bar, _StopOnNaN()]  # no bar in log files
+    trainer = cfg.trainer
+    if every := trainer.get("log_images_every_n_epochs"):
+        chosen.append(ExtrasWhileTraining(every, ImageTransform.from_config(cfg.transform)))
+    if single_pass:
+        return chosen
+    where: dict[str, Any] = {"dirpath": directory / "checkpoints", "save_on_train_epoch_end": True}
+    every = trainer.checkpoint_every_n_epochs
+    resume: dict[str, Any] = {"save_last": True, "save_top_k": 0, "enable_version_counter": False}
+    chosen.append(ModelCheckpoint(**where, **resume, every_n_epochs=every))
+    if every := trainer.checkpoint_keep_every_n_epochs:
+        named: dict[str, Any] = {"filename": "epoch{epoch:04d}", "auto_insert_metric_name": False}
+        chosen.append(_KeptCheckpoint(**where, **named, save_top_k=-1, every_n_epochs=every))
     return chosen
 
 
 class _KeptCheckpoint(ModelCheckpoint):
     """A class of its own, as Lightning refuses two of one class with the same interval."""
-
-
-class _QuietBar(TQDMProgressBar):
-    """No bar in log files; the run prints its own lines."""
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=0)
-
-
-def _accelerator(name: str) -> str:
-    if name in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            "hardware=gpu needs a GPU that torch can use.",
-            found=f"hardware.accelerator={name}, and torch.cuda.is_available() is False",
-            do="install a CUDA build of torch and a driver, or use hardware=cpu",
-        )
-    return name

@@ -46,7 +46,7 @@ def check_data_set(cfg: DictConfig) -> int:
         DataError: the data set is not there at all.
     """
     if cfg.run:
-        return rank_by_suspicion(SavedRun(Path(cfg.run).expanduser()))
+        return rank_by_suspicion(SavedRun(Path(cfg.run)))
     data, (root, category) = cfg.data, place_of(cfg.data)
     if data.get("prepare") is not None:
         partial_of(data.prepare)(root, category)
@@ -62,10 +62,10 @@ def check_data_set(cfg: DictConfig) -> int:
     print_report(report, console, f"{data.name}/{category} in {root}", data.get("exclude") or ())
     out = Path(cfg.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    write_json(report, out / "findings.json")
-    draw_report(report, out / "check.png")
-    console.print(f"Every file name: {out / 'findings.json'}", soft_wrap=True, highlight=False)
-    console.print(f"Picture: {out / 'check.png'}", soft_wrap=True, highlight=False)
+    told, picture = out / "findings.json", out / "check.png"
+    write_json(report, told)
+    draw_report(report, picture)
+    console.print(f"Every file name: {told}\nPicture: {picture}", soft_wrap=True, highlight=False)
     return report.exit_code
 
 

@@ -7,28 +7,25 @@ last bit, and what of code, packages, machine and data may have caused a differe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from src.data.datamodule import AnomalyDataModule
-from src.data.images import read_sample
-from src.data.samples import Sample
 from src.detector import Detector
-from src.errors import GoodpartsError, SavedModelError
+from src.errors import GoodpartsError
 from src.evaluation.comparison import Matched, MetricPair, compare_images, compare_pixels, match
 from src.evaluation.overlap import aupro_key
 from src.evaluation.view import pixel_convention
+from src.explaining import picture_of
+from src.fitted import data_of, samples_with
 from src.metrics import find_metric
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png
-from src.reporting.records import Picture, outcome
+from src.reporting.records import outcome
 from src.reporting.report import flatten
 from src.saved_run import SavedRun
 
@@ -42,7 +39,7 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair] | int:
 
     With `cfg.exact` nothing is written; the exit code is 1 when the runs differ in any number.
     """
-    first, second = (SavedRun(Path(path).expanduser()) for path in (cfg.run_a, cfg.run_b))
+    first, second = SavedRun(Path(cfg.run_a)), SavedRun(Path(cfg.run_b))
     if cfg.exact:
         return say_exactly(first, second)
     matched = match(first.scores(), second.scores())
@@ -53,14 +50,25 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair] | int:
         rows += compare_pixels(
             pixels[0], pixels[1], matched.same_masks, limits, cfg.resamples, cfg.seed
         )
-    names = (f"{run.directory.parent.name}-{run.directory.name}" for run in (first, second))
-    default = second.directory / "comparisons" / "-vs-".join(names)
-    out = SavedRun(Path(cfg.out).expanduser() if cfg.out else default)
-    out.write_rows("comparison.csv", [_flat(row) for row in rows])
-    out.write_rows("disagreements.csv", _both(matched.disagreements))
+    folders = (f"{run.directory.parent.name}-{run.directory.name}" for run in (first, second))
+    out = SavedRun(Path(cfg.out or second.directory / "comparisons" / "-vs-".join(folders)))
+    apart = matched.disagreements
+    columns = {"value": "difference", "low": "low", "high": "high", "p_value": "p_value"}
+    out.write_rows("comparison.csv", [
+        {"metric": row.metric, "a": row.first, "b": row.second}
+        | {name: getattr(row.difference, key) for key, name in columns.items()}
+        | {"better": verdict(row)}
+        for row in rows
+    ])  # fmt: skip
+    names = {"path_a": "path", "label_a": "label", "defect_a": "defect"}
+    both = apart[[*names, "score_a", "decision_a", "score_b", "decision_b"]].rename(columns=names)
+    both = both.astype({"decision_a": int, "decision_b": int})
+    records: list[Any] = both.to_dict("records")
+    out.write_rows("disagreements.csv", records)
     _print_comparison(first, second, matched, rows)
-    if cfg.pictures and len(matched.disagreements):
-        _draw(cfg, first, second, matched, out.directory / "disagreements.png")
+    if cfg.pictures and len(apart):
+        runs = {"a": first, "b": second}
+        _draw(runs, apart[: cfg.pictures], cfg.device, out.directory / "disagreements.png")
     print(f"Written to {out.directory}")
     return rows
 
@@ -75,22 +83,13 @@ def verdict(row: MetricPair) -> str:
 # --- to the last bit -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ExactComparison:
+class ExactComparison(NamedTuple):
     """Two runs of one config, number by number."""
 
-    metrics: dict[str, tuple[float, float]]  # without times
+    metrics: int  # compared; times are not
+    different: dict[str, tuple[float, float]]  # metrics that are not identical; NaN equals NaN
     facts: dict[str, tuple[str, str]]  # of the manifests and the data, those that differ
     score_change: float  # largest difference of an image score; NaN: other images
-
-    @property
-    def different(self) -> dict[str, tuple[float, float]]:
-        """Metrics that are not identical; NaN equals NaN."""
-        return {
-            key: (a, b)
-            for key, (a, b) in self.metrics.items()
-            if a != b and not (math.isnan(a) and math.isnan(b))
-        }
 
     @property
     def identical(self) -> bool:
@@ -102,6 +101,7 @@ def compare_exactly(first: SavedRun, second: SavedRun) -> ExactComparison:
     """Metrics, image scores and manifest facts of two runs."""
     old, new = first.metrics(), second.metrics()
     keys = [key for key in old | new if not key.startswith(_TIMING)]
+    pairs = {key: (old.get(key, math.nan), new.get(key, math.nan)) for key in keys}
     before, after = (dict(flatten(run.read_json("manifest.json"))) for run in (first, second))
     facts = {
         name: (str(before.get(name)), str(after.get(name)))
@@ -114,7 +114,8 @@ def compare_exactly(first: SavedRun, second: SavedRun) -> ExactComparison:
     same = list(old_scores.index) == list(new_scores.index)
     change = (new_scores - old_scores).abs().max() if len(old_scores) else 0.0
     return ExactComparison(
-        metrics={key: (old.get(key, math.nan), new.get(key, math.nan)) for key in keys},
+        metrics=len(keys),
+        different={k: (a, b) for k, (a, b) in pairs.items() if a != b and (a == a or b == b)},
         facts=facts,
         score_change=float(change) if same else math.nan,
     )
@@ -123,13 +124,12 @@ def compare_exactly(first: SavedRun, second: SavedRun) -> ExactComparison:
 def say_exactly(first: SavedRun, second: SavedRun) -> int:
     """The verdict; then what differs, and what may have caused it. Returns the exit code."""
     found, console = compare_exactly(first, second), Console(highlight=False)
-    total = len(found.metrics)
     if found.identical:
-        console.print(f"identical: {total} metrics and every image score", soft_wrap=True)
+        console.print(f"identical: {found.metrics} metrics and every image score", soft_wrap=True)
     else:
         console.print(
-            f"DIFFERENT: {len(found.different)} of {total} metrics; largest change of an image "
-            f"score {found.score_change:.3g}",
+            f"DIFFERENT: {len(found.different)} of {found.metrics} metrics; largest change of an "
+            f"image score {found.score_change:.3g}",
             soft_wrap=True,
         )
         table = Table("metric", "A", "B", "B - A", box=None)
@@ -153,7 +153,10 @@ def _print_comparison(
     console.print(f"A  {first.directory}\nB  {second.directory}", highlight=False)
     console.print(_scope(matched), highlight=False, soft_wrap=True)
     if any(find_metric(row.metric).of_pixels for row in rows):
-        console.print(*_conventions(first, second), sep="\n", highlight=False)
+        a, b = (pixel_convention(run.config()) for run in (first, second))
+        advice = "src.evaluate evaluation.whole_image=true evaluation.size=256"
+        other = f"A  {a}\nB  {b}\nThese cover different pixels; {advice} measures both alike."
+        console.print(a if a == b else other, highlight=False)
     table = Table("metric", "A", "B", "B - A", "95 % interval", "p", box=None)
     for row in rows:
         apart = row.difference
@@ -163,15 +166,6 @@ def _print_comparison(
             f"{apart.p_value:.4f}", style="bold" if apart.p_value < SIGNIFICANT else "",
         )  # fmt: skip
     console.print(table)
-
-
-def _conventions(first: SavedRun, second: SavedRun) -> list[str]:
-    """What the pixel metrics of both runs were measured on, and whether that is the same."""
-    a, b = (pixel_convention(run.config()) for run in (first, second))
-    if a == b:
-        return [a]
-    advice = "src.evaluate evaluation.whole_image=true evaluation.size=256"
-    return [f"A  {a}", f"B  {b}", f"These cover different pixels; {advice} measures both alike."]
 
 
 def _scope(matched: Matched) -> str:
@@ -188,30 +182,14 @@ def _scope(matched: Matched) -> str:
     return f"{told}; decisions differ on {len(matched.disagreements)}"
 
 
-def _flat(row: MetricPair) -> dict[str, object]:
-    apart = row.difference
-    return {
-        "metric": row.metric, "a": row.first, "b": row.second, "difference": apart.value,
-        "low": apart.low, "high": apart.high, "p_value": apart.p_value, "better": verdict(row),
-    }  # fmt: skip
-
-
-def _both(apart: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Rows of disagreements.csv."""
-    names = {"path_a": "path", "label_a": "label", "defect_a": "defect"}
-    kept = ["score_a", "decision_a", "score_b", "decision_b"]
-    table = apart[[*names, *kept]].rename(columns=names)
-    return table.astype({"decision_a": int, "decision_b": int}).to_dict("records")
-
-
-def _draw(
-    cfg: DictConfig, first: SavedRun, second: SavedRun, matched: Matched, target: Path
-) -> None:
+def _draw(runs: dict[str, SavedRun], apart: pd.DataFrame, device: str, target: Path) -> None:
     """Overlays of both runs side by side; without the images or models, a line that says so."""
-    apart = matched.disagreements[: cfg.pictures]
     try:
-        samples = _samples(first, apart)
-        sides = [_overlays(run, samples, cfg.device) for run in (first, second)]
+        contents = dict(zip(apart.path_a, apart.content, strict=True))
+        samples, sides = samples_with(data_of(runs["a"].config()), contents), []
+        for run in runs.values():
+            detector, scale = Detector.load(run.directory, device), ColourScale.of_run(run)
+            sides.append([overlay(picture_of(detector, sample), scale) for sample in samples])
     except GoodpartsError as error:
         print(f"No pictures: {error}")
         return
@@ -219,36 +197,7 @@ def _draw(
         f"{run.upper()} {outcome(row.label_a, row[f'decision_{run}'])} "
         f"{row[f'score_{run}']:.4g}: {'/'.join(Path(row[f'path_{run}']).parts[-2:])}"
         for _, row in apart.iterrows()
-        for run in "ab"
+        for run in runs
     ]
     tiles = [tile for pair in zip(*sides, strict=True) for tile in pair]
     save_png(contact_sheet(tiles, captions, columns=4, tile_px=280), target)
-
-
-def _samples(run: SavedRun, rows: pd.DataFrame) -> list[Sample]:
-    """The samples of the run with these contents."""
-    data = AnomalyDataModule(run.config())
-    data.prepare_data()
-    data.setup()
-    here = {data.entry_of(sample).content: sample for sample in data.found}
-    missing = rows.path_a[~rows.content.isin(list(here))]
-    if len(missing):
-        raise SavedModelError(
-            "Images of the run are missing or were changed.",
-            found=f"{len(missing)} below {data.root}, first: {missing.iloc[0]}",
-            do="put them back, or compare with pictures=0",
-        )
-    return [here[content] for content in rows.content]
-
-
-def _overlays(run: SavedRun, samples: list[Sample], device: str) -> list[np.ndarray]:
-    """Heat and outlines of one run over each image, (H, W, 3) uint8, in the run's colours."""
-    detector, scale = Detector.load(run.directory, device), ColourScale.of_run(run)
-    drawn = []
-    for sample in samples:
-        image = read_sample(sample)
-        found = detector.detect([image])[0]
-        mask = None if sample.mask_path is None else detector.transform.mask(sample.mask_path)
-        display = detector.transform.display(image)
-        drawn.append(overlay(Picture(display, found.anomaly_map, mask, found.mask), scale))
-    return drawn

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
 from src import experiment
-from src.data.datamodule import AnomalyDataModule
 from src.data.record import FILE_NAME as DATA
 from src.detector import Detector
 from src.errors import ConfigError, SavedModelError
@@ -23,14 +21,14 @@ from src.outputs import write_outputs
 from src.reporting.run_table import print_result
 from src.result import Threshold
 from src.saved_run import SavedRun
-from src.training import build_trainer
+from src.training import Work, build_trainer
 
 
 def evaluate_run(cfg: DictConfig) -> dict[str, float]:
     """Metrics of `cfg.run` on the data of `cfg`; writes metrics.json, scores.csv and a report."""
     detector = Detector.load(Path(cfg.run), cfg.device)
     merged = _merge(detector.config, cfg)
-    run = SavedRun(detector.directory)
+    run = detector.run
     data = checked_data(run, None if cfg.get("data") is None else merged)
     if not data.test_samples:
         raise ConfigError(
@@ -38,20 +36,20 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
             found=f"{data.name} has no test images",
             do="give data.abnormal_dir or data.normal_test_dir",
         )
-    out = SavedRun(_folder(cfg, data))
+    default = run.directory / "evaluations" / f"{data.name}-{data.category}"
+    out = SavedRun(Path(cfg.out or default))
     trainer = build_trainer(merged, out.directory, [], single_pass=True)
-    evaluator, threshold, metrics = experiment.evaluate(
-        merged, trainer, detector.model, data, _threshold(cfg, detector)
-    )
+    work = Work(merged, out, trainer, detector.model, data)
+    evaluator, threshold, metrics = experiment.evaluate(work, _threshold(cfg, detector))
     facts = run.read_json("manifest.json") | {"data_fingerprint": data.record.fingerprint}
     out.start(merged, facts, force=True)
     out.write_rows(DATA, data.record.rows())
     out.write_calibration(run.calibration())
-    write_outputs(merged, out, detector.model, data, evaluator, threshold, metrics, sources_of(run))
+    write_outputs(work, evaluator, threshold, metrics, sources_of(run))
     out.finish(metrics)
     print_result(out)
     if cfg.checkpoints:
-        _compare_checkpoints(cfg, merged, detector, trainer, data, out)
+        _compare_checkpoints(cfg, work, detector)
     return metrics
 
 
@@ -61,11 +59,11 @@ def _threshold(cfg: DictConfig, detector: Detector) -> Threshold | None:
         return detector.threshold
     rule = build_rule(cfg.threshold)
     detector.model.own_mask = rule.needs_own_mask
-    normal = SavedRun(detector.directory).calibration()
+    normal = detector.run.calibration()
     if normal is None and not (rule.needs_labels or rule.needs_own_mask):
         raise ConfigError(
             "The run kept no scores of normal images, which this threshold is set with.",
-            found=f"no calibration.csv in {detector.directory}; its rule, "
+            found=f"no calibration.csv in {detector.run.directory}; its rule, "
             f"{detector.threshold.rule}, needs none",
             do="run again with calibration.fraction=0.1 and the threshold that you want; with the "
             "present run only its own threshold, threshold=f1_oracle and, for U-Flow, "
@@ -74,26 +72,17 @@ def _threshold(cfg: DictConfig, detector: Detector) -> Threshold | None:
     return rule.fit(normal)
 
 
-def _compare_checkpoints(
-    cfg: DictConfig,
-    merged: DictConfig,
-    detector: Detector,
-    trainer: pl.Trainer,
-    data: AnomalyDataModule,
-    out: SavedRun,
-) -> None:
+def _compare_checkpoints(cfg: DictConfig, work: Work, detector: Detector) -> None:
     """One row of metrics per training checkpoint; the threshold stays that of the run."""
     rows = []
-    for path in _checkpoints(cfg, detector.directory):
+    for path in _checkpoints(cfg, detector.run.directory / "checkpoints"):
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         detector.model.load_state_dict(state, strict=False)
         detector.model.eval()
-        detector.model.after_fit(data.ordered_train_dataloader())
-        _, _, metrics = experiment.evaluate(
-            merged, trainer, detector.model, data, detector.threshold
-        )
+        detector.model.after_fit(work.data.ordered_train_dataloader())
+        _, _, metrics = experiment.evaluate(work, detector.threshold)
         rows.append({"checkpoint": path.name} | metrics)
-    out.write_rows("checkpoints.csv", rows)
+    work.run.write_rows("checkpoints.csv", rows)
     shown = [metric for metric in HEADLINES if not metric.unit and metric.key in rows[0]]
     table = Table("checkpoint", *(metric.name for metric in shown))
     for row in rows:
@@ -101,12 +90,12 @@ def _compare_checkpoints(
     Console().print(table)
 
 
-def _checkpoints(cfg: DictConfig, run: Path) -> list[Path]:
+def _checkpoints(cfg: DictConfig, folder: Path) -> list[Path]:
     wanted = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
     patterns = ["*.ckpt" if name == "all" else name for name in wanted]
-    found = sorted({path for pattern in patterns for path in (run / "checkpoints").glob(pattern)})
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     if not found:
-        have = [path.name for path in (run / "checkpoints").glob("*.ckpt")]
+        have = [path.name for path in folder.glob("*.ckpt")]
         raise SavedModelError(
             "No such checkpoints.",
             found=f"{wanted} among {have or 'none'}",
@@ -117,18 +106,11 @@ def _checkpoints(cfg: DictConfig, run: Path) -> list[Path]:
 
 def _merge(saved: DictConfig, cfg: DictConfig) -> DictConfig:
     """The run's config with the data and report of this call."""
-    merged = OmegaConf.create(OmegaConf.to_container(saved, resolve=False))
+    merged = saved.copy()
     with open_dict(merged):
         if cfg.get("data") is not None:
             merged.data = OmegaConf.to_container(cfg.data, resolve=False)
             merged.data.calibration_dir = None  # the threshold is the run's
         for node, mine in ((merged.report, cfg.report), (merged.evaluation, cfg.evaluation)):
             node.update({key: value for key, value in mine.items() if value is not None})
-    assert isinstance(merged, DictConfig)
     return merged
-
-
-def _folder(cfg: DictConfig, data: AnomalyDataModule) -> Path:
-    if cfg.out:
-        return Path(cfg.out).expanduser()
-    return Path(cfg.run).expanduser() / "evaluations" / f"{data.name}-{data.category}"

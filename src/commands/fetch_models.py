@@ -7,7 +7,6 @@ says how to place the file by hand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +15,34 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from src.data.download import Mirror, fetch
-from src.errors import ConfigError, DownloadError, SavedModelError, did_you_mean
+from src.errors import ConfigError, DownloadError, SavedModelError, only
 from src.files import atomic
 from src.models.patchcore.official_banks import convert_official
 from src.models.uflow.published import read_published
 
-METRICS = ("auc", "pro", "miou")
-SOURCES = ("drive", "release")
 TIMEOUT_S = 30.0
 
 
 def fetch_published(cfg: DictConfig) -> list[Path]:
     """Converted files of every category and metric of `cfg` (conf/fetch_models.yaml).
 
-    For patchcore, whose banks lie in a Git repository: of the folder `cfg.files`.
-
-    Files that are there already are left alone unless `overwrite`.
+    For patchcore, whose banks lie in a Git repository: of the folder `cfg.files`. Files that are
+    there already are left alone unless `overwrite`.
 
     Raises:
         ConfigError: unknown method, category, metric or source. DownloadError: with advice.
         SavedModelError: what came is not a checkpoint of U-Flow.
     """
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    published = options["published"]
-    categories = options["categories"] or sorted(published["files"])
-    _check("method", [options["method"]], ["uflow", "patchcore"])
+    published = options["published"]["files"]
+    categories, metrics = options["categories"] or sorted(published), options["metrics"]
+    only("method", [options["method"]], ("uflow", "patchcore"))
     if options["method"] == "patchcore":
         return [_official_bank(options)]
-    _check("categories", categories, published["files"])
-    _check("metrics", options["metrics"], METRICS)
-    _check("source", [options["source"]], SOURCES)
-    wanted = [(metric, category) for category in categories for metric in options["metrics"]]
-    made = [_one(options, metric, category) for metric, category in wanted]
+    only("categories", categories, published)
+    only("metrics", metrics, ("auc", "pro", "miou"))
+    only("source", [options["source"]], ("drive", "release"))
+    made = [_one(options, metric, category) for category in categories for metric in metrics]
     print(
         f"Evaluate one with: python -m src.run model=uflow data.category={categories[0]} "
         f"trainer.max_epochs=0 model.weights={made[0]}"
@@ -64,7 +59,7 @@ def _official_bank(options: dict[str, Any]) -> Path:
             do="clone amazon-science/patchcore-inspection with git lfs and name the folder of one "
             "category: files=models/<setting>/models/mvtec_bottle",
         )
-    source = Path(options["files"]).expanduser()
+    source = Path(options["files"])
     made = convert_official(source, Path(options["folder"]) / f"{source.name}.safetensors")
     print(
         "Evaluate it with: python -m src.run model=patchcore trainer.max_epochs=0 "
@@ -101,14 +96,15 @@ def _one(options: dict[str, Any], metric: str, category: str) -> Path:
 def _download(options: dict[str, Any], metric: str, category: str, target: Path) -> None:
     published = options["published"]
     if options["source"] == "release":
-        url = _release_asset(published, metric, category)
-        other = f"source=drive, or {published['release_page']} in a browser"
+        url, other = _release_asset(published, metric, category), "drive"
+        page = published["release_page"]
     else:
-        url = published["drive"].format(id=published["files"][category][metric])
-        other = f"source=release, or {published['drive_folder']} in a browser"
+        url, other = published["drive"].format(id=published["files"][category][metric]), "release"
+        page = published["drive_folder"]
     advice = (
         "a web page instead of the file means that Google Drive's daily quota for it is used up: "
-        f"wait up to 24 hours, or try {other}; save the file as {target} and run this again"
+        f"wait up to 24 hours, or try source={other}, or {page} in a browser; save the file as "
+        f"{target} and run this again"
     )
     checksum = published["checksums"].get(f"{metric}/{category}")
     fetch([Mirror(url, checksum)], target, advice=advice)
@@ -136,11 +132,3 @@ def _release_asset(published: dict[str, Any], metric: str, category: str) -> str
             do=by_hand,
         )
     return named[fitting[0]]
-
-
-def _check(key: str, values: Sequence[str], allowed: Sequence[str]) -> None:
-    for value in values:
-        if value not in allowed:
-            raise ConfigError(
-                f"{key} has no {value!r}.", found=f"{key}={value}", do=did_you_mean(value, allowed)
-            )

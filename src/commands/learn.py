@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -37,32 +37,39 @@ def learn_images(cfg: DictConfig) -> Result:
         DataError: the run's own images are not there, or there is no new readable picture.
         SavedModelError: the run is not finished.
     """
-    before = SavedRun(Path(cfg.run).expanduser())
+    before = SavedRun(Path(cfg.run))
     before.metrics()  # fails early on an unfinished run
     config = with_data_at(before.config(), cfg.data.root)
-    folder = Path(str(cfg.images)).expanduser().absolute()
+    folder = Path(str(cfg.images)).absolute()
     wider = with_confirmed(config, folder)
     if changed := before.record().difference(list_record(config.data)):
         log.warning("The data of %s changed since: %s.", before.directory, changed)
     count = _count_new(config, wider, folder)
-    wider.runs_dir = literal(str(cfg.out or _runs_dir(before, config)))
+    above = before.directory.absolute().parents  # <runs>/<model>/<data>/<category>
+    at_home = len(above) > 3 and above[2].name == config.model.name
+    wider.runs_dir = literal(str(cfg.out or (above[3] if at_home else config.runs_dir)))
     result = run_experiment(wider)
     earlier = before.read_json("manifest.json").get("learnt", [])
     step = {"from": before.directory.name, "pictures": count, "folder": str(folder)}
     result.run.add_facts({"learnt": [*earlier, step]})
     places = [f"run_a={before.directory}", f"run_b={result.run.directory}"]
     compare_runs(compose_checked("compare", [*places, "pictures=0"]))
-    _say_what_changed(before, result.run, count)
+    a, b = (run.read_json("model/threshold.json")["image"] for run in (before, result.run))
+    told = [f"{count} confirmed pictures learnt: threshold {a:.4g} -> {b:.4g}"]
+    images = match(before.scores(), result.run.scores()).images
+    for name, label in (("false alarms", NORMAL), ("defects found", DEFECTIVE)):
+        some = images[images.label_a == label]
+        told.append(f"{name} {some.decision_a.sum()} -> {some.decision_b.sum()} of {len(some)}")
+    Console(highlight=False).print("; ".join(told), soft_wrap=True)
     return result
 
 
 def with_confirmed(config: DictConfig, folder: Path) -> DictConfig:
     """The config of a run with the pictures in `folder` as further training images."""
-    index = cast(dict[str, object], OmegaConf.to_container(config.data.index, resolve=True))
+    index: Any = OmegaConf.to_container(config.data.index, resolve=True)
     if index["_target_"] != _INDEX:
         index = {"_target_": _INDEX, "_partial_": True, "base": index, "folders": []}
-    folders = cast(list[str], index["folders"])
-    index["folders"] = list(dict.fromkeys([*folders, str(folder)]))
+    index["folders"] = list(dict.fromkeys([*index["folders"], str(folder)]))
     wider = config.copy()
     wider.data.index = literal(index)
     wider.force = False
@@ -82,21 +89,3 @@ def _count_new(config: DictConfig, wider: DictConfig, folder: Path) -> int:
     for sample in new:
         read_sample(sample)
     return len(new)
-
-
-def _runs_dir(before: SavedRun, config: DictConfig) -> str:
-    """The folder of runs that holds <model>/<data>/<category>/<run>; else where new ones go."""
-    above = before.directory.absolute().parents
-    at_home = len(above) > 3 and above[2].name == config.model.name
-    return str(above[3]) if at_home else str(config.runs_dir)
-
-
-def _say_what_changed(before: SavedRun, after: SavedRun, count: int) -> None:
-    """Threshold, false alarms and defects found, on the test images that both runs have."""
-    a, b = (run.read_json("model/threshold.json")["image"] for run in (before, after))
-    told = [f"{count} confirmed pictures learnt: threshold {a:.4g} -> {b:.4g}"]
-    images = match(before.scores(), after.scores()).images
-    for name, label in (("false alarms", NORMAL), ("defects found", DEFECTIVE)):
-        some = images[images.label_a == label]
-        told.append(f"{name} {some.decision_a.sum()} -> {some.decision_b.sum()} of {len(some)}")
-    Console(highlight=False).print("; ".join(told), soft_wrap=True)

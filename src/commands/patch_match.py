@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from src.data.record import with_data_at
 from src.data.samples import UNKNOWN, Sample
 from src.detector import Detector
 from src.errors import ConfigError, DataError, did_you_mean
-from src.explaining import match_grid, reader
+from src.explaining import match_grid, picture_of, reader
 from src.files import fitting, shown
 from src.fitted import fitted_samples
 from src.models.patchcore.scores import euclidean_and_cosine
@@ -31,7 +32,6 @@ from src.reporting.match_pictures import (
     write_animation,
 )
 from src.reporting.records import Picture
-from src.saved_run import SavedRun
 
 
 def explain_image(cfg: DictConfig) -> list[Path]:
@@ -44,7 +44,7 @@ def explain_image(cfg: DictConfig) -> list[Path]:
         DataError: the image, or the normal images the run was fitted on, are not there.
     """
     detector = Detector.load(Path(cfg.run), cfg.device)
-    run, config = SavedRun(detector.directory), detector.config
+    config = detector.config
     if not hasattr(detector.model, "nearest_patches"):
         raise ConfigError(
             f"{config.model.name} keeps no patches that could be shown.",
@@ -55,27 +55,28 @@ def explain_image(cfg: DictConfig) -> list[Path]:
     data.setup()
     sample = find_sample(Path(str(cfg.image)), data)
     image = read_sample(sample)
-    grid, source = match_grid(detector, image), reader(detector, fitted_samples(run, data))
-    found = detector.detect([image])[0]
-    picture = Picture(
-        display=grid.display,
-        anomaly_map=found.anomaly_map,
-        mask=None if sample.mask_path is None else detector.transform.mask(sample.mask_path),
-        segmentation=found.mask,
-        match=match_at(grid, grid.worst, source),
-    )
-    facts = (shown(sample.image_path.name), *_facts(config))
-    folder = _folder(cfg, sample)
+    grid = match_grid(detector, image)
+    source = reader(detector, fitted_samples(detector.run, data))
+    picture = replace(picture_of(detector, sample), match=match_at(grid, grid.worst, source))
+    layers = ", ".join(map(str, config.backbone.get("layers") or []))
+    facts = [
+        shown(sample.image_path.name),
+        f"{config.model.name}, {config.backbone.get('name') or 'no backbone'}",
+        *([f"layers {layers}"] if layers else []),
+        f"{config.data.name} {config.data.get('category') or ''}".strip(),
+    ]
+    name = f"{sample.image_path.parent.name}_{sample.image_path.stem}"
+    folder = Path(cfg.out or fitting(detector.run.directory / "patch_match" / name))
     written = [folder / "match.png", folder / "distances.png"]
-    save_png(match_figure(picture, ColourScale.of_run(run), facts), written[0])
+    save_png(match_figure(picture, ColourScale.of_run(detector.run), facts), written[0])
     save_png(_distances(detector, image, picture, grid), written[1])
-    if cfg.animation.format is not None:
-        written.append(folder / f"patches.{cfg.animation.format}")
+    if (film := cfg.animation).format is not None:
+        written.append(folder / f"patches.{film.format}")
         # Unsmoothed patch distances, as the image score is one: its threshold is their anchor.
         scale = ColourScale.fit([grid.distance], detector.threshold.image)
         write_animation(
-            written[-1], grid, scale, source, side=cfg.animation.side,
-            milliseconds=cfg.animation.milliseconds, step=cfg.animation.step,
+            written[-1], grid, scale, source,
+            side=film.side, milliseconds=film.milliseconds, step=film.step,
         )  # fmt: skip
     print(*written, sep="\n")
     return written
@@ -88,19 +89,16 @@ def find_sample(path: Path, data: AnomalyDataModule) -> Sample:
         DataError: there is none, or several images of the data set end like this.
     """
     known = {sample.image_path: sample for sample in data.samples}
-    full = path.expanduser().absolute()
-    if full in known:
-        return known[full]
-    if full.is_file():
+    full, parts = path.absolute(), path.parts
+    if full not in known and full.is_file():
         return Sample(full, None, UNKNOWN, "unknown", "test")
-    parts = path.parts
     ends = [each for each in known if each.parts[-len(parts) :] == parts]
-    if len(ends) == 1:
-        return known[ends[0]]
+    if full in known or len(ends) == 1:
+        return known[full if full in known else ends[0]]
     if ends:
         raise DataError(
             f"Several images are called {path}.",
-            found=", ".join(str(each) for each in ends[:4]),
+            found=", ".join(map(str, ends[:4])),
             do="give more of the path",
         )
     names = [str(each.relative_to(data.root)) for each in known if each.is_relative_to(data.root)]
@@ -134,19 +132,3 @@ def _distances(
         ("cosine distance", cosine, equal_share(euclidean, cosine, scale)),
     ]
     return heat_pair(picture, maps)
-
-
-def _facts(config: DictConfig) -> list[str]:
-    layers = [str(layer) for layer in config.backbone.get("layers") or []]
-    return [
-        f"{config.model.name}, {config.backbone.get('name') or 'no backbone'}",
-        *([f"layers {', '.join(layers)}"] if layers else []),
-        f"{config.data.name} {config.data.get('category') or ''}".strip(),
-    ]
-
-
-def _folder(cfg: DictConfig, sample: Sample) -> Path:
-    if cfg.out:
-        return Path(cfg.out).expanduser()
-    name = f"{sample.image_path.parent.name}_{sample.image_path.stem}"
-    return fitting(Path(cfg.run).expanduser() / "patch_match" / name)

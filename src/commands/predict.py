@@ -9,9 +9,8 @@ scored, the newest last.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -19,21 +18,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from src.deployment.drift import DriftMonitor
 from src.deployment.inbox import find_images, watch
-from src.deployment.ledger import Ledger, Scored, Version, open_ledger
+from src.deployment.ledger import Ledger, Version, open_ledger
 from src.deployment.scoring import Scorer
 from src.deployment.spreading import spread
 from src.detector import Detector
 from src.errors import ConfigError
 from src.files import shown
-from src.saved_run import SavedRun
 
 UNREADABLE = 3  # exit code: some files could not be read
 
 
 def predict_images(cfg: DictConfig) -> int:
     """Score `cfg.images` with `cfg.run` into `cfg.out`; the exit code (0, or 3: unreadable)."""
-    out = Path(str(cfg.out)).expanduser()
-    root, groups = _images_of(cfg)
+    out, (root, groups) = Path(cfg.out), _images_of(cfg)
     if root.resolve().is_relative_to(out.resolve()):
         raise ConfigError(
             f"out={out} is or holds the folder of the images.",
@@ -42,7 +39,14 @@ def predict_images(cfg: DictConfig) -> int:
         )
     detector = Detector.load(Path(cfg.run), cfg.device)
     scorer, console = Scorer(detector, out, root, cfg.save), Console()
-    with open_ledger(out, _card(cfg, detector)) as ledger:
+    card = {  # what the rows of one folder have in common
+        "detector": detector.identity(),
+        "images": os.path.abspath(str(cfg.images)),  # noqa: PTH100
+        "watch": bool(cfg.watch),
+        "save": OmegaConf.to_container(cfg.save, resolve=True),
+        "run": str(detector.run.directory.absolute()),
+    }
+    with open_ledger(out, card) as ledger:
         versions: dict[str, Version] = {}  # of every image of this call, by path
         try:
             _score_all(cfg, groups, scorer, ledger, versions, console)
@@ -50,7 +54,16 @@ def predict_images(cfg: DictConfig) -> int:
             if not cfg.watch:
                 raise
         ledger.finish(None if cfg.watch else versions.values())
-        _say_what_was_found(ledger, detector, console)
+    rule, alarms = detector.threshold, sum(row["decision"] == "1" for row in ledger.rows.values())
+    said = [
+        f"{len(ledger.rows)} images scored, {alarms} alarms (threshold {rule.image:.4g}, "
+        f"rule {rule.rule}); results in {shown(out)}"
+    ]
+    if count := len(ledger.unreadable):
+        said.append(f"{count} files could not be read; see {shown(out / 'unreadable.csv')}")
+    if ledger.rows and rule.image == float("inf"):
+        said.append("The threshold is infinite, so no alarm is possible: calibrate.")
+    console.print(*said, sep="\n", markup=False, soft_wrap=True)
     return UNREADABLE if ledger.unreadable else 0
 
 
@@ -59,7 +72,7 @@ def _images_of(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:
     if not cfg.watch:
         root, paths = find_images(str(cfg.images))
         return root, [paths]
-    folder = Path(str(cfg.images)).expanduser()
+    folder = Path(str(cfg.images))
     if cfg.engine.name == "ray":
         raise ConfigError(
             "A watched folder is scored on this machine, as its images come.",
@@ -73,17 +86,6 @@ def _images_of(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:
     return folder, watch(folder, cfg.watch_seconds, cfg.watch_idle_seconds)
 
 
-def _card(cfg: DictConfig, detector: Detector) -> dict[str, Any]:
-    """What the rows of one folder have in common."""
-    return {
-        "detector": detector.identity(),
-        "images": os.path.abspath(Path(str(cfg.images)).expanduser()),  # noqa: PTH100
-        "watch": bool(cfg.watch),
-        "save": OmegaConf.to_container(cfg.save, resolve=True),
-        "run": str(detector.directory.absolute()),
-    }
-
-
 def _score_all(
     cfg: DictConfig,
     groups: Iterable[list[Path]],
@@ -93,14 +95,12 @@ def _score_all(
     console: Console,
 ) -> None:
     """Score groups of images as they come: those without a row, or changed since they got one."""
-    normal = SavedRun(scorer.detector.directory).calibration()
+    normal = scorer.detector.run.calibration()
     known = [] if normal is None else normal.image.tolist()
     monitor = DriftMonitor(known, cfg.drift.window, cfg.drift.alpha)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.speed:.1f} images/s"), TimeRemainingColumn(), console=console,
-        disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:.1f} images/s")
+    with Progress(*columns, TimeRemainingColumn(), console=console,
+                  disable=not console.is_terminal) as progress:  # fmt: skip
         bar = progress.add_task("scoring", total=0)
         for group in groups:
             present = {path: scorer.version(path) for path in group}
@@ -109,7 +109,11 @@ def _score_all(
             if done := len(group) - len(todo):
                 console.print(f"Continuing: {done} images are already scored.")
             progress.update(bar, total=(progress.tasks[bar].total or 0) + len(group), advance=done)
-            for batch in _scored(cfg, todo, scorer):
+            if cfg.engine.name == "ray" and todo:
+                batches = spread(todo, scorer.root, cfg)
+            else:
+                batches = scorer.batches(todo, cfg.batch_size, cfg.decoders)
+            for batch in batches:
                 for found in batch:
                     ledger.add(found)
                     versions[found.version.path] = found.version
@@ -117,26 +121,3 @@ def _score_all(
                         console.print(f"[yellow]{warning}")
                 progress.advance(bar, len(batch))
             ledger.list_unreadable()
-
-
-def _scored(cfg: DictConfig, paths: list[Path], scorer: Scorer) -> Iterator[list[Scored]]:
-    """Results in the order of `paths`, from this process or from many."""
-    if cfg.engine.name == "ray" and paths:
-        return spread(paths, scorer.root, cfg)
-    return scorer.batches(paths, cfg.batch_size, cfg.decoders)
-
-
-def _say_what_was_found(ledger: Ledger, detector: Detector, console: Console) -> None:
-    """Counts, the rule that decided, and where everything is."""
-    rule = detector.threshold
-    alarms = sum(row["decision"] == "1" for row in ledger.rows.values())
-    said = [
-        f"{len(ledger.rows)} images scored, {alarms} alarms (threshold {rule.image:.4g}, "
-        f"rule {rule.rule}); results in {shown(ledger.folder)}"
-    ]
-    if ledger.unreadable:
-        listing = shown(ledger.folder / "unreadable.csv")
-        said.append(f"{len(ledger.unreadable)} files could not be read; see {listing}")
-    if ledger.rows and rule.image == float("inf"):
-        said.append("The threshold is infinite, so no alarm is possible: calibrate.")
-    console.print(*said, sep="\n", markup=False, soft_wrap=True)

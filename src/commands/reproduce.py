@@ -13,7 +13,7 @@ from src.reproduction.collecting import measurements
 from src.reproduction.judging import Row, judge_variant, verdict_line
 from src.reproduction.paper_tables import write_tables
 from src.reproduction.planning import Job, Plan, listed, make_plan
-from src.reproduction.running import Board, Engine, Task
+from src.reproduction.running import Engine, Task
 
 FAILED = 1
 
@@ -50,7 +50,7 @@ def run_jobs(
 ) -> None:
     """Give jobs to `program` until each is finished or failed; others were `finished` before."""
     logs = Path(cfg.runs_dir).expanduser() / ".jobs"
-    with Engine(cfg.engine, cfg.retries, Board(finished + len(jobs), finished)) as engine:
+    with Engine(cfg.engine, cfg.retries, finished + len(jobs), finished) as engine:
         for job in jobs:
             words = (*program, *job.overrides)
             engine.submit(Task(job.key, job.name, words, logs / f"{job.key}.log", job.is_finished))

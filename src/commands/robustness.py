@@ -29,7 +29,7 @@ from src.fitted import checked_data
 from src.models.build import build_model
 from src.reporting.chart_files import new_panels, save_figure
 from src.saved_run import SavedRun
-from src.training import build_trainer
+from src.training import Work, build_trainer
 
 Row = dict[str, str | float]
 Change = Callable[[Image.Image], Image.Image]
@@ -65,7 +65,7 @@ def measure_robustness(cfg: DictConfig) -> list[Row]:
     """One row per change and level; also written as CSV and drawn."""
     only("changes", cfg.changes, CHANGES)
     detector = Detector.load(Path(cfg.run), cfg.device)
-    data = checked_data(SavedRun(detector.directory))
+    data = checked_data(detector.run)
     samples = limit_test(data.test_samples, cfg.limit, cfg.seed)
     labels = {sample.label for sample in samples}
     if NORMAL not in labels:
@@ -77,7 +77,7 @@ def measure_robustness(cfg: DictConfig) -> list[Row]:
         for level in map(float, levels or []):
             change = partial(CHANGES[str(name)], level)
             rows.append(_row(str(name), level, detector, samples, cfg.batch_size, change))
-    out = SavedRun(Path(cfg.out) if cfg.out else detector.directory / "robustness")
+    out = SavedRun(Path(cfg.out or detector.run.directory / "robustness"))
     if cfg.contamination and DEFECTIVE in labels:
         rows.append(_contaminated(cfg, detector, samples, out.directory / "contaminated"))
     out.write_rows("robustness.csv", rows)
@@ -138,8 +138,9 @@ def _contaminated(cfg: DictConfig, detector: Detector, samples: list[Sample], fo
     run = SavedRun(folder)
     run.start(config, {}, force=True)
     trainer = build_trainer(config, folder, [], single_pass=model.single_pass)
-    experiment.fit(Beginning(run, False, None), trainer, model, dirty)
-    threshold = experiment.calibrate(config, run, trainer, model, dirty) or detector.threshold
+    work = Work(config, run, trainer, model, dirty)
+    experiment.fit(work, Beginning(run, False, None))
+    threshold = experiment.calibrate(work) or detector.threshold
     judge = replace(detector, model=model.eval().to(detector.device), threshold=threshold)
     rest = [sample for sample in samples if sample.image_path not in slipped]
     return _row("contamination", cfg.contamination, judge, rest, cfg.batch_size)
@@ -148,14 +149,14 @@ def _contaminated(cfg: DictConfig, detector: Detector, samples: list[Sample], fo
 def _draw(table: pd.DataFrame, path: Path) -> None:
     """Small panels, one a change: AUROC, recall and false alarm rate against the level."""
     plain, changed = table.iloc[0], table[table["change"] != "none"]
-    names = list(changed["change"].unique())
-    figure, panels = new_panels(3.0 * max(1, len(names)), 2.8, max(1, len(names)))
-    for axes, name in zip(panels, names, strict=False):
-        mine = changed[changed["change"] == name].sort_values("level")
+    count = max(1, changed["change"].nunique())
+    figure, panels = new_panels(3.0 * count, 2.8, count)
+    for axes, (name, group) in zip(panels, changed.groupby("change", sort=False), strict=False):
+        mine = group.sort_values("level")
         for key, colour in _LINES.items():
             axes.plot(mine["level"], mine[key], "o-", color=colour, label=key, ms=4)
             axes.axhline(plain[key], color=colour, lw=0.8, ls=":")
         axes.set(title=name, ylim=(-0.03, 1.03))
-    if names:
+    if len(changed):
         panels[0].legend(frameon=False, fontsize=8)
     save_figure(figure, path, dpi=130)

@@ -1,14 +1,9 @@
-"""Figures for choosing a model: accuracy against coreset size, and accuracy, latency, memory.
-
-Pure functions of a table with one row a run; `runs_table` reads it from run folders. The figure of
-a sweep's parameters is in src/sweeping.
-"""
+"""Figures for choosing a model: accuracy against coreset size, and accuracy, latency, memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,15 +29,10 @@ from src.saved_run import SavedRun
 
 #: Column of the table -> key of config.yaml.
 _CONFIG = {
-    "model": "model.name",
-    "backbone": "backbone.name",
-    "ratio": "model.coreset.ratio",
-    "neighbors": "model.neighbors",
-    "data": "data.name",
-    "category": "data.category",
-    "seed": "seed",
-    "protocol": "protocol",
-}
+    "model": "model.name", "backbone": "backbone.name", "ratio": "model.coreset.ratio",
+    "neighbors": "model.neighbors", "data": "data.name", "category": "data.category",
+    "seed": "seed", "protocol": "protocol",
+}  # fmt: skip
 _LATENCY = "speed/latency_p50_ms"
 _MARKER_AREA = (30.0, 700.0)  # square points of the smallest and the largest model
 
@@ -58,21 +48,22 @@ def write_selection(cfg: DictConfig) -> list[Path]:
     table, out = runs_table(Path(cfg.runs).expanduser()), Path(cfg.out).expanduser()
     known = table[table[cfg.metric].notna()] if cfg.metric in table else table[:0]
     if known.empty:
+        metrics = [str(name) for name in table if "/" in str(name)]
         raise DataError(
             f"No finished run below {cfg.runs} has the metric {cfg.metric}.",
             found=f"{len(table)} finished runs",
-            do=did_you_mean(cfg.metric, [str(name) for name in table if "/" in str(name)])
-            if len(table) else "give a folder that holds run folders",
-        )  # fmt: skip
+            do=did_you_mean(cfg.metric, metrics) if metrics else "give a folder of run folders",
+        )
     known = known.assign(label=configuration_labels(known))
     write_text(out / "runs.csv", known.to_csv(index=False))
-    written = [out / "runs.csv"]
+    figures = {}
     if known["ratio"].nunique() > 1:
-        written.append(out / "coreset.png")
-        save_figure(coreset_curve(known, cfg.metric), written[-1])
+        figures["coreset.png"] = coreset_curve(known, cfg.metric)
     if known["label"].nunique() > 1 and _LATENCY in known:
-        written.append(out / "pareto.png")
-        save_figure(pareto_figure(known, cfg.metric), written[-1])
+        figures["pareto.png"] = pareto_figure(known, cfg.metric)
+    for name, figure in figures.items():
+        save_figure(figure, out / name)
+    written = [out / name for name in ("runs.csv", *figures)]
     print(*written, sep="\n")
     return written
 
@@ -92,8 +83,17 @@ def runs_table(folder: Path) -> pd.DataFrame:
     newest = {without_content(path): path for path in runs}
     if len(newest) < len(runs):
         print(f"{len(runs) - len(newest)} runs on earlier data or weights are left out.")
-    rows = [_run_row(path) for path in sorted(newest.values())]
-    return pd.DataFrame([row for row in rows if row])
+    rows = []
+    for path in sorted(newest.values()):
+        try:
+            metrics, config = SavedRun(path).metrics(), SavedRun(path).config()
+        except (SavedModelError, OmegaConfBaseException):
+            continue
+        row = {name: OmegaConf.select(config, key) for name, key in _CONFIG.items()}
+        weights = path / "model" / "model.safetensors"
+        row["model_mb"] = weights.stat().st_size / 1e6 if weights.is_file() else np.nan
+        rows.append(row | {"run": str(path)} | metrics)
+    return pd.DataFrame(rows)
 
 
 def coreset_curve(table: pd.DataFrame, metric: str = "test/image_auroc") -> Figure:
@@ -177,17 +177,6 @@ def configuration_labels(table: pd.DataFrame) -> pd.Series:
         return " ".join(parts if pd.isna(row["ratio"]) else [*parts, f"{100 * row['ratio']:g} %"])
 
     return table.apply(label, axis=1)
-
-
-def _run_row(folder: Path) -> dict[str, Any]:
-    try:
-        metrics, config = SavedRun(folder).metrics(), SavedRun(folder).config()
-    except (SavedModelError, OmegaConfBaseException):
-        return {}
-    row = {name: OmegaConf.select(config, key) for name, key in _CONFIG.items()}
-    weights = folder / "model" / "model.safetensors"
-    row["model_mb"] = weights.stat().st_size / 1e6 if weights.is_file() else np.nan
-    return row | {"run": str(folder)} | metrics
 
 
 def _name_lines(axes: Axes, lines: dict[str, pd.Series]) -> None:

@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from importlib.resources import files
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import uvicorn
 from fastapi import FastAPI, File, HTTPException, Query, Request, Response, UploadFile
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from omegaconf import DictConfig
-from pydantic import BaseModel
+from PIL import Image
+from pydantic import BaseModel, Field
 
-from src.detector import Detector
+from src.deployment.scoring import Readable, detect_readable, read_fitting
+from src.detector import Detection, Detector
+from src.errors import DataError
+from src.explaining import explain, sources_of
 from src.files import shown
+from src.reporting.colour_scale import ColourScale
+from src.reporting.figures import crop, overlay
+from src.reporting.page_images import webp
+from src.reporting.records import Box, Picture
 from src.reporting.wording import method_title
-from src.serving.answers import Answer, Answering
 
+TEMPLATES = Path(__file__).with_name("templates")
+_CROP_SIDE, _CROP_CONTEXT = 160, 4.0  # pixels of an explanation; side in units of the patch
 _OVERHEAD = 1 << 16  # bytes of multipart headers allowed beside the files
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_uri = partial(webp, quality=86)
+
+
+class Explanation(BaseModel):
+    """The most anomalous patch and the normal patch it was compared with."""
+
+    distance: float = Field(description="feature distance of the two patches")
+    source: str = Field(description="file name of the normal image")
+    test_patch: str = Field(description="data URI")
+    normal_patch: str = Field(description="data URI")
+
+
+class Answer(BaseModel):
+    """What the detector says of one uploaded image."""
+
+    name: str = Field(description="file name as sent; never used as a path")
+    score: float | None = Field(default=None, description="raw units, higher is more anomalous")
+    alarm: bool | None = None
+    threshold: float | None = Field(default=None, description="alarm when score > threshold")
+    width: int | None = Field(default=None, description="pixels of the original image")
+    height: int | None = None
+    picture: str | None = Field(default=None, description="the image as the model saw it, data URI")
+    overlay: str | None = Field(default=None, description="the same with heat, data URI")
+    explanation: Explanation | None = None
+    error: str | None = Field(default=None, description="why this image could not be scored")
 
 
 class Facts(BaseModel):
@@ -63,13 +100,31 @@ def build_application(detector: Detector, max_files: int, max_megabytes: float) 
         title="goodparts", summary="Scores images with a fitted detector", docs_url=None,
         redoc_url=None,
     )  # fmt: skip
-    _add_page(application)
+    for path, name, kind in (
+        ("/", "page.html", "text/html"),
+        ("/page.css", "page.css", "text/css"),
+        ("/page.js", "page.js", "text/javascript"),
+    ):
+        text = (TEMPLATES / name).read_text(encoding="utf-8")
+        application.add_route(path, partial(_page, text, kind), include_in_schema=False)
     _add_limits(application, max_files * max_bytes + _OVERHEAD)
 
     @application.get("/api/detector")
     def detector_facts() -> Facts:
         """Method, data, threshold and limits."""
-        return _facts(detector, max_files, max_megabytes)
+        config, threshold = detector.config, detector.threshold
+        return Facts(
+            method=method_title(str(config.model.name)),
+            data=str(config.data.name),
+            category=shown(str(config.data.category or Path(str(config.data.root)).name)),
+            backbone=config.backbone.name,
+            threshold=threshold.image,
+            rule=threshold.rule,
+            average_false_alarm_rate=threshold.attained,
+            false_alarm_rate_limit=threshold.attained_limit,
+            files=max_files,
+            file_megabytes=max_megabytes,
+        )
 
     @application.post("/api/score", responses={413: {"description": "too large or too many"}})
     def score(
@@ -90,35 +145,8 @@ def build_application(detector: Detector, max_files: int, max_megabytes: float) 
     return application
 
 
-def _facts(detector: Detector, max_files: int, max_megabytes: float) -> Facts:
-    config, threshold = detector.config, detector.threshold
-    return Facts(
-        method=method_title(str(config.model.name)),
-        data=str(config.data.name),
-        category=shown(str(config.data.category or Path(str(config.data.root)).name)),
-        backbone=config.backbone.name,
-        threshold=threshold.image,
-        rule=threshold.rule,
-        average_false_alarm_rate=threshold.attained,
-        false_alarm_rate_limit=threshold.attained_limit,
-        files=max_files,
-        file_megabytes=max_megabytes,
-    )
-
-
-def _add_page(application: FastAPI) -> None:
-    folder = files("src.serving") / "templates"
-
-    def send(name: str, kind: str) -> Callable[[], Response]:
-        text = (folder / name).read_text(encoding="utf-8")
-        return lambda: Response(text, media_type=kind)
-
-    page = (folder / "page.html").read_text(encoding="utf-8")
-    application.get("/", response_class=HTMLResponse, include_in_schema=False)(
-        lambda: HTMLResponse(page)
-    )
-    for name, kind in (("page.css", "text/css"), ("page.js", "text/javascript")):
-        application.get(f"/{name}", include_in_schema=False)(send(name, kind))
+def _page(text: str, kind: str, _: Request) -> Response:
+    return Response(text, media_type=kind)
 
 
 def _add_limits(application: FastAPI, max_body: int) -> None:
@@ -139,3 +167,61 @@ def _add_limits(application: FastAPI, max_body: int) -> None:
         answer.headers["X-Content-Type-Options"] = "nosniff"
         answer.headers["Referrer-Policy"] = "no-referrer"
         return answer
+
+
+class Answering:
+    """A detector that several requests share; one batch is scored at a time."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector, self.scale = detector, ColourScale.of_run(detector.run)
+        self.sources = sources_of(detector.run)
+        self._one_at_a_time = threading.Lock()
+
+    def answer(self, uploads: Sequence[tuple[str, bytes]], *, pictures: bool) -> list[Answer]:
+        """Answers in the order of the uploads (name, content); a bad image spoils only itself."""
+        images = [self._read(content) for _, content in uploads]
+        with self._one_at_a_time:
+            results = detect_readable(self.detector, images)
+        answers = []
+        for (name, _), result in zip(uploads, results, strict=True):
+            if isinstance(result, DataError):
+                answers.append(Answer(name=name, error=f"{result.found}. {result.do}"))
+            else:
+                answers.append(self._answer(name, *result, pictures=pictures))
+        return answers
+
+    def _read(self, content: bytes) -> Readable:
+        """An uploaded image in RGB.
+
+        It passes through a file with a name of ours, so that uploads meet exactly the same checks
+        as files on disk; the client's name never becomes a path.
+        """
+        with tempfile.TemporaryDirectory(prefix="upload-") as folder:
+            path = Path(folder) / "upload"
+            path.write_bytes(content)
+            return read_fitting(self.detector, path)
+
+    def _answer(self, name: str, image: Image.Image, found: Detection, *, pictures: bool) -> Answer:
+        answer = Answer(
+            name=name, score=found.score, alarm=found.alarm, width=image.width, height=image.height,
+            threshold=self.detector.threshold.image,
+        )  # fmt: skip
+        if not pictures:
+            return answer
+        display = self.detector.transform.display(image)
+        picture = Picture(display, found.anomaly_map, segmentation=found.mask)
+        answer.picture, answer.overlay = _uri(display), _uri(overlay(picture, self.scale))
+        with self._one_at_a_time:
+            match = explain(self.detector, image, self.sources)
+        if match is not None:
+            answer.explanation = Explanation(
+                distance=match.distance,
+                source=match.source,
+                test_patch=_patch(display, match.box),
+                normal_patch=_patch(match.source_display, match.source_box),
+            )
+        return answer
+
+
+def _patch(display: np.ndarray, box: Box) -> str:
+    return _uri(np.asarray(crop(display, box, _CROP_CONTEXT, _CROP_SIDE)))

@@ -1,4 +1,7 @@
-"""The story of a sweep: ask Optuna for trials, run them on Ray, tell what they came to."""
+"""The story of a sweep: ask Optuna for trials, run them on Ray, tell what they came to.
+
+No account and no network, unlike W&B's own agent for the same files.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from matplotlib import pyplot
 from omegaconf import DictConfig
 from optuna import samplers
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
+from optuna.visualization import matplotlib as pictures
 
 from src.errors import ConfigError, did_you_mean
+from src.files import atomic
 from src.identity import require_current
-from src.reproduction.running import Board, Engine, Task, last_lines
+from src.reproduction.running import Engine, Task, last_lines
 from src.saved_run import SavedRun
-from src.sweeping.definition import Sweep, load_sweep
-from src.sweeping.trial_table import write_trials
+from src.sweeping import Sweep, load_sweep
 
+RANKED = 4  # finished trials; ours: with fewer, any ranking of parameters is noise
+SHOWN = 10  # trials on the screen; trials.csv holds all
 MAX_FAILURES = 3  # ours: from the start; then the command is wrong, not the parameters
 
 
@@ -37,9 +44,9 @@ def run_sweep(cfg: DictConfig) -> int:
     told = sum(trial.state.is_finished() for trial in search.trials())
     print(f"{sweep.path}: {sweep.plain['method']}, {search.count} trials, {told} of them done")
     if told < search.count and not search.reached():
-        with Engine(cfg.engine, cfg.retries, Board(search.count, told)) as engine:
+        with Engine(cfg.engine, cfg.retries, search.count, told) as engine:
             search.run(engine)
-    print("\n".join(map(str, write_trials(search.study, sweep, search.count, folder))))
+    print(*search.write_trials(), sep="\n")
     return 0 if search.trials(TrialState.COMPLETE) else 1
 
 
@@ -183,6 +190,35 @@ class Search:
                 engine.cancel(task, "is not among the best")
                 self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
                 del self.running[task]
+
+    def write_trials(self) -> list[Path]:
+        """Print the best trials; write trials.csv and, where they can be, pictures of them."""
+        study, sweep, paths = self.study, self.sweep, [self.folder / "trials.csv"]
+        frame = study.trials_dataframe(("number", "state", "value", "params", "duration"))
+        frame = frame[: self.count]
+        with atomic(paths[0]) as partial:
+            frame.to_csv(partial, index=False)
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not done:
+            return paths
+        ranked = frame.sort_values("value", ascending=not sweep.maximise, na_position="last")
+        print(ranked[:SHOWN].to_string(index=False))
+        best = study.best_trial
+        words = " ".join(f"{name}={value}" for name, value in best.params.items())
+        print(f"Best: trial {best.number}, {sweep.metric} {best.value:.4f} with {words}")
+        varied = [n for n in sweep.space if len({str(trial.params[n]) for trial in done}) > 1]
+        drawings: dict[str, Any] = (
+            {"parallel.png": pictures.plot_parallel_coordinate} if varied else {}
+        )
+        if varied and len(done) >= RANKED and len({trial.value for trial in done}) > 1:
+            drawings["importances.png"] = pictures.plot_param_importances
+        for name, draw in drawings.items():
+            pyplot.sca(draw(study, params=varied))
+            paths.append(self.folder / name)
+            with atomic(paths[-1]) as partial:
+                pyplot.savefig(partial, format="png", dpi=120, bbox_inches="tight")
+            pyplot.close()
+        return paths
 
 
 def final_metrics(place: Path) -> dict[str, float]:

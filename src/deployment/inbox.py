@@ -75,11 +75,8 @@ def watch(folder: Path, pause_s: float, idle_s: float | None) -> Iterator[list[P
     while idle_s is None or time.monotonic() - last_new < idle_s:
         paths = _without_ours(list_images(folder, recursive=True), folder, skipped)
         now = {path: Version.of(path, path.name) for path in paths}
-        ready = {
-            path: version
-            for path, version in now.items()
-            if version.bytes and before.get(path) == version != given.get(path)
-        }
+        still = {path: one for path, one in now.items() if one.bytes and before.get(path) == one}
+        ready = {path: one for path, one in still.items() if given.get(path) != one}
         before = now
         if ready:
             given |= ready
@@ -90,23 +87,18 @@ def watch(folder: Path, pause_s: float, idle_s: float | None) -> Iterator[list[P
 
 
 def _without_ours(paths: Sequence[Path], root: Path, skipped: set[Path]) -> list[Path]:
-    """`paths` without pictures of ours; their folders join `skipped` and are said once."""
+    """`paths` without what `src.predict` and runs wrote; such folders are said once (`skipped`)."""
     top = root.absolute()
 
     @functools.cache
     def holder(folder: Path) -> Path | None:
         """The folder of ours that `folder` is or lies in, if any below `top`."""
         up = None if folder in (top, folder.parent) else holder(folder.parent)
-        return up or (folder if _is_ours(folder) else None)
+        run = all((folder / name).is_file() for name in ("config.yaml", "manifest.json"))
+        return up or (folder if run or (folder / CARD).is_file() else None)
 
     holders = {path: holder(path.absolute().parent) for path in paths}
     for folder in sorted({found for found in holders.values() if found} - skipped):
         log.warning("Skipping %s: it holds results, not images to score.", shown(folder))
         skipped.add(folder)
     return [path for path in paths if holders[path] is None]
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether `src.predict` or a run writes to this folder."""
-    run = ("config.yaml", "manifest.json")
-    return (folder / CARD).is_file() or all((folder / name).is_file() for name in run)

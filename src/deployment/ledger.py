@@ -71,8 +71,12 @@ class Ledger:
         self.folder = folder
         self.unreadable: dict[str, str] = {}  # path -> reason
         self._finished, self._partial = (folder / name for name in _TABLES)
-        rows = [row for name in _TABLES for row in _whole_rows(folder / name)]
-        self.rows = {Version(r["path"], int(r["bytes"]), int(r["modified_ns"])): r for r in rows}
+        self.rows: dict[Version, dict[str, str]] = {}
+        for name in _TABLES:
+            for row in csv.reader(io.StringIO(_lines(folder / name), newline="")):
+                if len(row) == len(_COLUMNS) and row[-1].isdigit():  # else the head, or damaged
+                    version = Version(row[0], int(row[-2]), int(row[-1]))
+                    self.rows[version] = dict(zip(_COLUMNS, row, strict=True))
         write_rows(self._partial, list(self.rows.values()), _COLUMNS)
         self._stream = self._partial.open("a", newline="", encoding="utf-8", errors=ESCAPE)
 
@@ -89,10 +93,8 @@ class Ledger:
     def list_unreadable(self) -> None:
         """Write unreadable.csv as things stand; without any problem there is no such file."""
         rows = [{"path": path, "reason": why} for path, why in self.unreadable.items()]
-        if rows:
-            write_rows(self.folder / "unreadable.csv", rows)
-        else:
-            (self.folder / "unreadable.csv").unlink(missing_ok=True)
+        target = self.folder / "unreadable.csv"
+        write_rows(target, rows) if rows else target.unlink(missing_ok=True)
 
     def finish(self, wanted: Iterable[Version] | None) -> None:
         """Write scores.csv: rows of the `wanted` versions in their order; None: of all."""
@@ -143,7 +145,9 @@ def open_ledger(folder: Path, card: Mapping[str, Any]) -> Iterator[Ledger]:
 
 def _claim(folder: Path, card: Mapping[str, Any]) -> None:
     """Write the card; refuse a folder with results that have another card, or none."""
-    earlier = _read_card(folder / CARD)
+    earlier: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        earlier = dict(json.loads((folder / CARD).read_text(encoding="utf-8")))
     other = [key for key in card if key != "run" and earlier.get(key) != card[key]]
     if not other:
         return
@@ -157,22 +161,7 @@ def _claim(folder: Path, card: Mapping[str, Any]) -> None:
     write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
 
 
-def _read_card(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
-
-
 def _lines(path: Path) -> str:
     """The whole lines of a file; what a killed process left of its last one is dropped."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return text[: text.rfind("\n") + 1]
-
-
-def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table of ours by column."""
-    found = csv.reader(io.StringIO(_lines(path), newline=""))
-    rows = [row for row in found if len(row) == len(_COLUMNS) and row[-1].isdigit()]
-    return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]

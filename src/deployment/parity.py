@@ -86,11 +86,6 @@ def check_parity(
         **_times("torch", images, original, repeats),
         **_times("exported", images, exported, repeats),
     )
-    _judge(parity)
-    return parity
-
-
-def _judge(parity: Parity) -> None:
     worst = max(parity.score_error, parity.map_error)
     if parity.flips or not worst <= parity.tolerance * parity.spread:
         raise ParityError(
@@ -99,6 +94,7 @@ def _judge(parity: Parity) -> None:
             f"(allowed {parity.tolerance * parity.spread:.3g})",
             do="report this with the run's config.yaml; a larger parity.tolerance only hides it",
         )
+    return parity
 
 
 def _largest(a: np.ndarray, b: np.ndarray) -> float:

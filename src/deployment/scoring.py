@@ -13,14 +13,11 @@ from PIL import Image
 
 from src.deployment.ledger import Scored, Version
 from src.detector import Detection, Detector
-from src.errors import ConfigError, DataError, did_you_mean
+from src.errors import DataError
 from src.files import atomic, fitting, shown, write_text
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import overlay, save_png
 from src.reporting.records import Picture
-from src.saved_run import SavedRun
-
-MAP_FORMATS = ("none", "npy", "png")
 
 Readable = Image.Image | DataError  # an image that was read and fits, or why not
 
@@ -55,12 +52,8 @@ class Scorer:
     """
 
     def __init__(self, detector: Detector, out: Path, root: Path, save: DictConfig) -> None:
-        if save.maps not in MAP_FORMATS:
-            raise ConfigError(
-                "Unknown save.maps.", found=str(save.maps), do=did_you_mean(save.maps, MAP_FORMATS)
-            )
         self.detector, self.out, self.root, self.save = detector, out, root, save
-        self.scale = ColourScale.of_run(SavedRun(detector.directory))
+        self.scale = ColourScale.of_run(detector.run)
 
     def batches(self, paths: Sequence[Path], size: int, decoders: int) -> Iterator[list[Scored]]:
         """Results in the order of `paths`; threads read the next batch while one is scored."""
@@ -84,16 +77,15 @@ class Scorer:
         return Version.of(path, shown(below))
 
     def _load(self, path: Path) -> tuple[Version, Readable]:
-        version = self.version(path)  # first: a change while reading is seen next time
-        return version, read_fitting(self.detector, path)
+        # the version first: a change while reading is seen next time
+        return self.version(path), read_fitting(self.detector, path)
 
     def _score(self, batch: Sequence[tuple[Version, Readable]]) -> list[Scored]:
         results = detect_readable(self.detector, [image for _, image in batch])
         rows = []
         for (version, _), result in zip(batch, results, strict=True):
             if isinstance(result, DataError):
-                problem = f"{result.what} Found: {result.found}. {result.do}"
-                rows.append(Scored(version, problem))
+                rows.append(Scored(version, f"{result.what} Found: {result.found}. {result.do}"))
                 continue
             found = result[1]
             self._draw(version.path, *result)
@@ -113,20 +105,18 @@ class Scorer:
             with atomic(self._target("maps", name, ".npy")) as partial, partial.open("wb") as file:
                 np.save(file, full)
         elif self.save.maps == "png":
-            self._write("maps", name, self._grey(full))
+            # 16 bits between values fixed for the run, so that images compare
+            low, span = self.scale.low, 2 * (self.scale.high - self.scale.low)
+            facts = {"value": f"{low} + grey / 65535 * {span}", "low": low, "high": low + span}
+            if not (told := self.out / "maps" / "scale.json").is_file():
+                write_text(told, json.dumps(facts, indent=2) + "\n")
+            grey = np.rint(np.clip((full - low) / span, 0, 1) * 65535)
+            self._write("maps", name, grey.astype(np.uint16))
         if self.save.masks:
             self._write("masks", name, mask)
         if self.save.overlays:
             picture = Picture(np.asarray(image), full, segmentation=mask)
             self._write("overlays", name, overlay(picture, self.scale))
-
-    def _grey(self, full: np.ndarray) -> np.ndarray:
-        """A map in 16 bits between values fixed for the run, so that images compare."""
-        low, span = self.scale.low, 2 * (self.scale.high - self.scale.low)
-        facts = {"value": f"{low} + grey / 65535 * {span}", "low": low, "high": low + span}
-        if not (told := self.out / "maps" / "scale.json").is_file():
-            write_text(told, json.dumps(facts, indent=2) + "\n")
-        return np.rint(np.clip((full - low) / span, 0, 1) * 65535).astype(np.uint16)
 
     def _write(self, kind: str, name: str, pixels: np.ndarray) -> None:
         save_png(pixels, self._target(kind, name, ".png"), compress_level=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,19 +24,25 @@ RESAMPLES = 2000  # as evaluation.bootstrap
 OWN = "test/image_auroc"  # has a better interval of its own
 
 
-def measure(folder: Path, job: Job) -> Measured:
-    """The numbers of a finished run, with every interval that its folder allows."""
-    run = SavedRun(folder)
-    metrics = run.metrics()
-    intervals = resampled_intervals(run.scores()) | stored_intervals(metrics)
-    return Measured(
-        seed=job.seed,
-        metrics=metrics,
-        intervals=intervals,
-        config_hash=job.key.rpartition("-")[2],
-        protocol=str(run.config().get("protocol", "")),
-        seconds=metrics.get("fit/seconds", math.nan),
-    )
+def measurements(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
+    """What finished jobs measured, by category, with every interval that their folders allow."""
+    found: dict[str, list[Measured]] = {}
+    for job in jobs:
+        if (folder := job.folder) is None:
+            continue
+        run = SavedRun(folder)
+        metrics = run.metrics()
+        found.setdefault(job.category, []).append(
+            Measured(
+                seed=job.seed,
+                metrics=metrics,
+                intervals=resampled_intervals(run.scores()) | stored_intervals(metrics),
+                config_hash=job.key.rpartition("-")[2],
+                protocol=str(run.config().get("protocol", "")),
+                seconds=metrics.get("fit/seconds", math.nan),
+            )
+        )
+    return found
 
 
 def stored_intervals(metrics: dict[str, float]) -> dict[str, Interval]:
@@ -68,13 +73,4 @@ def resampled_intervals(images: pd.DataFrame) -> dict[str, Interval]:
     if seen.any():
         weights = stratified_weights(defect[seen], RESAMPLES, np.random.default_rng(0))
         found["test/miou"] = percentile_interval(weights @ ious[seen] / seen.sum())
-    return found
-
-
-def measurements(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
-    """What finished jobs measured, by category."""
-    found: dict[str, list[Measured]] = {}
-    for job in jobs:
-        if (folder := job.folder) is not None:
-            found.setdefault(job.category, []).append(measure(folder, job))
     return found

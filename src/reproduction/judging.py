@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t as student
@@ -74,7 +74,8 @@ class Row:
     protocol: str = ""
     hashes: tuple[str, ...] = ()
     seconds: float = math.nan  # per run
-    of: tuple[int, int] = field(default=(1, 1))  # categories present of all, for means
+    of: tuple[int, int] = (1, 1)  # categories present of all, for means
+    members: tuple[str, ...] = ()  # those of a mean
 
     @property
     def difference(self) -> float:
@@ -94,7 +95,7 @@ class Row:
     @property
     def is_mean(self) -> bool:
         """Whether the row is a mean of categories."""
-        return self.category == MEAN or self.category in GROUPS
+        return bool(self.members)
 
 
 def judge_variant(
@@ -107,13 +108,12 @@ def judge_variant(
     rows: list[Row] = []
     for metric in variant.metrics:
         columns: list[Published | None] = [p for p in variant.published if p.metric == metric]
-        base = {c: _measure(table, variant.name, c, metric, runs[c]) for c in variant.categories
-                if runs.get(c)}  # fmt: skip
+        names = [category for category in variant.categories if runs.get(category)]
+        base = {c: _measure(table, variant.name, c, metric, runs[c]) for c in names}
         base = _with_errors(base)
         for column, published in enumerate(columns or [None]):
-            found = [_beside(row, published) for row in base.values()]
-            found += _means(base, variant.categories, published)
-            rows += [replace(row, column=column) for row in found]
+            found = [*base.values(), *_means(base, variant.categories)]
+            rows += [replace(_beside(row, published), column=column) for row in found]
     return _with_verdicts(rows)
 
 
@@ -169,36 +169,64 @@ def _with_errors(base: Mapping[str, Row]) -> dict[str, Row]:
     if freedom < MIN_FREEDOM:
         return dict(base)
     pooled = math.sqrt(sum((row.seeds - 1) * row.std**2 for row in repeated) / freedom)
-    room = float(np.mean([_room(row) for row in repeated]))
-    return {
-        category: _with_error(row, pooled, room, freedom) if row.seeds else row
-        for category, row in base.items()
-    }
-
-
-def _with_error(row: Row, pooled: float, room: float, freedom: int) -> Row:
-    """Of a category with seeds; `room`: mean of x (1 - x) where the pool comes from."""
-    scaled = pooled * math.sqrt(_room(row) / room) if room > 0 else pooled
-    spread = max(pooled, scaled, row.std if row.seeds > 1 else 0.0)
-    apart = math.sqrt(1 + 1 / row.seeds)
-    return replace(row, error=spread * apart, pooled=pooled * apart, freedom=freedom)
+    room = float(np.mean([_room(row) for row in repeated]))  # where the pool comes from
+    errors = {}
+    for category, row in base.items():
+        scaled = pooled * math.sqrt(_room(row) / room) if room > 0 else pooled
+        spread = max(pooled, scaled, row.std if row.seeds > 1 else 0.0)
+        apart = math.sqrt(1 + 1 / max(row.seeds, 1))
+        more = replace(row, error=spread * apart, pooled=pooled * apart, freedom=freedom)
+        errors[category] = more if row.seeds else row
+    return errors
 
 
 def _room(row: Row) -> float:
     return max(row.ours * (1 - row.ours), 0.0)
 
 
+def _means(base: Mapping[str, Row], categories: Sequence[str]) -> list[Row]:
+    """Rows of textures, objects and all categories, where at least two were measured."""
+    groups = {name: members for name, members in GROUPS.items() if set(members) <= set(categories)}
+    rows = []
+    for name, members in {**groups, MEAN: tuple(categories)}.items():
+        present = [base[c] for c in members if c in base and base[c].seeds]
+        if len(present) < 2:
+            continue
+        values = [row.ours for row in present]
+        rows.append(
+            replace(
+                present[0],
+                category=name,
+                ours=float(np.mean(values)),
+                std=_norm([row.std for row in present]),
+                seeds=min(row.seeds for row in present),
+                interval=mean_interval(values, [row.interval for row in present]),
+                error=_norm([row.pooled for row in present]),
+                protocol=_joined(row.protocol for row in present),
+                hashes=(),
+                seconds=_mean_known([row.seconds for row in present]),
+                of=(len(present), len(members)),
+                members=tuple(row.category for row in present),
+            )
+        )
+    return rows
+
+
 # --- the paper's side --------------------------------------------------------------------------
 
 
 def _beside(row: Row, published: Published | None) -> Row:
-    """Add the paper's number of a category, if it prints one."""
-    if published is None or row.category not in published.values:
+    """Add the paper's number, if it prints one: of a category, or of a mean over the same ones."""
+    if published is None:
         return row
-    return _published(row, published, published.values[row.category], published.note)
-
-
-def _published(row: Row, published: Published, paper: float, note: str) -> Row:
+    values, note, whole = published.values, published.note, row.of[0] == row.of[1]
+    if row.category in values and whole:
+        paper = values[row.category]
+    elif row.is_mean and all(member in values for member in row.members):
+        paper = float(np.mean([values[member] for member in row.members]))
+        note = "the paper's mean over the same categories"
+    else:
+        return row
     verdict = UNJUDGED
     if published.judged:
         verdict = NO_SPREAD if math.isnan(row.error) else WITHIN  # settled by _with_verdicts
@@ -207,70 +235,24 @@ def _published(row: Row, published: Published, paper: float, note: str) -> Row:
                    source=published.source, note=note)  # fmt: skip
 
 
-def _means(
-    base: Mapping[str, Row], categories: Sequence[str], published: Published | None
-) -> list[Row]:
-    """Rows of textures, objects and all categories, where at least two were measured."""
-    groups = {name: members for name, members in GROUPS.items() if set(members) <= set(categories)}
-    rows = []
-    for name, members in {**groups, MEAN: tuple(categories)}.items():
-        present = [base[c] for c in members if c in base and base[c].seeds]
-        if len(present) > 1:
-            rows.append(_mean_row(name, present, len(members), published))
-    return rows
-
-
-def _mean_row(name: str, present: Sequence[Row], total: int, published: Published | None) -> Row:
-    """The mean of the categories that were measured, beside the paper's over the same ones."""
-    values = [row.ours for row in present]
-    row = replace(
-        present[0],
-        category=name,
-        ours=float(np.mean(values)),
-        std=_norm([row.std for row in present]),
-        seeds=min(row.seeds for row in present),
-        interval=mean_interval(values, [row.interval for row in present]),
-        error=_norm([row.pooled for row in present]),
-        protocol=_joined(row.protocol for row in present),
-        hashes=(),
-        seconds=_mean_known([row.seconds for row in present]),
-        of=(len(present), total),
-    )
-    if published is None:
-        return row
-    if len(present) == total and name in published.values:
-        return _published(row, published, published.values[name], published.note)
-    if all(member.category in published.values for member in present):
-        paper = float(np.mean([published.values[member.category] for member in present]))
-        note = "the paper's mean over the same categories"
-        return _published(row, published, paper, note)
-    return row
-
-
 # --- verdicts ----------------------------------------------------------------------------------
 
 
 def _with_verdicts(rows: Sequence[Row]) -> list[Row]:
     """Judge all numbers of a variant together, so that each gets its part of the error."""
     kinds = [row.is_mean for row in rows if row.verdict == WITHIN]
-    counts = {kind: kinds.count(kind) for kind in set(kinds)}
-    return [
-        _judged(row, (1 - LEVEL) / len(counts) / counts[row.is_mean])
-        if row.verdict == WITHIN
-        else row
-        for row in rows
-    ]
-
-
-def _judged(row: Row, error: float) -> Row:
-    """The verdict on one number, wrong with probability `error` if the number is faithful."""
-    assert row.paper is not None
-    reach = float(student.ppf(1 - error / 2, row.freedom)) * row.error + row.rounding
-    allowed = Interval(row.ours - reach, row.ours + reach)
-    if row.paper > allowed.high + _TINY:
-        return replace(row, tolerance=allowed, verdict=BELOW)
-    verdict = ABOVE if row.paper < allowed.low - _TINY else WITHIN
-    return replace(row, tolerance=allowed, verdict=verdict)
+    judged = []
+    for row in rows:
+        if row.verdict == WITHIN:
+            assert row.paper is not None
+            error = (1 - LEVEL) / len(set(kinds)) / kinds.count(row.is_mean)
+            reach = float(student.ppf(1 - error / 2, row.freedom)) * row.error + row.rounding
+            allowed = Interval(row.ours - reach, row.ours + reach)
+            above = ABOVE if row.paper < allowed.low - _TINY else WITHIN
+            verdict = BELOW if row.paper > allowed.high + _TINY else above
+            row = replace(row, tolerance=allowed, verdict=verdict)
+        judged.append(row)
+    return judged
 
 
 def _joined(names: Iterable[str]) -> str:

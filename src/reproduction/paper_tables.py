@@ -18,19 +18,12 @@ from src.reproduction.running import duration
 from src.saved_run import SavedRun
 
 COLUMNS = (
-    Column("category", numeric=False),
-    Column("paper"),
-    Column("ours"),
-    Column("difference"),
-    Column("95 % interval"),
-    Column("std over seeds", in_latex=False),
-    Column("tolerated", in_latex=False),
-    Column("verdict", numeric=False),
-    Column("seeds", in_latex=False),
-    Column("protocol", numeric=False, in_latex=False),
-    Column("config", numeric=False, in_latex=False),
-    Column("time to fit", in_latex=False),
-)
+    Column("category", numeric=False), Column("paper"), Column("ours"), Column("difference"),
+    Column("95 % interval"), Column("std over seeds", in_latex=False),
+    Column("tolerated", in_latex=False), Column("verdict", numeric=False),
+    Column("seeds", in_latex=False), Column("protocol", numeric=False, in_latex=False),
+    Column("config", numeric=False, in_latex=False), Column("time to fit", in_latex=False),
+)  # fmt: skip
 
 
 def write_tables(
@@ -47,12 +40,14 @@ def write_tables(
     changed = [f"Not the paper's recipe: run with {' '.join(changes)}."] if changes else []
     notes = [f"Source: {paper.source}.", *changed, verdict_line(own, unfinished, absent)]
     sections = _sections(own, groups)
+    lines = [Line(tuple(Cell("", value) for value in _facts(row).values())) for row in own]
+    names = _facts(Row(paper.title, "", "", ""))
     texts = {
         "md": "\n".join(
             [f"# {paper.title}", "", *(f"{note}\n" for note in notes)]
             + [tables.as_markdown(section) for section in sections]
         ),
-        "csv": tables.as_csv(_long(paper.title, own)),
+        "csv": tables.as_csv(Table(paper.title, tuple(map(Column, names)), tuple(lines))),
         "tex": "".join(f"% {line}\n" for line in (paper.title, *notes))
         + "\n".join(map(tables.as_latex, sections)),
         "html": tables.as_html(paper.title, sections, notes),
@@ -64,26 +59,23 @@ def write_tables(
 
 def _sections(rows: Sequence[Row], groups: Sequence[VariantJobs]) -> list[Table]:
     """One table per variant, metric and source."""
-    titles = {group.variant.name: group.variant.title for group in groups}
-    pixels = {group.variant.name: _convention(group) for group in groups}
+    of = {group.variant.name: group for group in groups}
     members: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
         members.setdefault((row.variant, row.metric, row.column), []).append(row)
-    return [
-        _section(
-            f"{titles[variant]}: {metric.removeprefix('test/')}",
-            lines,
-            pixels[variant] if find_metric(metric).of_pixels else "",
-        )
-        for (variant, metric, _), lines in members.items()
-    ]
-
-
-def _long(title: str, rows: Sequence[Row]) -> Table:
-    """All rows with all their facts in one table, for machines."""
-    cells = ([Cell("", value) for value in _facts(row).values()] for row in rows)
-    columns = map(Column, _facts(Row(title, "", "", "")))
-    return Table(title, tuple(columns), tuple(Line(tuple(line)) for line in cells))
+    sections = []
+    for (variant, metric, _), lines in members.items():
+        source = next((row.source for row in lines if row.source), "")
+        note = next((row.note for row in lines if row.note), "")
+        folder = next((job.folder for job in of[variant].jobs if job.folder is not None), None)
+        notes = [f"Paper: {source}." if source else "No published number."]
+        notes += [f"Note: {note}."] if note else []
+        notes += ["Numbers in percent."]
+        if folder is not None and find_metric(metric).of_pixels:
+            notes += [f"Ours: {pixel_convention(SavedRun(folder).config())}."]
+        title = f"{of[variant].variant.title}: {metric.removeprefix('test/')}"
+        sections.append(Table(title, COLUMNS, tuple(map(_line, lines)), tuple(notes)))
+    return sections
 
 
 def _facts(row: Row) -> dict[str, str | float]:
@@ -99,21 +91,6 @@ def _facts(row: Row) -> dict[str, str | float]:
     }  # fmt: skip
 
 
-def _convention(group: VariantJobs) -> str:
-    """What the pixel metrics of a variant cover, from its first finished run."""
-    folder = next((job.folder for job in group.jobs if job.folder is not None), None)
-    return "" if folder is None else f"Ours: {pixel_convention(SavedRun(folder).config())}."
-
-
-def _section(title: str, rows: Sequence[Row], convention: str) -> Table:
-    source = next((row.source for row in rows if row.source), "")
-    note = next((row.note for row in rows if row.note), "")
-    notes = [f"Paper: {source}." if source else "No published number."]
-    notes += [f"Note: {note}."] if note else []
-    notes += ["Numbers in percent.", *([convention] if convention else [])]
-    return Table(title, COLUMNS, tuple(_line(row) for row in rows), tuple(notes))
-
-
 def _line(row: Row) -> Line:
     present, total = row.of
     name = row.category if present == total else f"{row.category} of {present}/{total}"
@@ -123,10 +100,7 @@ def _line(row: Row) -> Line:
         tables.percent(row.std),
         Cell("-", math.nan) if row.paper is None else tables.interval(*row.tolerance),
         Cell(row.verdict), Cell(str(row.seeds), row.seeds), Cell(row.protocol),
-        Cell(" ".join(row.hashes) or "-"), _time(row.seconds),
+        Cell(" ".join(row.hashes) or "-"),
+        Cell("-" if math.isnan(row.seconds) else duration(row.seconds), row.seconds),
     )  # fmt: skip
     return Line(cells, FAILS if row.fails else TOTAL if row.is_mean else PLAIN)
-
-
-def _time(seconds: float) -> Cell:
-    return Cell("-", math.nan) if math.isnan(seconds) else Cell(duration(seconds), seconds)

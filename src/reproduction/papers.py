@@ -60,20 +60,14 @@ _UNITS = {"percent": 0.01, "fraction": 1.0}
 
 def load_papers(node: DictConfig) -> list[Paper]:
     """The papers of a composed config, `paper.<name>`; ConfigError says what is wrong and where."""
-    plain = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
-    return [_paper(name, spec) for name, spec in plain.items()]
-
-
-def _paper(name: str, spec: dict[str, Any]) -> Paper:
-    needed = ("title", "source", "overrides", "categories", "variants")
-    _check(f"paper {name}", spec, needed, ("seeds", "metrics"))
-    return Paper(
-        name=name,
-        title=spec["title"],
-        source=spec["source"],
-        seeds=tuple(int(seed) for seed in spec.get("seeds", [0])),
-        variants=tuple(_variant(name, own or {}, spec) for name, own in spec["variants"].items()),
-    )
+    papers = []
+    for name, spec in cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)).items():
+        needed = ("title", "source", "overrides", "categories", "variants")
+        _check(f"paper {name}", spec, needed, ("seeds", "metrics"))
+        seeds = tuple(int(seed) for seed in spec.get("seeds", [0]))
+        variants = tuple(_variant(v, own or {}, spec) for v, own in spec["variants"].items())
+        papers.append(Paper(name, spec["title"], spec["source"], seeds, variants))
+    return papers
 
 
 def _variant(name: str, spec: dict[str, Any], paper: dict[str, Any]) -> Variant:

@@ -17,6 +17,7 @@ from src.errors import ConfigError, DataError, only
 from src.grammar import quoted
 from src.identity import config_hash, locate_run, newest_finished
 from src.reproduction.papers import Paper, Variant, load_papers
+from src.saved_run import SavedRun
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,9 @@ class Job:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the finished run; None: it is not finished.
-
-        `metrics.json` is written last and atomically, so it means a complete run.
-        """
+        """The folder of the finished run; None: it is not finished."""
         folder = self.locate()
-        return folder if (folder / "metrics.json").is_file() else None
+        return folder if SavedRun(folder).finished else None
 
     def is_finished(self) -> bool:
         """Whether the run came to its end."""
@@ -120,29 +118,14 @@ def plan_jobs(
         words = (*variant.overrides, *overrides)
         wanted = [c for c in variant.categories if not categories or c in categories]
         there = [category for category in wanted if configs.has_data(words, category)]
-        jobs = [
-            _job(paper.name, variant.name, words, category, seed, configs)
+        jobs = tuple(
+            configs.job(paper.name, variant.name, words, category, seed)
             for category in there
             for seed in seeds or paper.seeds
-        ]
-        absent = tuple(c for c in wanted if c not in there)
-        groups.append(VariantJobs(paper, variant, tuple(jobs), absent))
+        )
+        absent = tuple(category for category in wanted if category not in there)
+        groups.append(VariantJobs(paper, variant, jobs, absent))
     return Plan(tuple(groups))
-
-
-def _job(
-    table: str, variant: str, overrides: tuple[str, ...], category: str, seed: int, configs: Configs
-) -> Job:
-    cfg = configs.of(overrides, category, seed)
-    return Job(
-        overrides=(*overrides, f"data.category={quoted(category)}", f"seed={seed}"),
-        key=f"{cfg.model.name}-{cfg.data.name}-{Path(category).name}-seed{seed}-{config_hash(cfg)}",
-        table=table,
-        variant=variant,
-        category=category,
-        seed=seed,
-        locate=lambda: configs.folder(overrides, category, seed),
-    )
 
 
 def listed(value: object) -> tuple[str, ...]:
@@ -167,22 +150,38 @@ class Configs:
         self._listed: dict[tuple[str, str], bool] = {}
         self._fingerprints: dict[str, str] = {}  # of data sets
 
-    def of(self, overrides: Sequence[str], category: str, seed: int = 0) -> DictConfig:
+    def of(self, overrides: tuple[str, ...], category: str, seed: int = 0) -> DictConfig:
         """The config of one run, good until the next call; ConfigError when it does not compose."""
-        key = tuple(overrides)
-        if key not in self._composed:
-            self._composed[key] = _compose(overrides)
-        cfg = self._composed[key]
+        if overrides not in self._composed:
+            try:
+                self._composed[overrides] = compose_checked("run", overrides)
+            except (HydraException, OmegaConfBaseException) as error:
+                said = next((line for line in str(error).splitlines() if line.strip()), "")
+                raise ConfigError(
+                    "A job of the grid does not compose.",
+                    found=f"python -m src.run {shlex.join(overrides)}: {said}",
+                    do="try it with `--cfg job` added, then repair the file in conf/paper",
+                ) from error
+        cfg = self._composed[overrides]
         OmegaConf.update(cfg, "data.category", category)
         OmegaConf.update(cfg, "seed", seed)
         return cfg
 
-    def folder(self, overrides: Sequence[str], category: str, seed: int) -> Path:
-        """The run folder; while the data are not on this machine, what was made elsewhere."""
+    def job(
+        self, table: str, variant: str, overrides: tuple[str, ...], category: str, seed: int
+    ) -> Job:
+        """The job of one cell; of data that are not here, its folder is what was made elsewhere."""
         cfg = self.of(overrides, category, seed)
-        return newest_finished(locate_run(cfg, self._fingerprints))
+        names = cfg.model.name, cfg.data.name, Path(category).name, f"seed{seed}", config_hash(cfg)
 
-    def has_data(self, overrides: Sequence[str], category: str) -> bool:
+        def locate() -> Path:
+            cfg = self.of(overrides, category, seed)
+            return newest_finished(locate_run(cfg, self._fingerprints))
+
+        words = (*overrides, f"data.category={quoted(category)}", f"seed={seed}")
+        return Job(words, "-".join(names), table, variant, category, seed, locate)
+
+    def has_data(self, overrides: tuple[str, ...], category: str) -> bool:
         """Whether a run can have the images of a category."""
         data = self.of(overrides, category).data
         if data.get("prepare") is not None and (self._download or data.get("download") is None):
@@ -194,15 +193,3 @@ class Configs:
             except DataError:
                 self._listed[place] = False
         return self._listed[place]
-
-
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    try:
-        return compose_checked("run", overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        said = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise ConfigError(
-            "A job of the grid does not compose.",
-            found=f"python -m src.run {shlex.join(overrides)}: {said}",
-            do="try that command with `--cfg job` added, then repair the file in conf/paper",
-        ) from error

@@ -44,10 +44,20 @@ class Task:
     environment: Mapping[str, str] = field(default_factory=dict)  # added to the node's own
 
 
-class Board:
-    """Shows running jobs of `total`, some of which are finished already."""
+class Engine:
+    """Tasks on the cluster of conf/engine, and bars of those that run; a context manager.
 
-    def __init__(self, total: int, finished: int = 0) -> None:
+    Args:
+        cfg: conf/engine/ray.yaml.
+        retries: of a failed task; mistakes of the user get none.
+        total: all tasks, `finished` of which are finished already.
+    """
+
+    def __init__(self, cfg: DictConfig, retries: int, total: int, finished: int = 0) -> None:
+        self.retries, self.cluster = retries, Cluster(cfg)
+        self.ray, self.places = self.cluster.ray, self.cluster.places
+        self.running: dict[Any, Task] = {}
+        self._failures: Counter[str] = Counter()
         console = Console(file=sys.stdout, highlight=False)
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
@@ -57,44 +67,27 @@ class Board:
             speed_estimate_period=DAY,
         )  # fmt: skip
         self._all = self._bars.add_task("all", total=total, completed=finished)
-        self._lines: dict[str, progress.TaskID] = {}
-        self.start, self.stop = self._bars.start, self._bars.stop
-
-    def started(self, name: str, node: str) -> None:
-        """A job began on a node."""
-        if self._bars.disable:
-            self._say(f"start  {name}  [{node}]")
-        self._lines[name] = self._bars.add_task(f"{name}  [{node}]", total=None)
-
-    def ended(self, name: str, text: str, *, finished: bool) -> None:
-        """A job left its place; `finished` False: its repetition is still to come."""
-        self._say(text)
-        if (line := self._lines.pop(name, None)) is not None:
-            self._bars.remove_task(line)
-        if finished:
-            self._bars.advance(self._all)
-
-    def _say(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, soft_wrap=True)
-
-
-class Engine:
-    """Tasks on the cluster of conf/engine; mistakes of the user get no retries."""
-
-    def __init__(self, cfg: DictConfig, retries: int, board: Board) -> None:
-        self.retries, self.board, self.cluster = retries, board, Cluster(cfg)
-        self.ray, self.places = self.cluster.ray, self.cluster.places
-        self.running: dict[Any, Task] = {}
-        self._failures: Counter[str] = Counter()
+        self._lines: dict[Task, progress.TaskID] = {}
 
     def __enter__(self) -> Self:
-        self.board.start()
+        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the cluster; tasks that still run end."""
-        self.board.stop()
+        self._bars.stop()
         self.ray.shutdown()
+
+    def _say(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, soft_wrap=True)
+
+    def _left(self, task: Task, text: str, *, finished: bool) -> None:
+        """A task left its place; `finished` False: its repetition is still to come."""
+        self._say(text)
+        if (line := self._lines.pop(task, None)) is not None:
+            self._bars.remove_task(line)
+        if finished:
+            self._bars.advance(self._all)
 
     def submit(self, task: Task) -> None:
         """Queue a task; Ray runs it again when its worker or node dies."""
@@ -113,7 +106,7 @@ class Engine:
         for handle in [handle for handle, known in self.running.items() if known == task]:
             self.ray.cancel(handle, force=True)
             del self.running[handle]
-        self.board.ended(task.name, f"stop   {task.name}  {said}", finished=True)
+        self._left(task, f"stop   {task.name}  {said}", finished=True)
 
     def ended(self, seconds: float = 0.5) -> Iterator[Task]:
         """Tasks that came to their end, finished or not, in up to `seconds`; others are retried."""
@@ -127,7 +120,10 @@ class Engine:
             except self.ray.exceptions.RayError:
                 event = LOST, 0.0
             if isinstance(event, str):
-                self.board.started(self.running[handle].name, event)
+                task = self.running[handle]
+                if self._bars.disable:
+                    self._say(f"start  {task.name}  [{event}]")
+                self._lines[task] = self._bars.add_task(f"{task.name}  [{event}]", total=None)
             elif self._conclude(task := self.running.pop(handle), *event):
                 yield task
 
@@ -135,14 +131,14 @@ class Engine:
         """Whether a task whose command ended is at its own end; if not, start it again."""
         took = duration(seconds)
         if task.finished():
-            self.board.ended(task.name, f"done   {task.name}  {took}", finished=True)
+            self._left(task, f"done   {task.name}  {took}", finished=True)
             return True
         self._failures[task.key] += 1
         if again := self._failures[task.key] <= self.retries and code != USER_MISTAKE:
             self.submit(task)
         text = f"{'retry ' if again else 'FAILED'} {task.name}  exit code {code} after {took}"
         end = last_lines(task.log).replace("\n", "\n       ")
-        self.board.ended(task.name, f"{text}, {task.log}\n       {end}", finished=not again)
+        self._left(task, f"{text}, {task.log}\n       {end}", finished=not again)
         return not again
 
 
@@ -168,10 +164,7 @@ def _perform(
 
 def last_lines(log: Path, count: int = 3) -> str:
     """The end of a log, for messages."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     return "\n".join([line for line in lines if line.strip()][-count:])
 
 

@@ -21,6 +21,7 @@ from src.extras import extras_sheet, write_extras
 from src.models.base import AnomalyModule
 from src.reporting.chart_files import draw_lines
 from src.result import LineChart, Prediction, Threshold
+from src.saved_run import SavedRun
 from src.tracking import ExtrasWhileTraining
 
 SIDE = 32
@@ -80,10 +81,9 @@ def samples(tmp_path) -> list[Sample]:
 
 
 def detector(model: AnomalyModule, transform: ImageTransform) -> Detector:
-    return Detector(
-        model.eval(), transform, Threshold(1.0, 1.0, "quantile"), OmegaConf.create(), Path(),
-        torch.device("cpu"),
-    )  # fmt: skip
+    threshold, run = Threshold(1.0, 1.0, "quantile"), SavedRun(Path())
+    cpu = torch.device("cpu")
+    return Detector(model.eval(), transform, threshold, OmegaConf.create(), run, cpu)
 
 
 def test_the_sheet_alone_is_written_when_nothing_else_is_asked(transform, samples, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -93,9 +94,6 @@ def test_brackets_mean_a_folder_that_exists_and_a_class_elsewhere(tmp_path):
 
 def test_odd_names_go_from_run_to_predict(tmp_path, monkeypatch, capsys):
     """A detector, its config and its results, in folders whose names Hydra cannot read."""
-    import src.predict
-    import src.run
-
     monkeypatch.chdir(tmp_path)
     root, good, bad = "Prüfung 写真 (1) [7]", "gut=ok, a&b", "#2 ${x} it's"
     colours = np.random.default_rng(0)
@@ -105,18 +103,18 @@ def test_odd_names_go_from_run_to_predict(tmp_path, monkeypatch, capsys):
             pixels = colours.integers(90, 110, (48, 48, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / root / name / f"{number}.png")
 
-    def start(main, *words):
+    def start(program, *words):
         monkeypatch.setattr(sys, "argv", ["program", *words])
         with pytest.raises(SystemExit) as left:
-            main()
+            runpy.run_module(f"src.{program}", run_name="__main__")
         assert left.value.code == 0, capsys.readouterr().err
 
     start(
-        src.run.main, "data=folder", f"data.root={root}", f"data.normal_dir={good}",
+        "run", "data=folder", f"data.root={root}", f"data.normal_dir={good}",
         f"data.abnormal_dir=[{bad}]", "data.category=0", "backbone=efficientnet_lite0",
         "transform.resize=48", "model.target_dim=32", "evaluation.size=48", "hardware=cpu",
         "evaluation.bootstrap=20", "report.enabled=no", "runs_dir=läufe (a=b)",
     )  # fmt: skip
     [run] = (tmp_path / "läufe (a=b)" / "patchcore" / "folder" / "0").iterdir()
-    start(src.predict.main, f"run={run}", f"images={root}/{bad}/*.png", "out=aus, gabe")
+    start("predict", f"run={run}", f"images={root}/{bad}/*.png", "out=aus, gabe")
     assert len((tmp_path / "aus, gabe" / "scores.csv").read_text().splitlines()) == 3

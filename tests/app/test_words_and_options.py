@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import re
+import runpy
 import shlex
 import sys
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def start(monkeypatch, tmp_path, capsys):
         monkeypatch.setitem(sys.modules, module, fake)  # nothing is run, so torch is not loaded
         monkeypatch.setattr(sys, "argv", [f"src.{program}", *words])
         with pytest.raises(SystemExit) as left:
-            importlib.import_module(f"src.{program}").main()
+            runpy.run_module(f"src.{program}", run_name="__main__")
         return left.value.code, seen, capsys.readouterr().err
 
     return start

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from src.commands.predict import UNREADABLE, predict_images
+from src.composing import compose_checked
 from src.deployment.ledger import open_ledger
 from src.errors import ConfigError
 
@@ -204,6 +205,6 @@ def test_a_place_that_cannot_be_written_is_named(predict, photos, tmp_path):
 
 def test_a_mistake_does_not_claim_the_folder(predict, photos, tmp_path):
     with pytest.raises(ConfigError, match=r"save\.maps"):
-        predict(photos, "save.maps=jpg")
+        compose_checked("predict", ["run=x", "images=y", "save.maps=jpg"])
     assert predict(photos, "save.maps=png") == 0
     assert names(tmp_path / "out") == ["a.png", "b.png", "c.png"]

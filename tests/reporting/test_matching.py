@@ -17,6 +17,7 @@ from src.data.transforms import ImageTransform
 from src.detector import Detection
 from src.errors import ConfigError
 from src.models.patchcore.region import Region
+from src.saved_run import SavedRun
 
 
 class TinyMemory(torch.nn.Module):
@@ -70,7 +71,7 @@ def setting(tmp_path, monkeypatch):
         "backbone": {"name": "mean", "layers": None}, "data": {"name": "toy", "category": "ramp"},
     })  # fmt: skip
     detector = SimpleNamespace(
-        model=model, transform=transform, config=config, directory=tmp_path / "run",
+        model=model, transform=transform, config=config, run=SavedRun(tmp_path / "run"),
         device=torch.device("cpu"), threshold=SimpleNamespace(image=0.2),
         detect=lambda images: [Detection(1.0, True, anomaly_map, anomaly_map > 0, {})],
     )  # fmt: skip

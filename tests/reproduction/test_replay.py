@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 from src.commands.compare import compare_exactly
-from src.commands.replay import replay_run, replayed_config
+from src.commands.run import replay_run, replayed_config
 from src.composing import CONF
 from src.data.record import Entry
 from src.errors import SavedModelError

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from src.cluster import Cluster
 from src.errors import ConfigError
-from src.reproduction.running import Board, Engine, Task, duration
+from src.reproduction.running import Engine, Task, duration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("many_jobs.py")
@@ -112,7 +112,7 @@ def test_a_cancelled_task_ends_at_once(tmp_path, ray_address, diary):
     long = job(tmp_path, "long", sleep=600)
     words = (sys.executable, many_jobs.FAKE, *long.overrides)
     task = Task("long", "long", words, tmp_path / "log", long.is_finished)
-    with Engine(cfg, 0, Board(1)) as engine:
+    with Engine(cfg, 0, 1) as engine:
         engine.submit(task)
         while not diary("start"):
             assert not list(engine.ended(0.1))

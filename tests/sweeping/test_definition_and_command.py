@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from src.errors import ConfigError
-from src.sweeping.definition import load_sweep
+from src.sweeping import load_sweep
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from src.commands.sweep import Search
-from src.sweeping.definition import load_sweep
+from src.sweeping import load_sweep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "sweeps").glob("*.yaml"))

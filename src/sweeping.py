@@ -67,7 +67,11 @@ class Sweep:
 
 def load_sweep(path: Path) -> Sweep:
     """Read and check a sweep file; ConfigError says what is wrong or not supported."""
-    plain = _read(path)
+    near = [str(other) for other in path.parent.glob("*.y*ml")] or ["sweeps/X.yaml"]
+    try:
+        plain = dict(yaml.safe_load(path.read_text()))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise _refusal(path, "not a sweep file", error, did_you_mean(str(path), near)) from error
     if absent := [key for key in ("method", "parameters", "metric") if not plain.get(key)]:
         raise _refusal(path, f"{absent[0]} is missing", list(plain), f"add {absent[0]}:")
     metric = plain["metric"]
@@ -126,14 +130,6 @@ def _distribution(path: Path, name: str, spec: Any) -> BaseDistribution | None:
     except (TypeError, ValueError) as error:
         found = f"{spec}: {error}"
         raise _refusal(path, f"{name} cannot be drawn", found, "repair it") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    near = [str(other) for other in path.parent.glob("*.y*ml")] or ["sweeps/X.yaml"]
-    try:
-        return dict(yaml.safe_load(path.read_text()))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise _refusal(path, "not a sweep file", error, did_you_mean(str(path), near)) from error
 
 
 def _refusal(path: Path, what: str, found: object, do: str) -> ConfigError:

@@ -1,1 +1,0 @@
-"""W&B sweep files searched by Optuna, without an account or a network."""
