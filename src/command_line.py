@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import hydra.types
@@ -43,26 +43,22 @@ class Interrupted(KeyboardInterrupt):
     """
 
 
-def program(config_name: str, function: str) -> Callable[[], None]:
-    """The program that composes conf/`config_name`.yaml and calls `function` (package.module:name).
+def program(config_name: str, function: str) -> NoReturn:
+    """Compose conf/`config_name`.yaml, call `function` (package.module:name) with it, and exit.
 
-    The function takes the composed config; the number it returns is the exit code, anything else
-    means 0. It is imported when the words have proved to be right: `--help` answers at once.
-    Mistakes of the user are explained in a few lines and exit with 2; `debug=true` or
-    HYDRA_FULL_ERROR=1 shows the stack trace.
+    The number that the function returns is the exit code, anything else means 0. It is imported
+    when the words have proved to be right: `--help` answers at once. Mistakes of the user are
+    explained in a few lines and exit with 2; `debug=true` or HYDRA_FULL_ERROR=1 shows the stack
+    trace.
     """
-
-    def main() -> None:
-        for name in ("stdout", "stderr"):  # closed (`>&-`): no other file may take its number
-            if getattr(sys, name) is None:
-                setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end
-        if isinstance(sys.stdout, io.TextIOWrapper):  # names with bytes that are not UTF-8
-            sys.stdout.reconfigure(errors=ESCAPE)
-        with _interrupts():
-            code = _exit_code(function, config_name)
-        sys.exit(UNREAD if _unread() else code)
-
-    return main
+    for name in ("stdout", "stderr"):  # closed (`>&-`): no other file may take its number
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names with bytes that are not UTF-8
+        sys.stdout.reconfigure(errors=ESCAPE)
+    with _interrupts():
+        code = _exit_code(function, config_name)
+    sys.exit(UNREAD if _unread() else code)
 
 
 def _exit_code(function: str, config_name: str) -> int:

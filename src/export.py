@@ -3,4 +3,4 @@
 from src.command_line import program
 
 if __name__ == "__main__":
-    program("export", "src.commands.export:export_run")()
+    program("export", "src.commands.export:export_run")

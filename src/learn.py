@@ -3,4 +3,4 @@
 from src.command_line import program
 
 if __name__ == "__main__":
-    program("learn", "src.commands.learn:learn_images")()
+    program("learn", "src.commands.learn:learn_images")

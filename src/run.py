@@ -3,4 +3,4 @@
 from src.command_line import program
 
 if __name__ == "__main__":
-    program("run", "src.commands.run:run")()
+    program("run", "src.commands.run:run")

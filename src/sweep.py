@@ -19,4 +19,4 @@ def name_the_file(arguments: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     sys.argv[1:] = name_the_file(sys.argv[1:])
-    program("sweep", "src.commands.sweep:run_sweep")()
+    program("sweep", "src.commands.sweep:run_sweep")

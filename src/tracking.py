@@ -27,30 +27,26 @@ _SHOWN_WHILE_TRAINING = 4  # rows of the sheet
 
 @contextlib.contextmanager
 def open_loggers(cfg: DictConfig, directory: Path) -> Iterator[list[Logger]]:
-    """The loggers of one run; on leaving, its W&B run ends, so that the next one has its own."""
-    loggers = build_loggers(cfg, directory)
-    exit_code = 1
+    """CSV and the loggers named by `logger.names`; W&B works offline when there is no key.
+
+    On leaving, its W&B run ends, so that the next run of this process has its own.
+    """
+    loggers: list[Logger] = [CSVLogger(directory, name="log")]
+    if "tensorboard" in cfg.logger.names:
+        loggers.append(TensorBoardLogger(directory, name="tensorboard"))
+    to_wandb, exit_code = "wandb" in cfg.logger.names, 1
+    if to_wandb:
+        loggers.append(_wandb(cfg, directory))
+    for logger in loggers:
+        logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
     try:
         yield loggers
         exit_code = 0
     finally:
-        if any(isinstance(logger, WandbLogger) for logger in loggers):
+        if to_wandb:
             import wandb
 
             wandb.finish(exit_code=exit_code)
-
-
-def build_loggers(cfg: DictConfig, directory: Path) -> list[Logger]:
-    """CSV and the loggers named by `logger.names`; W&B works offline when there is no key."""
-    loggers: list[Logger] = [CSVLogger(directory, name="log")]
-    if "tensorboard" in cfg.logger.names:
-        loggers.append(TensorBoardLogger(directory, name="tensorboard"))
-    if "wandb" in cfg.logger.names:
-        loggers.append(_wandb(cfg, directory))
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    for logger in loggers:
-        logger.log_hyperparams(plain)
-    return loggers
 
 
 def log_results(

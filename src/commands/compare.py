@@ -151,12 +151,22 @@ def _print_comparison(
     """The table of metrics on the console, significant differences in bold."""
     console = Console()
     console.print(f"A  {first.directory}\nB  {second.directory}", highlight=False)
-    console.print(_scope(matched), highlight=False, soft_wrap=True)
+    count = len(matched.images)
+    scope = f"{count} common images"
+    if matched.only_first or matched.only_second:
+        scope = (
+            f"The runs are on DIFFERENT data: compared on the {count} test images that both have, "
+            f"of {count + matched.only_first} in A and {count + matched.only_second} in B"
+        )
+    other = count - len(matched.same_masks)
+    scope += f"; {other} with another mask, left out of pixel metrics" if other else ""
+    scope += f"; decisions differ on {len(matched.disagreements)}"
+    console.print(scope, highlight=False, soft_wrap=True)
     if any(find_metric(row.metric).of_pixels for row in rows):
         a, b = (pixel_convention(run.config()) for run in (first, second))
         advice = "src.evaluate evaluation.whole_image=true evaluation.size=256"
-        other = f"A  {a}\nB  {b}\nThese cover different pixels; {advice} measures both alike."
-        console.print(a if a == b else other, highlight=False)
+        both = f"A  {a}\nB  {b}\nThese cover different pixels; {advice} measures both alike."
+        console.print(a if a == b else both, highlight=False)
     table = Table("metric", "A", "B", "B - A", "95 % interval", "p", box=None)
     for row in rows:
         apart = row.difference
@@ -166,20 +176,6 @@ def _print_comparison(
             f"{apart.p_value:.4f}", style="bold" if apart.p_value < SIGNIFICANT else "",
         )  # fmt: skip
     console.print(table)
-
-
-def _scope(matched: Matched) -> str:
-    """On which images the runs are compared."""
-    count = len(matched.images)
-    told = f"{count} common images"
-    if matched.only_first or matched.only_second:
-        told = (
-            f"The runs are on DIFFERENT data: compared on the {count} test images that both have, "
-            f"of {count + matched.only_first} in A and {count + matched.only_second} in B"
-        )
-    other = count - len(matched.same_masks)
-    told += f"; {other} with another mask, left out of pixel metrics" if other else ""
-    return f"{told}; decisions differ on {len(matched.disagreements)}"
 
 
 def _draw(runs: dict[str, SavedRun], apart: pd.DataFrame, device: str, target: Path) -> None:

@@ -9,23 +9,25 @@ scored, the newest last.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.stats import ks_2samp
 
-from src.deployment.drift import DriftMonitor
 from src.deployment.inbox import find_images, watch
 from src.deployment.ledger import Ledger, Version, open_ledger
-from src.deployment.scoring import Scorer
-from src.deployment.spreading import spread
+from src.deployment.scoring import Scorer, spread
 from src.detector import Detector
 from src.errors import ConfigError
 from src.files import shown
 
 UNREADABLE = 3  # exit code: some files could not be read
+MIN_CALIBRATION = 20  # ours: below this the test of drift has no power and its p-value no meaning
 
 
 def predict_images(cfg: DictConfig) -> int:
@@ -121,3 +123,38 @@ def _score_all(
                         console.print(f"[yellow]{warning}")
                 progress.advance(bar, len(batch))
             ledger.list_unreadable()
+
+
+class DriftMonitor:
+    """Has the camera, the light or the product changed since calibration?
+
+    A two-sample Kolmogorov-Smirnov test compares a sliding window of live scores with those of the
+    calibration images, once per half window, at level `alpha`; with fewer than 20 of these it stays
+    silent. It sees any change, also a fall of scores (a lens cap gives very regular images), and a
+    burst of real defects: the warning says so, because a person must look either way.
+    """
+
+    def __init__(self, calibration: Sequence[float], window: int, alpha: float) -> None:
+        self.calibration = np.asarray(calibration, dtype=np.float64)
+        self.alpha = alpha
+        self._live: deque[float] = deque(maxlen=window)
+        self._step, self._seen = window // 2 or 1, 0
+
+    def update(self, score: float) -> str | None:
+        """Take one live score; a warning when the window has just failed its test."""
+        self._live.append(score)
+        self._seen += 1
+        full = len(self._live) == self._live.maxlen and self._seen % self._step == 0
+        if not full or len(self.calibration) < MIN_CALIBRATION:
+            return None
+        outcome = ks_2samp(self._live, self.calibration)
+        if outcome.pvalue >= self.alpha:
+            return None
+        now, then = float(np.median(self._live)), float(np.median(self.calibration))
+        return (
+            f"Drift: the last {len(self._live)} scores are {'higher' if now > then else 'lower'} "
+            f"than at calibration (median {now:.4g}, was {then:.4g}; Kolmogorov-Smirnov "
+            f"D={outcome.statistic:.2f}, p={outcome.pvalue:.1g}). "
+            "Look at recent images: new light, focus, product or many defects. "
+            "If the change is wanted, fit again with images of today."
+        )

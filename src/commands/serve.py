@@ -179,7 +179,14 @@ class Answering:
 
     def answer(self, uploads: Sequence[tuple[str, bytes]], *, pictures: bool) -> list[Answer]:
         """Answers in the order of the uploads (name, content); a bad image spoils only itself."""
-        images = [self._read(content) for _, content in uploads]
+        images: list[Readable] = []
+        with tempfile.TemporaryDirectory(prefix="upload-") as folder:
+            # Through a file with a name of ours, so that uploads meet exactly the same checks as
+            # files on disk; the client's name never becomes a path.
+            path = Path(folder) / "upload"
+            for _, content in uploads:
+                path.write_bytes(content)
+                images.append(read_fitting(self.detector, path))
         with self._one_at_a_time:
             results = detect_readable(self.detector, images)
         answers = []
@@ -189,17 +196,6 @@ class Answering:
             else:
                 answers.append(self._answer(name, *result, pictures=pictures))
         return answers
-
-    def _read(self, content: bytes) -> Readable:
-        """An uploaded image in RGB.
-
-        It passes through a file with a name of ours, so that uploads meet exactly the same checks
-        as files on disk; the client's name never becomes a path.
-        """
-        with tempfile.TemporaryDirectory(prefix="upload-") as folder:
-            path = Path(folder) / "upload"
-            path.write_bytes(content)
-            return read_fitting(self.detector, path)
 
     def _answer(self, name: str, image: Image.Image, found: Detection, *, pictures: bool) -> Answer:
         answer = Answer(

@@ -45,7 +45,7 @@ class Task:
 
 
 class Engine:
-    """Tasks on the cluster of conf/engine, and bars of those that run; a context manager.
+    """Tasks on the cluster of conf/engine, under a bar with the time left; a context manager.
 
     Args:
         cfg: conf/engine/ray.yaml.
@@ -59,35 +59,26 @@ class Engine:
         self.running: dict[Any, Task] = {}
         self._failures: Counter[str] = Counter()
         console = Console(file=sys.stdout, highlight=False)
-        self._bars = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
-            progress.MofNCompleteColumn(), progress.TimeElapsedColumn(),
-            progress.TextColumn("left"), progress.TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-            speed_estimate_period=DAY,
+        self._bar = progress.Progress(
+            progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn(),
+            progress.TextColumn("left"), progress.TimeRemainingColumn(), console=console,
+            transient=True, disable=not console.is_terminal, speed_estimate_period=DAY,
         )  # fmt: skip
-        self._all = self._bars.add_task("all", total=total, completed=finished)
-        self._lines: dict[Task, progress.TaskID] = {}
+        self._all = self._bar.add_task("all", total=total, completed=finished)
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the cluster; tasks that still run end."""
-        self._bars.stop()
+        self._bar.stop()
         self.ray.shutdown()
 
-    def _say(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, soft_wrap=True)
-
-    def _left(self, task: Task, text: str, *, finished: bool) -> None:
-        """A task left its place; `finished` False: its repetition is still to come."""
-        self._say(text)
-        if (line := self._lines.pop(task, None)) is not None:
-            self._bars.remove_task(line)
-        if finished:
-            self._bars.advance(self._all)
+    def _say(self, text: str, *, finished: bool = False) -> None:
+        """One line above the bar; `finished`: a task is at its end."""
+        self._bar.console.print(text, markup=False, soft_wrap=True)
+        self._bar.advance(self._all, int(finished))
 
     def submit(self, task: Task) -> None:
         """Queue a task; Ray runs it again when its worker or node dies."""
@@ -106,7 +97,7 @@ class Engine:
         for handle in [handle for handle, known in self.running.items() if known == task]:
             self.ray.cancel(handle, force=True)
             del self.running[handle]
-        self._left(task, f"stop   {task.name}  {said}", finished=True)
+        self._say(f"stop   {task.name}  {said}", finished=True)
 
     def ended(self, seconds: float = 0.5) -> Iterator[Task]:
         """Tasks that came to their end, finished or not, in up to `seconds`; others are retried."""
@@ -120,10 +111,7 @@ class Engine:
             except self.ray.exceptions.RayError:
                 event = LOST, 0.0
             if isinstance(event, str):
-                task = self.running[handle]
-                if self._bars.disable:
-                    self._say(f"start  {task.name}  [{event}]")
-                self._lines[task] = self._bars.add_task(f"{task.name}  [{event}]", total=None)
+                self._say(f"start  {self.running[handle].name}  [{event}]")
             elif self._conclude(task := self.running.pop(handle), *event):
                 yield task
 
@@ -131,14 +119,14 @@ class Engine:
         """Whether a task whose command ended is at its own end; if not, start it again."""
         took = duration(seconds)
         if task.finished():
-            self._left(task, f"done   {task.name}  {took}", finished=True)
+            self._say(f"done   {task.name}  {took}", finished=True)
             return True
         self._failures[task.key] += 1
         if again := self._failures[task.key] <= self.retries and code != USER_MISTAKE:
             self.submit(task)
         text = f"{'retry ' if again else 'FAILED'} {task.name}  exit code {code} after {took}"
         end = last_lines(task.log).replace("\n", "\n       ")
-        self._left(task, f"{text}, {task.log}\n       {end}", finished=not again)
+        self._say(f"{text}, {task.log}\n       {end}", finished=not again)
         return not again
 
 

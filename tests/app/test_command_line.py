@@ -119,7 +119,7 @@ def test_an_interrupt_inside_an_evaluated_text_exits_with_130_too():
         "def interrupted(*_):\n"
         "    eval('(os.kill(os.getpid(), signal.SIGINT), time.sleep(5))')\n"
         "command_line._start = interrupted\n"
-        "command_line.program('run', 'src.commands.run:run')()\n"
+        "command_line.program('run', 'src.commands.run:run')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from src.deployment.drift import DriftMonitor
+from src.commands.predict import DriftMonitor
 
 
 def warnings_of(live, calibration, window=100, alpha=0.001):

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from src.commands import export as exporting
-from src.commands.export import export_run
+from src.commands.export import Outputs, ParityError, check_parity, export_run
 from src.composing import compose_checked
-from src.deployment.parity import Outputs, ParityError, check_parity
 from src.detector import Detector
 from src.errors import ConfigError
 

@@ -14,8 +14,12 @@ from src.commands.reproduce import reproduce
 from src.composing import CONF
 from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
-from src.reproduction.collecting import measurements, resampled_intervals, stored_intervals
-from src.reproduction.judging import judge_variant
+from src.reproduction.judging import (
+    judge_variant,
+    measurements,
+    resampled_intervals,
+    stored_intervals,
+)
 from src.reproduction.paper_tables import COLUMNS
 from src.reproduction.papers import Published, Variant
 from src.reproduction.planning import Job, make_plan
