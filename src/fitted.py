@@ -33,7 +33,7 @@ def checked_data(run: SavedRun, other: DictConfig | None = None) -> AnomalyDataM
 
 def data_of(config: DictConfig) -> AnomalyDataModule:
     """The data of a run's config, looked at and ready."""
-    data = build_datamodule(config)
+    data = AnomalyDataModule(config)
     data.prepare_data()
     data.setup()
     return data

@@ -18,14 +18,13 @@ from rich.table import Column, Table
 from src.data.doctor import Report, examine
 from src.data.images import open_rgb
 from src.data.measured import ImageFacts
-from src.data.record import list_samples, place_of
+from src.data.record import list_samples, partial_of, place_of
 from src.data.samples import summary
 from src.data.transforms import ImageTransform
 from src.data.viewing import settle_depth, view_of
 from src.errors import ConfigError, DataError
 from src.evaluation.operating_points import suspicion
 from src.files import shown, write_text
-from src.partials import partial_of
 from src.reporting.chart_files import DEFECT_COLOUR, NORMAL_COLOUR, new_panels
 from src.reporting.figures import above, contact_sheet, save_png
 from src.saved_run import SavedRun

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from src.data.build import with_data_at
 from src.data.images import read_sample
+from src.data.record import with_data_at
 from src.deployment.fixed_input import FixedInput
 from src.detector import Detector
 from src.errors import ConfigError, GoodpartsError

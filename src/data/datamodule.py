@@ -25,13 +25,20 @@ from src.data.dataset import (
 )
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
-from src.data.record import FITTED, DataRecord, Entry, lister, path_below, place_of
+from src.data.record import (
+    FITTED,
+    DataRecord,
+    Entry,
+    lister,
+    partial_of,
+    path_below,
+    place_of,
+)
 from src.data.samples import DEFECTIVE, Found, Sample, some, summary
 from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
 from src.data.transforms import ImageTransform
 from src.data.viewing import AUTO, fitting_size, read_roi, settle_depth
 from src.errors import ConfigError, DataError
-from src.partials import partial_of
 
 log = logging.getLogger(__name__)
 

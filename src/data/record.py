@@ -6,6 +6,7 @@ images, masks or labels are another run, while a folder that was only moved is t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.contents import content_hashes
@@ -20,7 +22,6 @@ from src.data.listing import no_images, walk
 from src.data.samples import Found, Sample, normals
 from src.errors import ConfigError, did_you_mean
 from src.files import ESCAPE
-from src.partials import partial_of
 
 FILE_NAME = "data.csv"
 #: In the order in which models number their images.
@@ -139,6 +140,20 @@ def _text(path: str) -> str:
 def path_below(path: Path, root: Path) -> str:
     """The path below `root`, whole when it lies elsewhere, as data.csv and scores.csv have it."""
     return _text(str(path).removeprefix(f"{root}{os.sep}"))
+
+
+def partial_of(node: DictConfig) -> Callable[..., Any]:
+    """The function `_target_` of a node with its other values given; a name may hold `${`.
+
+    Hydra's own `instantiate` reads texts twice, so that it would look for a key of that name.
+    """
+    values = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    target = hydra.utils.get_method(values.pop("_target_"))
+    values.pop("_partial_", None)
+    for name, value in values.items():
+        if isinstance(value, dict) and "_target_" in value:
+            values[name] = hydra.utils.instantiate(value)
+    return functools.partial(target, **values)
 
 
 def place_of(data: DictConfig) -> tuple[Path, str]:
