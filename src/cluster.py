@@ -15,10 +15,7 @@ STORE = 80 * 2**20  # bytes; ours: Ray's least is 75 MiB, and only short texts p
 
 
 class Cluster:
-    """The nodes that `cfg.address` names, or this machine; a context manager.
-
-    Args:
-        cfg: conf/engine/ray.yaml.
+    """The nodes that `address` of conf/engine/ray.yaml names, or this machine; a context manager.
 
     Raises:
         ConfigError: Ray is not installed, not reachable, or has no node big enough for one job.

@@ -105,17 +105,17 @@ def follow(cfg: DictConfig) -> Result:
             work = Work(cfg, begun.run, trainer, model, data)
             fit(work, begun)
             normal_scores(work)
-            score_images(trainer, model, data.test_dataloader(shared=True), lambda *_: None)
+            score_images(work, data.test_dataloader(shared=True), lambda *_: None)
         return processes.from_first()
 
 
 def fit(work: Work, begun: Beginning) -> None:
     """Learn from normal images, or load what an interrupted run had already learnt."""
-    _, run, trainer, model, data = work
+    _, run, _, model, data = work
     folder = run.directory / "model"
     if not begun.fitted:
         began = time.perf_counter()
-        train(trainer, model, data, begun.checkpoint)
+        train(work, begun.checkpoint)
         if processes.leads():
             model.after_fit(data.ordered_train_dataloader())
             seconds = time.perf_counter() - began
@@ -137,13 +137,13 @@ def calibrate(work: Work) -> Threshold | None:
 
 def normal_scores(work: Work) -> NormalScores | None:
     """Scores of normal images the model has not seen: of those held out, else the model's own."""
-    cfg, _, trainer, model, data = work
+    cfg, _, _, model, data = work
     model.own_mask = build_rule(cfg.threshold).needs_own_mask
     samples = data.calibration_samples
     if samples:
         collected = CalibrationScores()
         loader = data.calibration_dataloader(shared=True)
-        score_images(trainer, model, loader, collected.update, own_share=True)
+        score_images(work, loader, collected.update, own_share=True)
         scores, highest = collected.compute().unbind(dim=1)
         normal = NormalScores(scores, highest)
     elif own := model.held_out_scores():
@@ -160,9 +160,9 @@ def evaluate(
 
     A missing threshold is an oracle's: it is chosen here, from labels, and marked as such.
     """
-    cfg, _, trainer, model, data = work
+    cfg, _, _, model, data = work
     evaluator = build_evaluator(cfg, data.transform, data.samples, model.roi)
-    score_images(trainer, model, data.test_dataloader(shared=True), evaluator.update)
+    score_images(work, data.test_dataloader(shared=True), evaluator.update)
     threshold = threshold or evaluator.oracle_threshold()
     metrics = evaluator.compute(threshold, data.samples)
     for note in evaluator.notes():

@@ -28,11 +28,10 @@ _FADED = 200  # grey below a map that has no picture of its own
 
 
 def kind_of(value: Tensor) -> str:
-    """What an extra is.
+    """What an extra is, by its form.
 
-    Returns:
-        `numbers` (B,), `maps` (B, h, w), `pictures` (B, 3, H, W) in the units of the input, or
-        `arrays` (B, C, h, w).
+    `numbers` (B,), `maps` (B, h, w), `pictures` (B, 3, H, W) in the units of the input, or `arrays`
+    (B, C, h, w).
     """
     if value.ndim == 4:
         return "pictures" if value.shape[1] == 3 else "arrays"
@@ -45,10 +44,8 @@ def write_extras(
     """Draw `sheet.png` of one image per kind of defect, and keep of every image the kinds `keep`.
 
     Files: `numbers.csv`, `<defect>/<image>_<name>.npy` of maps (float32) and arrays (float16),
-    `<defect>/<image>_<name>.png` of pictures.
-
-    Returns:
-        The sheet as `extras`; nothing where the method has no extras.
+    `<defect>/<image>_<name>.png` of pictures. Returns the sheet as `extras`; nothing where the
+    method has no extras.
     """
     chosen: dict[str, Sample] = {}
     for sample in samples:
@@ -74,16 +71,9 @@ def extras_sheet(
 ) -> Image.Image | None:
     """One row an image: input, its extra pictures and maps, the anomaly map over the input.
 
-    A colour means the same value in every row of a column.
-
-    Args:
-        model: in evaluation mode.
-        transform: that normalised the images.
-        images: (n, 3, H, W), normalised, on the model's device.
-        captions: one a row.
-
-    Returns:
-        None when the method has nothing to show.
+    A colour means the same value in every row of a column. `images` (n, 3, H, W) are normalised by
+    `transform` and lie on the device of `model`, which is in evaluation mode. None when the method
+    has nothing to show.
     """
     extras = model.extras(images)
     if not extras:

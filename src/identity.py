@@ -67,10 +67,7 @@ def locate_run(cfg: DictConfig, known: MutableMapping[str, str] | None = None) -
 
     While its images or weights are not on this machine, the name lacks the part that stands for
     them, so such a folder never exists; `newest_finished` then finds what was made elsewhere.
-
-    Args:
-        cfg: of `src.run`.
-        known: fingerprints of data sets, filled in here, for many configs in one go.
+    `known`: fingerprints of data sets, filled in here, for many configs in one go.
     """
     weights = weights_fingerprint(cfg)
     if weights is None:

@@ -116,8 +116,7 @@ def write_outputs(
 def write_tables(run: SavedRun, data: AnomalyDataModule, evaluator: Evaluator) -> list[ScoreRow]:
     """Write scores.csv, and with masks what `src.compare` resamples the pixel metrics from.
 
-    Returns:
-        One row per test image, in the order of the data set.
+    One row per test image, in the order of the data set.
     """
     rows = {}
     for found in evaluator.per_image_rows():

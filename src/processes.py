@@ -122,10 +122,8 @@ def joined(processes: int) -> Iterator[None]:
 def start(work: Callable[[DictConfig], Any], cfg: DictConfig, processes: int) -> None:
     """Do `work(cfg)` in so many new processes and wait for them.
 
-    When one fails, or Ctrl-C comes, all end; on Linux also when this process is killed.
-
-    Raises:
-        Exception: what the first process that failed has raised.
+    When one fails, or Ctrl-C comes, all end; on Linux also when this process is killed. What the
+    first process that failed has raised is raised here.
     """
     store: Any = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)

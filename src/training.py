@@ -160,21 +160,14 @@ def last_checkpoint(directory: Path) -> Path | None:
     return None
 
 
-def train(
-    trainer: pl.Trainer, model: AnomalyModule, data: AnomalyDataModule, checkpoint: Path | None
-) -> None:
+def train(work: Work, checkpoint: Path | None) -> None:
     """Fit, from a checkpoint if there is one; the model stays on the trainer's device."""
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    _back_to_work(trainer, model)
+    work.trainer.fit(work.model, datamodule=work.data, ckpt_path=checkpoint, weights_only=True)
+    _back_to_work(work)
 
 
 def score_images(
-    trainer: pl.Trainer,
-    model: AnomalyModule,
-    loader: Iterable[dict[str, Tensor]],
-    consume: Consumer,
-    *,
-    own_share: bool = False,
+    work: Work, loader: Iterable[dict[str, Tensor]], consume: Consumer, *, own_share: bool = False
 ) -> None:
     """Predict every batch of `loader` on the trainer's device and hand it to `consume`, on CPU.
 
@@ -193,17 +186,18 @@ def score_images(
             consume({key: rows.cpu() for key, rows in facts.items()}, found.cpu())
 
     callback = LambdaCallback(on_predict_batch_end=hand_over)
-    trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    callbacks: list[pl.Callback] = work.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.append(callback)
     try:
-        trainer.predict(model, dataloaders=loader, return_predictions=False)
+        work.trainer.predict(work.model, dataloaders=loader, return_predictions=False)
     finally:
-        trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
-    _back_to_work(trainer, model)
+        callbacks.remove(callback)
+    _back_to_work(work)
 
 
-def _back_to_work(trainer: pl.Trainer, model: AnomalyModule) -> None:
+def _back_to_work(work: Work) -> None:
     """Undo that Lightning moves a model to the CPU after each fit and predict."""
-    model.eval().to(trainer.strategy.root_device)
+    work.model.eval().to(work.trainer.strategy.root_device)
 
 
 class _StopOnNaN(pl.Callback):

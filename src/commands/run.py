@@ -27,13 +27,8 @@ def run(cfg: DictConfig) -> int:
 def replay_run(cfg: DictConfig) -> int:
     """Repeat the run `cfg.replay` below `cfg.runs_dir`/replays and compare every number.
 
-    Keys given on the command line, such as data.root or hardware, replace those of the run.
-
-    Returns:
-        The exit code; 0: nothing changed.
-
-    Raises:
-        SavedModelError: `cfg.replay` is not a finished run.
+    Keys given on the command line, such as data.root or hardware, replace those of the run. The
+    exit code is 0 when nothing changed; SavedModelError: `cfg.replay` is not a finished run.
     """
     before = SavedRun(Path(cfg.replay))
     before.metrics()  # fails early on an unfinished run

@@ -87,13 +87,7 @@ def serve(cfg: DictConfig) -> None:
 
 
 def build_application(detector: Detector, max_files: int, max_megabytes: float) -> FastAPI:
-    """The application for one detector.
-
-    Args:
-        detector: loaded run.
-        max_files: images per request.
-        max_megabytes: size of one image.
-    """
+    """The application for one detector; so many images per request, of so many megabytes each."""
     answering = Answering(detector)
     max_bytes = int(max_megabytes * 1e6)
     application = FastAPI(

@@ -24,12 +24,7 @@ _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 
 class FixedInput(nn.Module):
-    """uint8 RGB images (B, h, w, 3) of one size -> float32 (B, 3, H, W), normalised.
-
-    Args:
-        transform: the transform of the run.
-        size: (h, w) of the camera images in pixels.
-    """
+    """uint8 RGB images (B, h, w, 3) of one `size` (h, w) -> float32 (B, 3, H, W), normalised."""
 
     rows: Tensor  # (2, H, h): high and low halves of the weights
     columns: Tensor  # (2, W, w)

@@ -51,11 +51,8 @@ def detect_readable(
 class Scorer:
     """Scores image files and draws overlays/, masks/ and maps/ below `out`, a file each.
 
-    Args:
-        detector: what scores.
-        out: folder of the results.
-        root: common folder of the images, whose folders the results mirror.
-        save: the node `save` of conf/predict.yaml, what is drawn.
+    Results mirror the folders of the images below their common `root`; `save` is the node of
+    conf/predict.yaml that says what is drawn.
     """
 
     def __init__(self, detector: Detector, out: Path, root: Path, save: DictConfig) -> None:
@@ -152,10 +149,8 @@ class Actor:
 def spread(paths: Sequence[Path], root: Path, cfg: DictConfig) -> Iterator[list[Scored]]:
     """Results in the order of `paths`, batch by batch, as `Scorer` gives them in one process.
 
-    Args:
-        paths: images; the nodes of a cluster see them, the run and `cfg.out` at the same paths.
-        root: common folder of the images.
-        cfg: the config of `src.predict` with engine=ray.
+    `cfg` is of `src.predict` with engine=ray. The nodes of a cluster see the images below `root`,
+    the run and `cfg.out` at the same paths.
     """
     with Cluster(cfg.engine) as cluster:
         import ray.data  # after the check that Ray is there

@@ -47,10 +47,8 @@ class Task:
 class Engine:
     """Tasks on the cluster of conf/engine, under a bar with the time left; a context manager.
 
-    Args:
-        cfg: conf/engine/ray.yaml.
-        retries: of a failed task; mistakes of the user get none.
-        total: all tasks, `finished` of which are finished already.
+    Failed tasks get so many `retries`, mistakes of the user none; `finished` of `total` are so
+    already.
     """
 
     def __init__(self, cfg: DictConfig, retries: int, total: int, finished: int = 0) -> None:
