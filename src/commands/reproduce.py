@@ -9,8 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from src.reproduction.collecting import measurements
-from src.reproduction.judging import Row, judge_variant, verdict_line
+from src.reproduction.judging import Row, judge_variant, measurements, verdict_line
 from src.reproduction.paper_tables import write_tables
 from src.reproduction.planning import Job, Plan, listed, make_plan
 from src.reproduction.running import Engine, Task
