@@ -142,7 +142,7 @@ def side_by_side(
         for column, index in enumerate(row):
             left = _GAP + column * (wide + _GAP)
             for number, line in enumerate(titles[index]):
-                sheet.write((left, top + 3 + number * _LINE), line, wide, INK, 12)
+                sheet.write((left, top + 3 + number * _LINE), line, wide, INK, 11)
             sheet.paste((left, top + title_px), panels[index][1])
         top += height
     return sheet.image
