@@ -86,7 +86,7 @@ def verdict(row: MetricPair) -> str:
 class ExactComparison(NamedTuple):
     """Two runs of one config, number by number."""
 
-    metrics: int  # compared; times are not
+    metrics: list[str]  # compared; times are not
     different: dict[str, tuple[float, float]]  # metrics that are not identical; NaN equals NaN
     facts: dict[str, tuple[str, str]]  # of the manifests and the data, those that differ
     score_change: float  # largest difference of an image score; NaN: other images
@@ -114,7 +114,7 @@ def compare_exactly(first: SavedRun, second: SavedRun) -> ExactComparison:
     same = list(old_scores.index) == list(new_scores.index)
     change = (new_scores - old_scores).abs().max() if len(old_scores) else 0.0
     return ExactComparison(
-        metrics=len(keys),
+        metrics=keys,
         different={k: (a, b) for k, (a, b) in pairs.items() if a != b and (a == a or b == b)},
         facts=facts,
         score_change=float(change) if same else math.nan,
@@ -125,10 +125,12 @@ def say_exactly(first: SavedRun, second: SavedRun) -> int:
     """The verdict; then what differs, and what may have caused it. Returns the exit code."""
     found, console = compare_exactly(first, second), Console(highlight=False)
     if found.identical:
-        console.print(f"identical: {found.metrics} metrics and every image score", soft_wrap=True)
+        console.print(
+            f"identical: {len(found.metrics)} metrics and every image score", soft_wrap=True
+        )
     else:
         console.print(
-            f"DIFFERENT: {len(found.different)} of {found.metrics} metrics; largest change of an "
+            f"DIFFERENT: {len(found.different)} of {len(found.metrics)} metrics; largest change of an "
             f"image score {found.score_change:.3g}",
             soft_wrap=True,
         )
