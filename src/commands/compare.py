@@ -124,13 +124,12 @@ def compare_exactly(first: SavedRun, second: SavedRun) -> ExactComparison:
 def say_exactly(first: SavedRun, second: SavedRun) -> int:
     """The verdict; then what differs, and what may have caused it. Returns the exit code."""
     found, console = compare_exactly(first, second), Console(highlight=False)
+    total = len(found.metrics)
     if found.identical:
-        console.print(
-            f"identical: {len(found.metrics)} metrics and every image score", soft_wrap=True
-        )
+        console.print(f"identical: {total} metrics and every image score", soft_wrap=True)
     else:
         console.print(
-            f"DIFFERENT: {len(found.different)} of {len(found.metrics)} metrics; largest change of an "
+            f"DIFFERENT: {len(found.different)} of {total} metrics; largest change of an "
             f"image score {found.score_change:.3g}",
             soft_wrap=True,
         )
