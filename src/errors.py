@@ -41,6 +41,10 @@ class SavedModelError(GoodpartsError):
     """A saved run or model file is missing, damaged, foreign or of another version."""
 
 
+class LearningError(GoodpartsError):
+    """A training has come to nothing that could be used."""
+
+
 def root_of(error: BaseException) -> BaseException:
     """The user's own mistake inside wrappers such as hydra's InstantiationException."""
     cause: BaseException | None = error

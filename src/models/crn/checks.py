@@ -20,13 +20,21 @@ from torch import Tensor
 if TYPE_CHECKING:
     from src.models.crn.module import CRN
 
+#: Lines of the chart of a training: name and key in `val/...`.
+CHECKED = {
+    "reconstruction |x - G(x)|": "val/reconstruction",
+    "feedback |G(x) - D(G(x))|": "val/feedback",
+    "AUROC of painted images": "val/obstruction_auroc",
+}
+
 Judge = Callable[[Tensor, Tensor], float]  # scores (n,), which are defective (n,) -> AUROC
 
 
 class RunChecks(pl.Callback):
     """Evaluates the best pair at the first end of an epoch after `every` minibatches, and the last.
 
-    Logged, all in [0, 1] but val/score: `val/score` mean score of held-out normals;
+    Logged, all in [0, 1] but the first three: `val/score` mean score of held-out normals,
+    `val/reconstruction` their mean |x - G(x)| and `val/feedback` |G(x) - D(G(x))|;
     `val/obstruction_auroc`; `auroc/last` of this moment, high scores anomalous (the number to
     report); `auroc/oracle_best` its running maximum; `auroc/oracle_paper` the running maximum of
     max(A, 1 - A); `units/<k>/{loss,reconstruction,discrimination}`.
@@ -58,7 +66,7 @@ class RunChecks(pl.Callback):
             return
         self.seen["step"] = step
         model, data = cast("CRN", pl_module), cast(Any, trainer).datamodule
-        model.board.choose_best()
+        model.settle(data.ordered_train_dataloader())
         if broken := model.board.broken_units():
             warnings.warn(
                 f"The loss of unit {', '.join(map(str, broken))} is not a number since step "
@@ -69,6 +77,7 @@ class RunChecks(pl.Callback):
             model.curve_values = self._held_out(model, data)
             if self.oracle:
                 model.curve_values |= self._on_test(model, data)
+        model.history.append({"step": float(step)} | model.curve_values)
         model.log_dict(model.curve_values)
         model.log_dict(model.board.values())
 
@@ -82,15 +91,17 @@ class RunChecks(pl.Callback):
     def _held_out(self, model: CRN, data: Any) -> dict[str, float]:
         """`val/score` and `val/obstruction_auroc` of held-out normals; {} when there are none."""
         generator = torch.Generator().manual_seed(0)  # the same obstructions at every point
-        clean, covered = [], []
+        clean, covered, errors = [], [], []
         for batch in data.calibration_dataloader():
             clean.append(_scores(model, batch["image"]))
+            errors.append(_errors(model, batch["image"]))
             covered.append(_scores(model, obstruct(batch["image"], generator)))
         if not clean:
             return {}
         scores = torch.cat([*clean, *covered])
         is_covered = torch.arange(len(scores)) >= len(scores) // 2
         values = {
+            **dict(zip(("val/reconstruction", "val/feedback"), torch.cat(errors).mean(0).tolist(), strict=True)),
             "val/score": scores[~is_covered].mean().item(),
             "val/obstruction_auroc": self.judge(scores, is_covered),
         }
@@ -125,6 +136,15 @@ def test_scores(model: CRN, batches: Iterable[dict[str, Tensor]]) -> tuple[Tenso
 def _scores(model: CRN, image: Tensor) -> Tensor:
     """Scores (B,) on the CPU."""
     return model(image.to(model.device)).score.cpu()
+
+
+@torch.inference_mode()
+def _errors(model: CRN, image: Tensor) -> Tensor:
+    """Mean |x - G(x)| and |G(x) - D(G(x))| of each image, (B, 2) on the CPU."""
+    image = image.to(model.device)
+    made, judged = model.reconstruct(image)
+    pairs = ((image, made), (made, judged))
+    return torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs], dim=1).cpu()
 
 
 def obstruct(image: Tensor, generator: torch.Generator) -> Tensor:

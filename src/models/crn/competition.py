@@ -35,19 +35,30 @@ class PairLoss(NamedTuple):
     discrimination: Tensor  # (2,) D = |r' - u(r')| - |x - u(x)|, higher is the better discriminator
 
 
-def pair_loss(pair: Sequence[CompetitiveUnit], image: Tensor, weights: LossWeights) -> PairLoss:
+def pair_loss(
+    pair: Sequence[CompetitiveUnit],
+    image: Tensor,
+    weights: LossWeights,
+    *,
+    shown: Tensor | None = None,
+) -> PairLoss:
     """Loss of two units (a, b) that meet on images (B, 3, H, W) in [-1, 1].
 
     With r_a = a(x), r_b = b(x) and sg the stop-gradient,
     L_a = w_r |x - r_a| + w_f |r_a - sg b(sg r_a)| - w_d |sg r_b - a(sg r_b)|, L_b with a and b
     exchanged; |.| is the mean over all elements. No gradient passes through the partner. The
     constant 4 that the official code adds to keep losses positive is left out.
+
+    ours: with `shown` (B, 3, H, W) the units see those, of which a part is painted over, and are
+    to rebuild `image`. With `weights.margin` the third term earns nothing beyond it (as in Zhao et al.,
+    "Energy-based GAN", 2017): without one it soon outweighs the others.
     """
+    shown = image if shown is None else shown
     a, b = pair
     # This order gives batch norm the official order of batches: a sees x, r_b; b sees r_a, x.
-    made_a = _forward(a, image, FIRST_MOMENTUM)
+    made_a = _forward(a, shown, FIRST_MOMENTUM)
     judged_a = _forward(b, made_a.detach(), FIRST_MOMENTUM)
-    made_b = _forward(b, image, SECOND_MOMENTUM)
+    made_b = _forward(b, shown, SECOND_MOMENTUM)
     judged_b = _forward(a, made_b.detach(), SECOND_MOMENTUM)
 
     reconstruction = torch.stack([_distance(image, made_a), _distance(image, made_b)])
@@ -57,10 +68,11 @@ def pair_loss(pair: Sequence[CompetitiveUnit], image: Tensor, weights: LossWeigh
     foreign = torch.stack(
         [_distance(made_b.detach(), judged_b), _distance(made_a.detach(), judged_a)]
     )
+    earned = foreign if weights.margin is None else foreign.clamp(max=weights.margin)
     loss = (
         weights.reconstruction * reconstruction
         + weights.feedback * feedback
-        - weights.discrimination * foreign
+        - weights.discrimination * earned
     )
     return PairLoss(
         total=loss.sum(),
@@ -124,10 +136,11 @@ class UnitBoard(nn.Module):
             if math.isfinite(value)
         }
 
-    def choose_best(self) -> tuple[int, int]:
+    def choose_best(self, *, distinct: bool = False) -> tuple[int, int]:
         """(generator, discriminator): lowest R and highest D, the first unit on ties.
 
-        They may be one unit, as in the official code. Units with NaN are passed over.
+        They may be one unit, as in the official code, unless they shall be `distinct` and another
+        is fit. Units with NaN are passed over.
 
         Raises:
             ConfigError: no unit has met another and kept a finite loss.
@@ -140,6 +153,8 @@ class UnitBoard(nn.Module):
                 do="lower model.optimizer.lr, or use hardware.precision=32-true",
             )
         generator = torch.where(fit, self.reconstruction, torch.inf).argmin()
+        if distinct and fit.sum() > 1:
+            fit[generator] = False
         discriminator = torch.where(fit, self.discrimination, -torch.inf).argmax()
         self.best = int(generator), int(discriminator)
         return self.best

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from src.models.base import AnomalyModule
 from src.models.crn.options import DAGANOptions
-from src.models.crn.unit import CompetitiveUnit, count_levels, refuse_backbone
+from src.models.crn.unit import CompetitiveUnit, count_levels
 from src.models.optimizers import make_optimizer
+from src.models.residuals import refuse_backbone
 from src.result import Prediction
 
 

@@ -9,13 +9,17 @@ units (idle units have no gradient and do not move), one backward a step, no ano
 a budget in minibatches (the official 20 000 steps count every minibatch twice), images are scored
 with running statistics (the official inference leaves batch norm in training mode), high scores are
 anomalous (the official AUROC is max(A, 1 - A)), best units by a moving average instead of the last
-minibatch. `experiment=crn_parity_mvtec` turns the last ones back.
+minibatch, statistics of norms for each role. `experiment=crn_parity_mvtec` turns the last ones back.
+
+For small budgets (`experiment=crn_small`, all ours): units start from the mean image, rebuild
+images that are shown partly painted over, earn no more than a margin for discrimination, and the
+map is the residual standardised by what normal images leave. Measured: docs/trained_methods.md.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -24,14 +28,15 @@ from hydra.utils import instantiate
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from src.errors import ConfigError, SavedModelError
+from src.errors import ConfigError, LearningError, SavedModelError
 from src.models.base import AnomalyModule
-from src.models.crn.checks import RunChecks
+from src.models.crn.checks import CHECKED, RunChecks, obstruct
 from src.models.crn.competition import UnitBoard, pair_loss
-from src.models.crn.options import CRNOptions
-from src.models.crn.unit import CompetitiveUnit, count_levels, refuse_backbone
+from src.models.crn.options import CRNOptions, Start, Statistics
+from src.models.crn.unit import CompetitiveUnit, count_levels
 from src.models.optimizers import make_optimizer, make_scheduler
-from src.result import Prediction
+from src.models.residuals import ResidualStatistics, image_score, refuse_backbone
+from src.result import LineChart, Prediction
 
 
 class CRN(AnomalyModule):
@@ -67,8 +72,10 @@ class CRN(AnomalyModule):
             torch.channels_last if options.channels_last else torch.contiguous_format
         )
         self.units.to(memory_format=self.memory_format)
-        #: Last values of the curves, by metric key; kept with the saved model.
+        self.residuals = ResidualStatistics(3, image_size, options.residual)
+        #: Last values of the curves, by metric key, and all points of them; saved with the model.
         self.curve_values: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
 
     # --- learning ------------------------------------------------------------------------------
 
@@ -113,12 +120,72 @@ class CRN(AnomalyModule):
             return int(2 * minibatches / (len(loader.dataset) / loader.batch_size)) + 1
         return int(length)
 
+    def on_train_start(self) -> None:
+        """Let untrained units begin at the mean image, if they shall."""
+        if self.options.start == Start.mean and self.global_step == 0:
+            loader = cast(Any, self.trainer).datamodule.ordered_train_dataloader()
+            mean = mean_image(batch["image"] for batch in loader).to(self.device)
+            for unit in self._chosen(*range(self.options.num_units)):
+                unit.start_from(mean)
+
+    def settle(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Choose the best pair so far; per role, gather its statistics from normal images.
+
+        Then G and D are two units, so that each keeps the statistics of what its role sees.
+        """
+        per_role = self.options.statistics == Statistics.per_role
+        generator, discriminator = self._chosen(*self.board.choose_best(distinct=per_role))
+        if per_role:
+            generator.gather_statistics(self._images(loader))
+            with _evaluating(generator), torch.no_grad():
+                made = (generator(image) for image in self._images(loader))
+                discriminator.gather_statistics(made)
+
+    def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Statistics of the best pair and of its residuals; see that it rebuilds at all.
+
+        Raises:
+            LearningError: G is further from the images than twice their mean image.
+        """
+        self.settle(loader)
+        self.residuals.fit(self.difference(image) for image in self._images(loader))
+        self.curve_values |= self._errors(loader)
+        error = self.curve_values["train/generator_error"]
+        floor = self.curve_values["train/mean_image_error"]
+        if self.options.must_reconstruct and not error <= 2 * floor:
+            raise LearningError(
+                "The generator has not learnt to rebuild normal images.",
+                found=f"mean error {error:.3f}; the mean image alone has {floor:.3f}",
+                do="train longer (trainer.max_steps), or start from experiment=crn_small; "
+                "model.weights.margin and model.start=mean keep short trainings together",
+            )
+
+    @torch.no_grad()
+    def _errors(self, loader: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+        """Mean distance of training images to G of them, and to their mean image."""
+        mean = mean_image(self._images(loader))
+        rows = [
+            torch.stack([(x - self.reconstruct(x)[0]).abs().mean((1, 2, 3)),
+                         (x - mean).abs().mean((1, 2, 3))])
+            for x in self._images(loader)
+        ]  # fmt: skip
+        made, still = torch.cat(rows, dim=1).mean(dim=1).tolist()
+        return {"train/generator_error": made, "train/mean_image_error": still}
+
+    def _images(self, loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
+        return (batch["image"].to(self.device) for batch in loader)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One meeting of a random pair, or of all units; images (B, 3, H, W)."""
+        options = self.options
         image = batch["image"].contiguous(memory_format=self.memory_format)
+        shown, painted = image, round(options.obstructed * len(image))
+        if painted:
+            shown = torch.cat([obstruct(image[:painted], self.board.generator), image[painted:]])
+            shown = shown.contiguous(memory_format=self.memory_format)
         results = []
         for pair in self.board.draw_pairs():
-            result = pair_loss(self._chosen(*pair), image, self.options.weights)
+            result = pair_loss(self._chosen(*pair), image, options.weights, shown=shown)
             self.board.record(pair, result)
             results.append(result)
         for key in ("loss", "reconstruction", "discrimination"):
@@ -128,12 +195,28 @@ class CRN(AnomalyModule):
     # --- scoring -------------------------------------------------------------------------------
 
     def forward(self, image: Tensor) -> Prediction:
-        """Scores (B,) and maps (B, H, W) of images (B, 3, H, W); the score is the map's mean."""
+        """Scores (B,) and maps (B, H, W) of images (B, 3, H, W)."""
+        anomaly_map = self.residuals(self.difference(image))
+        return Prediction(image_score(anomaly_map, self.options.residual), anomaly_map)
+
+    def difference(self, image: Tensor) -> Tensor:
+        """What the map is made of, (B, 3, H, W); see `Score`."""
         made, judged = self.reconstruct(image)
         pairs = {"disc": (made, judged), "cycle": (image, judged), "rec": (image, made)}
         one, other = pairs[self.options.score]
-        anomaly_map = (one - other).abs().mean(dim=1).float()
-        return Prediction(score=anomaly_map.mean(dim=(1, 2)), anomaly_map=anomaly_map)
+        return one - other
+
+    def diagnostics(self) -> dict[str, LineChart]:
+        """Reconstruction, feedback and obstruction AUROC along the training, in one chart."""
+        if len(self.history) < 2:
+            return {}
+        steps = [point["step"] for point in self.history]
+        lines = {
+            name: (steps, [point[key] for point in self.history])
+            for name, key in CHECKED.items()
+            if key in self.history[0]
+        }
+        return {"training": LineChart("minibatches", "mean difference of pixels; AUROC", lines)}
 
     def extras(self, image: Tensor) -> dict[str, Tensor]:
         """What the units make of images, and the other differences that could be the map."""
@@ -160,7 +243,7 @@ class CRN(AnomalyModule):
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """The best pair alone: 242 MB at 128 px instead of 1.45 GB for all twelve units."""
-        kept = tuple(f"units.{unit}." for unit in self.board.best)
+        kept = ("residuals.", *(f"units.{unit}." for unit in self.board.best))
         return {k: v for k, v in self.state_dict().items() if k.startswith(kept)}
 
     def trained_facts(self) -> dict[str, Any]:
@@ -171,6 +254,7 @@ class CRN(AnomalyModule):
             "discriminator": discriminator,
             "units": self.board.num_units,
             "curves": self.curve_values,
+            "history": self.history,
         }
 
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -184,6 +268,16 @@ class CRN(AnomalyModule):
         self.board.best = (facts["generator"], facts["discriminator"])
         super().restore_tensors(tensors, facts)
         self.curve_values = dict(facts.get("curves", {}))
+        self.history = list(facts.get("history", []))
+
+
+@torch.no_grad()
+def mean_image(images: Iterable[Tensor]) -> Tensor:
+    """Batches (B, 3, H, W) -> their mean (3, H, W)."""
+    total, count = torch.zeros(()), 0
+    for batch in images:
+        total, count = total.to(batch) + batch.sum(dim=0), count + len(batch)
+    return total / max(count, 1)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from src.errors import ConfigError, did_you_mean
+from src.models.residuals import ResidualOptions
 
 #: Lengths of a cosine schedule by name; doubled: minibatches count twice, as in the official code.
 HORIZONS = ("run", "doubled")
@@ -26,6 +27,13 @@ Pairing = StrEnum("Pairing", ["random", "matching"])
 #: Which images x, G, D differ in the anomaly map: |G - D(G)|, |x - D(G)| or |x - G|.
 Score = StrEnum("Score", ["disc", "cycle", "rec"])
 
+#: What a unit rebuilds before it has learnt: noise (official), or the mean training image.
+Start = StrEnum("Start", ["noise", "mean"])
+
+#: Statistics of the norms in use: those left by training (images and reconstructions mixed, as
+#: official), or gathered afterwards for each role: G on normal images, D on what G makes of them.
+Statistics = StrEnum("Statistics", ["running", "per_role"])
+
 
 @dataclass
 class LossWeights:
@@ -34,6 +42,7 @@ class LossWeights:
     reconstruction: float  # w_r, image against own reconstruction
     feedback: float  # w_f, own reconstruction against what the partner makes of it
     discrimination: float  # w_d, partner's reconstruction against what the unit makes of it
+    margin: float | None  # of the discrimination term, mean difference of pixels; None: no limit
 
 
 @dataclass
@@ -50,6 +59,11 @@ class CRNOptions:
     pairing: Pairing
     selection_decay: float  # [0, 1): moving average that finds the best units; 0: last minibatch
     score: Score
+    residual: ResidualOptions  # from that difference to the map
+    start: Start
+    obstructed: float  # share of a minibatch that the units see painted over and rebuild whole
+    statistics: Statistics
+    must_reconstruct: bool  # refuse to end with G further from images than twice their mean image
     optimizer: dict[str, Any]  # class of torch.optim, see conf/optimizer
     scheduler: dict[str, Any]  # class of torch.optim.lr_scheduler, once an epoch; {}: constant
     check_every: int  # minibatches between two points of the curves, see checks.py

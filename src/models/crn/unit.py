@@ -11,6 +11,8 @@ is refused instead of silently raised to five.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from src.errors import ConfigError
 
+FIRST_STEP = 0.05  # ours: how far the first outputs lie from the mean image, `start_from`
 FEWEST_LEVELS = 5  # the five outer levels of the ladder c, 2c, 4c, 8c, 8c are hard-wired
 
 
@@ -35,6 +38,8 @@ class CompetitiveUnit(nn.Module):
             transposed (4x4 stride 2; half the work per image on paper, slower on CPUs).
         dropout: Dropout(0.5) after the decoder norms of the innermost 8c levels but one.
     """
+
+    base: Tensor
 
     def __init__(
         self, levels: int, base_channels: int, norm: str, decoder: str, dropout: bool
@@ -59,6 +64,8 @@ class CompetitiveUnit(nn.Module):
             up = _Decoder(inputs, widths[level - 1], named, bias, self.upsamples, drops)
             self.decoder.append(up)
         self._norms = [m for m in self.modules() if isinstance(m, _Statistics)]
+        #: What is rebuilt before anything is learnt, inside the tanh; see `start_from`.
+        self.register_buffer("base", torch.zeros(1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Reconstruct images (B, 3, H, W), H and W divisible by 2^L -> (B, 3, H, W) in (-1, 1)."""
@@ -72,12 +79,31 @@ class CompetitiveUnit(nn.Module):
             features = up(features)  # (B, width(l - 1), H / 2^(l-1), W / 2^(l-1))
             if skips:
                 features = torch.cat([skips.pop(), F.relu(features)], dim=1)
-        return torch.tanh(features).to(image.dtype)  # losses stay float32 under autocast
+        # Losses stay float32 under autocast.
+        return torch.tanh(features + self.base).to(image.dtype)
 
     def set_norm_momentum(self, momentum: float) -> None:
         """Weight of the next batch's statistics in the running ones, as torch defines it."""
         for norm in self._norms:
             norm.momentum = momentum
+
+    @torch.no_grad()
+    def start_from(self, image: Tensor) -> None:
+        """Rebuild this (3, H, W) until more is learnt. ours: short trainings lose no time on it."""
+        self.base = image.clamp(-0.99, 0.99).atanh()
+        last = cast(_Decoder, self.decoder[-1]).conv
+        cast(Tensor, last.weight).mul_(FIRST_STEP)
+
+    @torch.no_grad()
+    def gather_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Running statistics of the norms from these images (B, 3, H, W), each batch alike."""
+        for norm in self._norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch: the plain mean over batches
+        self.train()
+        for batch in batches:
+            self(batch)
+        self.eval()
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
@@ -95,16 +121,6 @@ class CompetitiveUnit(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 module.weight.normal_(1.0, 0.02, generator=generator)
                 module.bias.zero_()
-
-
-def refuse_backbone(method: str, backbone: nn.Module | None) -> None:
-    """ConfigError for the backbone of a method of units, which learn from pixels."""
-    if backbone is not None:
-        raise ConfigError(
-            f"{method} learns from pixels and has no use for a backbone.",
-            found=f"backbone {getattr(backbone, 'identity', type(backbone).__name__)}",
-            do="set backbone=none",
-        )
 
 
 def count_levels(image_size: tuple[int, int], max_depth: int) -> int:

@@ -39,6 +39,9 @@ class ToyData(pl.LightningDataModule):
     def train_dataloader(self):
         return DataLoader(self.train, batch_size=self.batch_size)
 
+    def ordered_train_dataloader(self):
+        return self.train_dataloader()
+
     def calibration_dataloader(self):
         return DataLoader(self.held_out, batch_size=3)
 

@@ -1,0 +1,57 @@
+"""The floor: how unusual is each pixel for its place? No backbone, nothing learnt but statistics.
+
+Mean and spread of every blurred pixel over the training images; the most unusual pixel scores the
+image. It needs parts in a fixed pose. A method that does not beat it has not earned its training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from src.models.base import AnomalyModule
+from src.models.pixel_statistics.options import PixelStatisticsOptions
+from src.models.residuals import ResidualStatistics, image_score, refuse_backbone
+from src.result import Prediction
+
+
+class PixelStatistics(AnomalyModule):
+    """Standardised residual of pixels; see `ResidualStatistics`.
+
+    Args:
+        backbone: None; pixels are all it sees (`backbone=none`).
+        image_size: (H, W) in pixels.
+        options: of conf/model/pixel_statistics.yaml.
+    """
+
+    Options: ClassVar[type] = PixelStatisticsOptions
+    single_pass = True
+
+    def __init__(
+        self,
+        backbone: nn.Module | None,
+        image_size: tuple[int, int],
+        options: PixelStatisticsOptions,
+    ) -> None:
+        super().__init__()
+        refuse_backbone("Pixel statistics", backbone)
+        self.backbone = None
+        self.options = options
+        self.statistics = ResidualStatistics(3, image_size, options)
+
+    def configure_optimizers(self) -> None:
+        """None."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Never called (`trainer.limit_train_batches: 0`); see `after_fit`."""
+
+    def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Mean and spread of the training images at each pixel."""
+        self.statistics.fit(batch["image"].to(self.device) for batch in loader)
+
+    def forward(self, image: Tensor) -> Prediction:
+        """Images (B, 3, H, W) -> scores (B,) and maps (B, H, W), in spreads."""
+        anomaly_map = self.statistics(image)
+        return Prediction(image_score(anomaly_map, self.options), anomaly_map)

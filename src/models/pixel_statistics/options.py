@@ -1,0 +1,12 @@
+"""The options of pixel statistics, key for key as in conf/model/pixel_statistics.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.models.residuals import ResidualOptions
+
+
+@dataclass
+class PixelStatisticsOptions(ResidualOptions):
+    """`model` of pixel statistics; the residual is the image itself."""
