@@ -27,14 +27,20 @@ MapScore = StrEnum("MapScore", ["mean", "max", "top"])
 
 
 @dataclass
-class ResidualOptions:
+class MapOptions:
+    """From an anomaly map to an image score."""
+
+    score: MapScore
+    top_share: float  # of the places of a map, for `top`
+
+
+@dataclass
+class ResidualOptions(MapOptions):
     """From residuals to anomaly maps and image scores."""
 
     standardise: Standardise
     blur: float  # deviation of a Gaussian over the residual, in places; 0: none
     floor: float  # added to every spread, units of the residual: still places do not blow up noise
-    score: MapScore
-    top_share: float  # of the places of a map, for `top`
 
 
 class ResidualStatistics(nn.Module):
@@ -87,7 +93,7 @@ class ResidualStatistics(nn.Module):
         return residual.abs().mean(dim=1, keepdim=True)
 
 
-def image_score(anomaly_map: Tensor, options: ResidualOptions) -> Tensor:
+def image_score(anomaly_map: Tensor, options: MapOptions) -> Tensor:
     """Maps (B, H, W) -> image scores (B,)."""
     places = anomaly_map.flatten(1)
     if options.score == MapScore.mean:

@@ -25,7 +25,7 @@ from src.models.crn.options import LossWeights
 from src.models.crn.unit import CompetitiveUnit, count_levels
 from tests.reference_crn import SlowCompetition, recursive_unit
 
-WEIGHTS = LossWeights(0.5, 1.0, 2.0, None)
+WEIGHTS = LossWeights(0.5, 1.0, 2.0)
 PAIRS = [(0, 2), (2, 1), (1, 0)]
 
 

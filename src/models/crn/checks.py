@@ -100,8 +100,10 @@ class RunChecks(pl.Callback):
             return {}
         scores = torch.cat([*clean, *covered])
         is_covered = torch.arange(len(scores)) >= len(scores) // 2
+        reconstruction, feedback = torch.cat(errors).mean(dim=0).tolist()
         values = {
-            **dict(zip(("val/reconstruction", "val/feedback"), torch.cat(errors).mean(0).tolist(), strict=True)),
+            "val/reconstruction": reconstruction,
+            "val/feedback": feedback,
             "val/score": scores[~is_covered].mean().item(),
             "val/obstruction_auroc": self.judge(scores, is_covered),
         }

@@ -41,6 +41,7 @@ def pair_loss(
     weights: LossWeights,
     *,
     shown: Tensor | None = None,
+    margin: float | None = None,
 ) -> PairLoss:
     """Loss of two units (a, b) that meet on images (B, 3, H, W) in [-1, 1].
 
@@ -50,8 +51,8 @@ def pair_loss(
     constant 4 that the official code adds to keep losses positive is left out.
 
     ours: with `shown` (B, 3, H, W) the units see those, of which a part is painted over, and are
-    to rebuild `image`. With `weights.margin` the third term earns nothing beyond it (as in Zhao et al.,
-    "Energy-based GAN", 2017): without one it soon outweighs the others.
+    to rebuild `image`. With a `margin` the third term earns nothing beyond it (as in Zhao
+    et al., "Energy-based GAN", 2017): without one it soon outweighs the others.
     """
     shown = image if shown is None else shown
     a, b = pair
@@ -68,7 +69,7 @@ def pair_loss(
     foreign = torch.stack(
         [_distance(made_b.detach(), judged_b), _distance(made_a.detach(), judged_a)]
     )
-    earned = foreign if weights.margin is None else foreign.clamp(max=weights.margin)
+    earned = foreign if margin is None else foreign.clamp(max=margin)
     loss = (
         weights.reconstruction * reconstruction
         + weights.feedback * feedback

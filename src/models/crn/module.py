@@ -9,7 +9,8 @@ units (idle units have no gradient and do not move), one backward a step, no ano
 a budget in minibatches (the official 20 000 steps count every minibatch twice), images are scored
 with running statistics (the official inference leaves batch norm in training mode), high scores are
 anomalous (the official AUROC is max(A, 1 - A)), best units by a moving average instead of the last
-minibatch, statistics of norms for each role. `experiment=crn_parity_mvtec` turns the last ones back.
+minibatch, norms with statistics of their role. `experiment=crn_parity_mvtec` turns the last ones
+back.
 
 For small budgets (`experiment=crn_small`, all ours): units start from the mean image, rebuild
 images that are shown partly painted over, earn no more than a margin for discrimination, and the
@@ -157,7 +158,7 @@ class CRN(AnomalyModule):
                 "The generator has not learnt to rebuild normal images.",
                 found=f"mean error {error:.3f}; the mean image alone has {floor:.3f}",
                 do="train longer (trainer.max_steps), or start from experiment=crn_small; "
-                "model.weights.margin and model.start=mean keep short trainings together",
+                "model.margin and model.start=mean keep short trainings together",
             )
 
     @torch.no_grad()
@@ -185,7 +186,8 @@ class CRN(AnomalyModule):
             shown = shown.contiguous(memory_format=self.memory_format)
         results = []
         for pair in self.board.draw_pairs():
-            result = pair_loss(self._chosen(*pair), image, options.weights, shown=shown)
+            units = self._chosen(*pair)
+            result = pair_loss(units, image, options.weights, shown=shown, margin=options.margin)
             self.board.record(pair, result)
             results.append(result)
         for key in ("loss", "reconstruction", "discrimination"):

@@ -42,7 +42,6 @@ class LossWeights:
     reconstruction: float  # w_r, image against own reconstruction
     feedback: float  # w_f, own reconstruction against what the partner makes of it
     discrimination: float  # w_d, partner's reconstruction against what the unit makes of it
-    margin: float | None  # of the discrimination term, mean difference of pixels; None: no limit
 
 
 @dataclass
@@ -56,6 +55,9 @@ class CRNOptions:
     decoder: Decoder
     dropout: bool  # Dropout(0.5) in the inner decoder levels
     weights: LossWeights
+    margin: (
+        float | None
+    )  # most that discrimination earns, units of pixels; None: no limit
     pairing: Pairing
     selection_decay: float  # [0, 1): moving average that finds the best units; 0: last minibatch
     score: Score

@@ -100,10 +100,11 @@ class CompetitiveUnit(nn.Module):
         for norm in self._norms:
             norm.reset_running_stats()
             norm.momentum = None  # torch: the plain mean over batches
+        before = self.training
         self.train()
         for batch in batches:
             self(batch)
-        self.eval()
+        self.train(before)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:

@@ -38,6 +38,7 @@ from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
 from src.models.haloae.losses import classification_loss, loss_weights, reconstruction_losses
 from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling
 from src.models.optimizers import make_optimizer
+from src.models.residuals import image_score
 from src.result import LineChart, Prediction
 
 _REPEATS = 4  # pasted versions of each held-out image and kind
@@ -59,6 +60,8 @@ class HaloAE(AnomalyModule):
     std: Tensor
     normal_features: Tensor
     normal_image: Tensor
+    spread_features: Tensor
+    spread_image: Tensor
 
     def __init__(
         self, backbone: nn.Module, image_size: tuple[int, int], options: HaloAEOptions
@@ -73,9 +76,10 @@ class HaloAE(AnomalyModule):
         for name in ("mean", "std"):
             values = torch.tensor(getattr(options, name)).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        # Mean error maps of normal training images; zero until `after_fit`.
-        self.register_buffer("normal_features", torch.zeros(H // 4, W // 4))
-        self.register_buffer("normal_image", torch.zeros(H // 2, W // 2))
+        # Mean error maps of normal training images and their spread; known after `after_fit`.
+        for name, value in (("normal", 0.0), ("spread", 1.0)):
+            self.register_buffer(f"{name}_features", torch.full((H // 4, W // 4), value))
+            self.register_buffer(f"{name}_image", torch.full((H // 2, W // 2), value))
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -178,17 +182,21 @@ class HaloAE(AnomalyModule):
 
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Mean error maps of normal training images, and a grade from held-out ones."""
+        """Error maps of normal training images, and a grade from held-out ones."""
         self.eval()
         totals = {kind: torch.zeros_like(m).double() for kind, m in self.normal_maps().items()}
+        squares = {kind: total.clone() for kind, total in totals.items()}
         count = 0
         for batch in loader:
             image = batch["image"].to(self.device)
             for kind, error in self.errors(image, self.features(image)).items():
                 totals[kind] += error.sum(0, dtype=torch.float64)
+                squares[kind] += error.double().square().sum(0)
             count += len(image)
         for kind, mean in self.normal_maps().items():
             mean.copy_(totals[kind] / max(count, 1))
+            variance = squares[kind] / max(count, 1) - (totals[kind] / max(count, 1)).square()
+            self.spread_maps()[kind].copy_(variance.clamp(min=0).sqrt())
         data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "calibration_dataloader"):
             self.grade = self._cutpaste_auroc(data.calibration_dataloader())
@@ -230,8 +238,8 @@ class HaloAE(AnomalyModule):
     def forward(self, image: Tensor) -> Prediction:
         """Score normalised images (B, 3, H, W); maps lie on the features' grid or twice that."""
         errors, options = self.errors(image, self.features(image)), self.options.scoring
-        maps = scoring.anomaly_maps(errors, self.normal_maps(), options)
-        return Prediction(scoring.image_score(maps, options), maps)
+        maps = scoring.anomaly_maps(errors, self.normal_maps(), self.spread_maps(), options)
+        return Prediction(image_score(maps, options), maps)
 
     def errors(self, image: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Squared errors that the map needs: `feature` (B, h, w), `image` (B, 2 h, 2 w)."""
@@ -246,6 +254,10 @@ class HaloAE(AnomalyModule):
     def normal_maps(self) -> dict[str, Tensor]:
         """Mean errors of normal images, by the names of `errors`."""
         return {"feature": self.normal_features, "image": self.normal_image}
+
+    def spread_maps(self) -> dict[str, Tensor]:
+        """Their deviations, by the same names."""
+        return {"feature": self.spread_features, "image": self.spread_image}
 
     # --- what there is to show -------------------------------------------------------------------
 

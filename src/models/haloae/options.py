@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from src.errors import ConfigError
+from src.models.residuals import MapOptions
 
 #: Side of one feature cell in pixels: 256 px give the 64 x 64 map of the paper (spec: DFR).
 FEATURE_STRIDE = 4
@@ -24,7 +25,6 @@ Border = StrEnum("Border", ["zero", "reflect", "valid"])
 Curriculum = StrEnum("Curriculum", ["logistic", "constant"])
 CutPasteMode = StrEnum("CutPasteMode", ["3way", "normal", "scar", "union"])
 MapKind = StrEnum("MapKind", ["feature", "image", "sum"])
-ImageScore = StrEnum("ImageScore", ["mean", "max"])
 
 Stage = list[int | None]  # [width inside, channels that leave, heads, odd side of the kernel]
 
@@ -120,13 +120,13 @@ class CutPasteOptions:
 
 
 @dataclass
-class ScoringOptions:
+class ScoringOptions(MapOptions):
     """From reconstruction errors to the anomaly map and the image score."""
 
     map: MapKind
     normalise: bool  # distance to the mean error map of normal training images
+    spread: bool  # ours: in units of its spread over them at each place, low errors are no evidence
     blur: bool  # binomial 3 x 3
-    score: ImageScore  # of the map
 
 
 @dataclass

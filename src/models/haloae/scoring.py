@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.models.haloae.options import ImageScore, ScoringOptions
+from src.models.haloae.options import ScoringOptions
 
 _POOL = 2  # the image error is averaged over 2 x 2 pixels: 256 -> 128, the published grid
 
@@ -30,7 +30,10 @@ def image_error(reconstruction: Tensor, image: Tensor) -> Tensor:
 
 
 def anomaly_maps(
-    errors: Mapping[str, Tensor], normal: Mapping[str, Tensor], options: ScoringOptions
+    errors: Mapping[str, Tensor],
+    normal: Mapping[str, Tensor],
+    spread: Mapping[str, Tensor],
+    options: ScoringOptions,
 ) -> Tensor:
     """Distance to the normal error maps, smoothed.
 
@@ -38,6 +41,7 @@ def anomaly_maps(
         errors: `feature` (B, h, w), `image` (B, 2 h, 2 w) or both. Of both the sum is taken in
             units of the mean normal error (ours: the release never combines the two).
         normal: mean error maps of normal images by the same names, without B.
+        spread: their deviations; ours: the mean deviation of all places is added to each.
         options: how.
 
     Returns:
@@ -46,6 +50,8 @@ def anomaly_maps(
     maps = {}
     for kind, error in errors.items():
         far = (error - normal[kind]).abs() if options.normalise else error
+        if options.spread:
+            far = (error - normal[kind]) / (spread[kind] + spread[kind].mean())
         maps[kind] = binomial_blur(far) if options.blur else far
     if len(maps) == 1:
         return maps.popitem()[1]
@@ -62,9 +68,3 @@ def binomial_blur(maps: Tensor) -> Tensor:
     """
     line = maps.new_tensor([[0.25, 0.5, 0.25]])
     return kornia.filters.filter2d_separable(maps[:, None], line, line)[:, 0]
-
-
-def image_score(maps: Tensor, options: ScoringOptions) -> Tensor:
-    """Mean or maximum of each map, (B, h, w) -> (B,)."""
-    flat = maps.flatten(1)
-    return flat.amax(1) if options.score == ImageScore.max else flat.mean(1)

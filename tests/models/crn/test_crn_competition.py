@@ -16,7 +16,7 @@ from src.models.crn.unit import CompetitiveUnit
 from src.models.optimizers import make_optimizer
 from tests.reference_crn import SlowCompetition
 
-WEIGHTS = LossWeights(0.5, 1.0, 2.0, None)
+WEIGHTS = LossWeights(0.5, 1.0, 2.0)
 OPTIMIZERS = {path.stem: path for path in (CONF / "optimizer").glob("*.yaml")}
 
 

@@ -14,7 +14,7 @@ from src.models.crn.unit import CompetitiveUnit
 from tests.reference_crn import hashed, hashed_images, hashed_weights
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
-WEIGHTS = LossWeights(0.5, 1.0, 2.0, None)
+WEIGHTS = LossWeights(0.5, 1.0, 2.0)
 
 
 def case_name(case):

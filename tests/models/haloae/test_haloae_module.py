@@ -13,7 +13,7 @@ from src.errors import ConfigError
 from src.evaluation.ranking import auroc
 from src.models.haloae import scoring
 from src.models.haloae.cutpaste import seeded_generator
-from src.models.haloae.options import ImageScore, MapKind, ScoringOptions
+from src.models.haloae.options import MapKind, ScoringOptions
 
 CONSTANT = {
     "kind": "constant",
@@ -262,8 +262,8 @@ def test_the_image_error_is_averaged_over_two_by_two_pixels():
 def test_the_sum_weighs_both_errors_by_their_normal_size():
     errors = {"feature": torch.full((1, 2, 2), 9.0), "image": torch.full((1, 4, 4), 15.0)}
     normal = {"feature": torch.full((2, 2), 3.0), "image": torch.full((4, 4), 10.0)}
-    options = ScoringOptions(MapKind.sum, True, True, ImageScore.mean)
-    out = scoring.anomaly_maps(errors, normal, options)
+    options = ScoringOptions("mean", 0.01, MapKind.sum, normalise=True, spread=False, blur=True)
+    out = scoring.anomaly_maps(errors, normal, normal, options)
     assert torch.allclose(out, torch.full((1, 4, 4), 2.5))
 
 
