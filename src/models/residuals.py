@@ -7,7 +7,8 @@ by place, they say how unusual each place is. Ours: the papers of the methods th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,54 +44,102 @@ class ResidualOptions(MapOptions):
     floor: float  # added to every spread, units of the residual: still places do not blow up noise
 
 
-class ResidualStatistics(nn.Module):
-    """Residuals (B, C, H, W) -> maps (B, H, W), with statistics of normal training images.
+class Moments:
+    """Mean and deviation over some dimensions of batches, added up in float64."""
 
-    Memory: 2 C H W float32 values for `position_channel`.
+    def __init__(self, *dims: int) -> None:
+        self.dims, self._count = dims, 0
+        self._total = self._squares = torch.zeros(())
+
+    def add(self, values: Tensor) -> None:
+        """Take one batch; its other dimensions stay."""
+        wide = values.detach().double()
+        self._total = self._total.to(wide) + wide.sum(self.dims)
+        self._squares = self._squares.to(wide) + wide.square().sum(self.dims)
+        self._count += math.prod(wide.shape[dim] for dim in self.dims)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (of the population), float64."""
+        mean = self._total / max(self._count, 1)
+        variance = self._squares / max(self._count, 1) - mean.square()
+        return mean, variance.clamp(min=0).sqrt()
+
+
+class PositionScale(nn.Module):
+    """Values (B, C, h, w) of new images in units of their spread over normal ones at each place.
+
+    Args:
+        shape: (C, h, w); memory: twice as many float32 values.
+        shared: part of each variance that is the mean over all places, in [0, 1]: few images
+            measure a single place badly.
+        floor: added to every spread, in units of the values.
     """
 
     mean: Tensor
     spread: Tensor
 
+    def __init__(self, shape: Sequence[int], shared: float = 0.0, floor: float = 0.0) -> None:
+        super().__init__()
+        self.shared, self.floor = shared, floor
+        self.register_buffer("mean", torch.zeros(*shape))
+        self.register_buffer("spread", torch.ones(*shape))
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Measure batches (B, C, h, w) of normal images."""
+        moments = Moments(0)
+        for batch in batches:
+            moments.add(batch)
+        self.take(moments)
+
+    def take(self, moments: Moments) -> None:
+        """Use moments over the images."""
+        mean, spread = moments.result()
+        variance, typical = spread.square(), spread.square().mean((-2, -1), keepdim=True)
+        self.mean.copy_(mean)
+        self.spread.copy_(torch.lerp(variance, typical.expand_as(variance), self.shared).sqrt())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same, signed; of normal images about N(0, 1)."""
+        return (values - self.mean) / (self.spread + self.floor)
+
+
+class ResidualStatistics(nn.Module):
+    """Residuals (B, C, H, W) -> maps (B, H, W), compared with those of normal training images."""
+
     def __init__(self, channels: int, size: tuple[int, int], options: ResidualOptions) -> None:
         super().__init__()
         self.options = options
-        rows = channels if options.standardise == Standardise.position_channel else 1
-        self.register_buffer("mean", torch.zeros(rows, *size))
-        self.register_buffer("spread", torch.ones(rows, *size))
+        self.scale: PositionScale | None = None
+        if options.standardise != Standardise.none:
+            rows = channels if options.standardise == Standardise.position_channel else 1
+            self.scale = PositionScale((rows, *size), floor=options.floor)
 
-    @torch.no_grad()
     def fit(self, residuals: Iterable[Tensor]) -> None:
-        """Mean and spread at each place over batches of residuals of normal images."""
-        if self.options.standardise == Standardise.none:
-            return
-        total = squares = torch.zeros_like(self.mean, dtype=torch.float64)
-        count = 0
-        for batch in residuals:
-            values = self._compared(batch).double()
-            total, squares = total + values.sum(0), squares + values.square().sum(0)
-            count += len(values)
-        mean = total / max(count, 1)
-        self.mean.copy_(mean)
-        self.spread.copy_((squares / max(count, 1) - mean.square()).clamp(min=0).sqrt())
+        """Measure batches of residuals of normal images, if they are to be compared."""
+        if self.scale is not None:
+            self.scale.fit(self._compared(batch) for batch in residuals)
 
     def forward(self, residual: Tensor) -> Tensor:
         """Maps (B, H, W) float32: absolute units without standardisation, else spreads."""
         values = self._compared(residual)
-        if self.options.standardise != Standardise.none:
-            values = (values - self.mean) / (self.spread + self.options.floor)
+        if self.scale is not None:
+            values = self.scale(values)
         if self.options.standardise == Standardise.position_channel:
             values = values.abs()
         return values.amax(dim=1)
 
     def _compared(self, residual: Tensor) -> Tensor:
-        residual, sigma = residual.float(), self.options.blur
-        if sigma:
-            side = 2 * round(3 * sigma) + 1
-            residual = gaussian_blur2d(residual, (side, side), (sigma, sigma))
+        residual = blurred(residual.float(), self.options.blur)
         if self.options.standardise == Standardise.position_channel:
             return residual
         return residual.abs().mean(dim=1, keepdim=True)
+
+
+def blurred(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian of deviation `sigma` in pixels over (B, C, H, W); 0: unchanged."""
+    side = 2 * round(3 * sigma) + 1
+    return gaussian_blur2d(maps, (side, side), (sigma, sigma)) if sigma else maps
 
 
 def image_score(anomaly_map: Tensor, options: MapOptions) -> Tensor:

@@ -55,9 +55,7 @@ class CRNOptions:
     decoder: Decoder
     dropout: bool  # Dropout(0.5) in the inner decoder levels
     weights: LossWeights
-    margin: (
-        float | None
-    )  # most that discrimination earns, units of pixels; None: no limit
+    margin: float | None  # most that discrimination earns, units of pixels; None: no limit
     pairing: Pairing
     selection_decay: float  # [0, 1): moving average that finds the best units; 0: last minibatch
     score: Score

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from src.errors import ConfigError
 from src.models.haloae.options import FEATURE_STRIDE, Alignment
+from src.models.residuals import Moments
 
 
 class MultiScaleFeatures(nn.Module):
@@ -71,16 +72,10 @@ class ChannelScaling(nn.Module):
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Mean and standard deviation of features (B, C, h, w) over all batches and cells."""
-        total = squares = torch.zeros_like(self.mean, dtype=torch.float64)
-        count = 0
+        moments = Moments(0, 2, 3)
         for features in batches:
-            wide = features.double()
-            total = total + wide.sum((0, 2, 3))[:, None, None]
-            squares = squares + wide.square().sum((0, 2, 3))[:, None, None]
-            count += features.shape[0] * features.shape[2] * features.shape[3]
-        mean = total / max(count, 1)
-        variance = (squares / max(count, 1) - mean**2).clamp(min=0)
-        spread = variance.sqrt()
+            moments.add(features)
+        mean, spread = (value[:, None, None] for value in moments.result())
         dead = spread <= 1e-6 * (1 + mean.abs())  # a channel that says nothing stays as it is
         self.mean.copy_(mean)
         self.spread.copy_(torch.where(dead, torch.ones_like(spread), spread))

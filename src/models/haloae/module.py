@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
 from src.models.haloae.losses import classification_loss, loss_weights, reconstruction_losses
 from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling
 from src.models.optimizers import make_optimizer
-from src.models.residuals import image_score
+from src.models.residuals import Moments, PositionScale, image_score
 from src.result import LineChart, Prediction
 
 _REPEATS = 4  # pasted versions of each held-out image and kind
@@ -58,10 +58,6 @@ class HaloAE(AnomalyModule):
 
     mean: Tensor
     std: Tensor
-    normal_features: Tensor
-    normal_image: Tensor
-    spread_features: Tensor
-    spread_image: Tensor
 
     def __init__(
         self, backbone: nn.Module, image_size: tuple[int, int], options: HaloAEOptions
@@ -76,10 +72,9 @@ class HaloAE(AnomalyModule):
         for name in ("mean", "std"):
             values = torch.tensor(getattr(options, name)).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        # Mean error maps of normal training images and their spread; known after `after_fit`.
-        for name, value in (("normal", 0.0), ("spread", 1.0)):
-            self.register_buffer(f"{name}_features", torch.full((H // 4, W // 4), value))
-            self.register_buffer(f"{name}_image", torch.full((H // 2, W // 2), value))
+        #: Error maps of normal training images, by the names of `errors`.
+        shapes = {"feature": (1, H // 4, W // 4), "image": (1, H // 2, W // 2)}
+        self.normal = nn.ModuleDict({kind: PositionScale(shape) for kind, shape in shapes.items()})
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -184,19 +179,13 @@ class HaloAE(AnomalyModule):
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """Error maps of normal training images, and a grade from held-out ones."""
         self.eval()
-        totals = {kind: torch.zeros_like(m).double() for kind, m in self.normal_maps().items()}
-        squares = {kind: total.clone() for kind, total in totals.items()}
-        count = 0
+        moments: dict[str, Moments] = {}
         for batch in loader:
             image = batch["image"].to(self.device)
             for kind, error in self.errors(image, self.features(image)).items():
-                totals[kind] += error.sum(0, dtype=torch.float64)
-                squares[kind] += error.double().square().sum(0)
-            count += len(image)
-        for kind, mean in self.normal_maps().items():
-            mean.copy_(totals[kind] / max(count, 1))
-            variance = squares[kind] / max(count, 1) - (totals[kind] / max(count, 1)).square()
-            self.spread_maps()[kind].copy_(variance.clamp(min=0).sqrt())
+                moments.setdefault(kind, Moments(0)).add(error[:, None])
+        for kind, found in moments.items():
+            cast(PositionScale, self.normal[kind]).take(found)
         data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "calibration_dataloader"):
             self.grade = self._cutpaste_auroc(data.calibration_dataloader())
@@ -238,7 +227,7 @@ class HaloAE(AnomalyModule):
     def forward(self, image: Tensor) -> Prediction:
         """Score normalised images (B, 3, H, W); maps lie on the features' grid or twice that."""
         errors, options = self.errors(image, self.features(image)), self.options.scoring
-        maps = scoring.anomaly_maps(errors, self.normal_maps(), self.spread_maps(), options)
+        maps = scoring.anomaly_maps(errors, self.normal_maps(), options)
         return Prediction(image_score(maps, options), maps)
 
     def errors(self, image: Tensor, features: Tensor) -> dict[str, Tensor]:
@@ -251,13 +240,10 @@ class HaloAE(AnomalyModule):
             found["image"] = scoring.image_error(out.image, image)
         return found
 
-    def normal_maps(self) -> dict[str, Tensor]:
-        """Mean errors of normal images, by the names of `errors`."""
-        return {"feature": self.normal_features, "image": self.normal_image}
-
-    def spread_maps(self) -> dict[str, Tensor]:
-        """Their deviations, by the same names."""
-        return {"feature": self.spread_features, "image": self.spread_image}
+    def normal_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and spread of the errors of normal images, by the names of `errors`."""
+        scales = {kind: cast(PositionScale, scale) for kind, scale in self.normal.items()}
+        return {kind: (scale.mean[0], scale.spread[0]) for kind, scale in scales.items()}
 
     # --- what there is to show -------------------------------------------------------------------
 

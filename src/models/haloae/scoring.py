@@ -31,8 +31,7 @@ def image_error(reconstruction: Tensor, image: Tensor) -> Tensor:
 
 def anomaly_maps(
     errors: Mapping[str, Tensor],
-    normal: Mapping[str, Tensor],
-    spread: Mapping[str, Tensor],
+    normal: Mapping[str, tuple[Tensor, Tensor]],
     options: ScoringOptions,
 ) -> Tensor:
     """Distance to the normal error maps, smoothed.
@@ -40,8 +39,8 @@ def anomaly_maps(
     Args:
         errors: `feature` (B, h, w), `image` (B, 2 h, 2 w) or both. Of both the sum is taken in
             units of the mean normal error (ours: the release never combines the two).
-        normal: mean error maps of normal images by the same names, without B.
-        spread: their deviations; ours: the mean deviation of all places is added to each.
+        normal: mean and deviation of the error maps of normal images by the same names, without
+            B. ours: the mean deviation of all places is added to that of each.
         options: how.
 
     Returns:
@@ -49,13 +48,16 @@ def anomaly_maps(
     """
     maps = {}
     for kind, error in errors.items():
-        far = (error - normal[kind]).abs() if options.normalise else error
+        mean, spread = normal[kind]
+        far = (error - mean).abs() if options.normalise else error
         if options.spread:
-            far = (error - normal[kind]) / (spread[kind] + spread[kind].mean())
+            far = (error - mean) / (spread + spread.mean())
         maps[kind] = binomial_blur(far) if options.blur else far
     if len(maps) == 1:
         return maps.popitem()[1]
-    units = {kind: normal[kind].mean().clamp(min=torch.finfo(torch.float32).tiny) for kind in maps}
+    units = {
+        kind: normal[kind][0].mean().clamp(min=torch.finfo(torch.float32).tiny) for kind in maps
+    }
     size = maps["image"].shape[-2:]
     fine = F.interpolate(maps["feature"][:, None], size, mode="bilinear")[:, 0]
     return fine / units["feature"] + maps["image"] / units["image"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.models.residuals import Moments
 from src.models.uflow.flow import Shape
 
 
@@ -62,22 +63,14 @@ class FeatureNorm(nn.Module):
     @torch.no_grad()
     def measure(self, batches: Iterable[Sequence[Tensor]]) -> None:
         """Take channel means and deviations from batches of maps (float64 sums)."""
-        totals: list[Tensor] = []  # per scale: sum, sum of squares, count, each (C,)
+        moments = [Moments(0, 2, 3) for _ in self.pixels]
         for maps in batches:
-            found = [_moments(self._layer_norm(x, scale)) for scale, x in enumerate(maps)]
-            totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
-        for scale, (total, square, count) in enumerate(totals):
-            mean = total / count
-            variance = (square / count - mean.square()).clamp_min(0.0)
+            for scale, x in enumerate(maps):
+                moments[scale].add(self._layer_norm(x, scale))
+        for scale, found in enumerate(moments):
+            mean, std = found.result()
             # A channel that never varies must not divide by zero, nor explode in the test.
-            floor = 1e-3 * variance.mean().sqrt().clamp_min(1e-12)
+            floor = 1e-3 * std.square().mean().sqrt().clamp_min(1e-12)
             self.get_buffer(f"mean_{scale}").copy_(mean[:, None, None])
-            self.get_buffer(f"std_{scale}").copy_(variance.sqrt().maximum(floor)[:, None, None])
+            self.get_buffer(f"std_{scale}").copy_(std.maximum(floor)[:, None, None])
         self.get_buffer("measured").fill_(True)
-
-
-def _moments(x: Tensor) -> Tensor:
-    """Sum, sum of squares and count of each channel of maps (B, C, h, w): (3, C) float64."""
-    y = x.double()
-    total, square = y.sum(dim=(0, 2, 3)), y.square().sum(dim=(0, 2, 3))
-    return torch.stack([total, square, torch.full_like(total, y.numel() / y.shape[1])])

@@ -33,12 +33,14 @@ from src.errors import ConfigError, SavedModelError
 from src.files import atomic
 from src.models.base import AnomalyModule
 from src.models.optimizers import make_optimizer, make_scheduler
+from src.models.residuals import blurred, image_score
 from src.models.uflow.best_epochs import BEST_ON_TEST, NLL, KeepBest
 from src.models.uflow.features import FeatureNorm
 from src.models.uflow.flow import Shape, UShapedFlow, negative_log_likelihood
 from src.models.uflow.latents import LatentStatistics, latent_chart, warnings_of
 from src.models.uflow.nfa import log_nfa, offset_from_normals
-from src.models.uflow.options import UFlowOptions
+from src.models.uflow.options import Likelihood, UFlowOptions
+from src.models.uflow.positions import LatentPositions
 from src.processes import weight
 from src.result import LineChart, Prediction, Threshold
 
@@ -75,6 +77,8 @@ class UFlow(AnomalyModule):
         kind = "none" if getattr(backbone, "normalised", False) else options.feature_norm
         self.norm = FeatureNorm(shapes, kind, options.standardise)
         self.flow = UShapedFlow(shapes, options.flow_steps, options.kernel_sizes, options.seed)
+        position = options.likelihood == Likelihood.position
+        self.positions = LatentPositions(shapes) if position else None
         self.dimensions = sum(c * h * w for c, h, w in shapes)
         self.cache = FeatureCache(**asdict(options.cache), identity=str(backbone.identity))
         self.selects_on_test = options.protocol == "paper"
@@ -90,14 +94,18 @@ class UFlow(AnomalyModule):
     # --- inference ----------------------------------------------------------------------------
 
     def forward(self, image: Tensor) -> Prediction:
-        """Score images (B, 3, H, W): likelihood map in [0, 1), its maximum, own mask."""
+        """Score images (B, 3, H, W): anomaly map, its score, own mask; see `Likelihood`."""
         return self._predict(image, self.own_mask)
 
     def _predict(self, image: Tensor, own_mask: bool) -> Prediction:
-        latents, _ = self.latents(self.backbone(image))
+        latents = self.settled_latents(self.backbone(image))
         size = self.map_shape(image.shape[-2], image.shape[-1])
-        anomaly_map = anomaly_likelihood(latents, size)
-        score = anomaly_map.flatten(1).amax(dim=1)
+        if self.positions is None:
+            anomaly_map = anomaly_likelihood(latents, size)
+        else:
+            anomaly_map = self.positions.anomaly_map(latents, size)
+        anomaly_map = blurred(anomaly_map[:, None], self.options.blur)[:, 0]
+        score = image_score(anomaly_map, self.options)
         if not own_mask:
             return Prediction(score, anomaly_map)
         found = log_nfa(latents, size, self.options.nfa).to(image.device) + self.log_nfa_offset
@@ -108,6 +116,11 @@ class UFlow(AnomalyModule):
         normed, norm_log_det = self.norm(maps)
         latents, log_det = self.flow(normed)
         return [z.float() for z in latents], log_det + norm_log_det
+
+    def settled_latents(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Latents as scores and the NFA read them: standardised at each place, if they shall be."""
+        latents, _ = self.latents(maps)
+        return latents if self.positions is None else self.positions(latents)
 
     def map_shape(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the anomaly map: `map_size` on the shorter side, the image's aspect."""
@@ -169,8 +182,8 @@ class UFlow(AnomalyModule):
         wanted = self.options.scheduler
         if not wanted:
             return optimizer
-        run = {"total_iters": int(self.trainer.estimated_stepping_batches)}
-        known = run if wanted.get("total_iters") == "run" else {}
+        steps = int(self.trainer.estimated_stepping_batches)
+        known = {key: steps for key in ("total_iters", "total_steps") if wanted.get(key) == "run"}
         schedule = make_scheduler(wanted, optimizer, **known)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -191,10 +204,14 @@ class UFlow(AnomalyModule):
         }
         data: Any = getattr(self._trainer, "datamodule", None)
         self.validation_images = 0 if data is None else len(data.validation_samples)
+        if self.positions is not None:
+            self.positions.fit(
+                lambda: (self.latents(self._cached_maps(batch))[0] for batch in loader)
+            )
         held_out = data is not None and len(data.calibration_samples) > 0
         statistics, lowest = LatentStatistics(), []
         for batch in data.calibration_dataloader() if held_out else loader:
-            latents = self.latents(self._cached_maps(batch))[0]
+            latents = self.settled_latents(self._cached_maps(batch))
             statistics.update(latents)
             if held_out and self.options.nfa.calibrate:
                 size = self.map_shape(*batch["image"].shape[-2:])

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from src.models.residuals import MapOptions
+
 #: What backbone maps go through, unless the backbone normalises them: LayerNorm over (C, H, W)
 #: without parameters, with scale and offset (legacy; the likelihood has no bound), or nothing.
 FeatureNormKind = StrEnum("FeatureNormKind", ["layer", "layer_affine", "none"])
+
+#: The map: one minus the mean likelihood of the scales, or energies standardised at each place by
+#: the training images, see positions.py.
+Likelihood = StrEnum("Likelihood", ["paper", "position"])
 
 #: Regions that are tested: every level set (JMIV), or square windows (first preprint).
 Method = StrEnum("Method", ["tree", "block"])
@@ -49,14 +55,16 @@ class CacheOptions:
 
 
 @dataclass
-class UFlowOptions:
+class UFlowOptions(MapOptions):
     """`model` of U-Flow."""
 
     flow_steps: int  # coupling steps per scale
     kernel_sizes: list[int]  # of the coupling networks, in turn; odd
     feature_norm: FeatureNormKind
     standardise: bool  # first bring channels to mean 0, variance 1 over the training images
+    likelihood: Likelihood
     map_size: int  # shorter side of the anomaly map in pixels
+    blur: float  # deviation of a Gaussian over the map, pixels of it; 0: none
     optimizer: dict[str, Any]  # class of torch.optim
     scheduler: dict[str, Any]  # class of torch.optim.lr_scheduler, once a minibatch; {}: constant
     patience: int | None  # validations without improvement before training stops; None: never

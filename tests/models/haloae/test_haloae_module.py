@@ -261,9 +261,10 @@ def test_the_image_error_is_averaged_over_two_by_two_pixels():
 
 def test_the_sum_weighs_both_errors_by_their_normal_size():
     errors = {"feature": torch.full((1, 2, 2), 9.0), "image": torch.full((1, 4, 4), 15.0)}
-    normal = {"feature": torch.full((2, 2), 3.0), "image": torch.full((4, 4), 10.0)}
+    means = {"feature": torch.full((2, 2), 3.0), "image": torch.full((4, 4), 10.0)}
+    normal = {kind: (mean, torch.ones_like(mean)) for kind, mean in means.items()}
     options = ScoringOptions("mean", 0.01, MapKind.sum, normalise=True, spread=False, blur=True)
-    out = scoring.anomaly_maps(errors, normal, normal, options)
+    out = scoring.anomaly_maps(errors, normal, options)
     assert torch.allclose(out, torch.full((1, 4, 4), 2.5))
 
 
@@ -286,7 +287,7 @@ def test_test_images_never_touch_the_normal_map(make, textures, tmp_path):
         model.after_fit(loader(textures(8)))
         with torch.no_grad():
             model(textures(4, seed=5, defect=defect))
-        maps.append(model.normal_features.clone())
+        maps.append(model.normal["feature"].mean.clone())
     assert torch.equal(maps[0], maps[1])
 
 

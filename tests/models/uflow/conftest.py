@@ -101,7 +101,10 @@ def toy_model():
     options.merge_with(
         {
             "standardise": True,
+            "likelihood": "paper",
             "map_size": SIDE,
+            "blur": 0.0,
+            "score": "max",
             "patience": None,
             "protocol": "honest",
             "seed": 0,

@@ -17,7 +17,7 @@ PAPER = ([1, 2, 3], False, "total", False)
         (["data.category=hazelnut"], PAPER, (1.3268898640895934e-3, 21, 500)),
         (["data.category=carpet", "protocol=paper"], PAPER, (3.163419554150971e-5, 13, 200)),
         (["data=synthetic"], PAPER, (1e-4, 8, 200)),  # the authors searched MVTec AD alone
-        (["backbone=efficientnet_lite0"], ([2, 3], True, "per_size", True), (1e-3, 16, 60)),
+        (["backbone=efficientnet_lite0"], ([2, 3, 4], True, "per_size", True), (1e-3, 16, 1000)),
         (["backbone=resnet18", "data.category=carpet"], OURS, (1e-3, 16, 100)),
         (["backbone=resnet18", "model.optimizer.lr=0.5", "data.batch_size=3",
           "trainer.max_epochs=7"], OURS, (0.5, 3, 7)),

@@ -1,0 +1,63 @@
+"""Latents in units of what normal images have at the same place.
+
+Ours. The flow is one density for all places, yet the latents of normal images are larger where
+parts have edges or move. Standardised at each place and scale by the training images, an energy
+says how unusual the place is, and maps of different scales can be added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.models.residuals import Moments, PositionScale
+from src.models.uflow.flow import Shape
+
+SHARED = 0.2  # ours: part of each variance that all places share; 54 images measure one badly
+FLOOR = 0.02  # ours: of the deviation of an energy, whose mean is 1
+
+
+class LatentPositions(nn.Module):
+    """Two standardisations a scale: of the latents, then of their energy mean_c z^2.
+
+    Args:
+        shapes: (C, h, w) of each scale; memory: 2 (C + 1) h w float32 values each.
+    """
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        super().__init__()
+        self.latents = nn.ModuleList(PositionScale(shape, shared=SHARED) for shape in shapes)
+        self.energies = nn.ModuleList(PositionScale((1, *s[1:]), floor=FLOOR) for s in shapes)
+
+    def fit(self, latents: Callable[[], Iterable[Sequence[Tensor]]]) -> None:
+        """Measure the latents of normal images; `latents` gives all batches at each call."""
+        for scale, batch_of in ((self.latents, lambda z: z), (self.energies, self._energies_of)):
+            moments = [Moments(0) for _ in scale]
+            for batch in latents():
+                for found, values in zip(moments, batch_of(batch), strict=True):
+                    found.add(values)
+            for place, found in zip(scale, moments, strict=True):
+                cast(PositionScale, place).take(found)
+
+    def forward(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        """Latents (B, C, h, w) of each scale -> standardised ones."""
+        return [place(z) for place, z in zip(self.latents, latents, strict=True)]
+
+    def anomaly_map(self, standardised: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Mean over scales of the standardised energies (B, H, W); about 0 on normal images."""
+        maps = [
+            F.interpolate(place(energy), size=size, mode="bilinear", align_corners=False)
+            for place, energy in zip(self.energies, _energies(standardised), strict=True)
+        ]
+        return torch.cat(maps, dim=1).mean(dim=1)
+
+    def _energies_of(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        return _energies(self(latents))
+
+
+def _energies(latents: Sequence[Tensor]) -> list[Tensor]:
+    return [z.square().mean(dim=1, keepdim=True) for z in latents]
