@@ -78,7 +78,7 @@ class UFlow(AnomalyModule):
         self.norm = FeatureNorm(shapes, kind, options.standardise)
         self.flow = UShapedFlow(shapes, options.flow_steps, options.kernel_sizes, options.seed)
         position = options.likelihood == Likelihood.position
-        self.positions = LatentPositions(shapes) if position else None
+        self.positions = LatentPositions(self.flow.latent_shapes) if position else None
         self.dimensions = sum(c * h * w for c, h, w in shapes)
         self.cache = FeatureCache(**asdict(options.cache), identity=str(backbone.identity))
         self.selects_on_test = options.protocol == "paper"

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from src.composing import CONF
@@ -213,6 +214,55 @@ def test_the_lowest_reconstruction_and_the_highest_discrimination_are_best_first
     board.record((2, 3), outcome((0.3, 0.4), (0.1, 0.2)))
     assert board.choose_best() == (1, 0)
     assert board.best == (1, 0)
+
+
+def test_distinct_roles_take_the_next_best_discriminator():
+    board = UnitBoard(3, "random", 0.0, 0)
+    board.record((0, 1), outcome((0.1, 0.5), (0.9, 0.2)))
+    board.record((2, 2), outcome((0.6, 0.6), (0.4, 0.4)))
+    assert board.choose_best() == (0, 0)
+    assert board.choose_best(distinct=True) == (0, 2)
+
+
+def test_beyond_its_margin_discrimination_gives_no_gradient(units, image):
+    pair, only = units[:2], LossWeights(0.0, 0.0, 1.0)
+    free = pair_loss(pair, image, only)
+    far = float(free.total.detach().neg())
+    assert far > 0.01
+    held = pair_loss(pair, image, only, margin=far / 100)
+    held.total.backward()
+    assert all(not p.grad.any() for p in pair[0].parameters() if p.grad is not None)
+    assert float(held.total.detach()) == pytest.approx(-2 * far / 100)
+    assert held.discrimination.tolist() == pytest.approx(free.discrimination.tolist(), rel=1e-6)
+
+
+def test_painted_images_are_to_be_rebuilt_as_what_they_hide(units, image):
+    painted = image.clone()
+    painted[:, :, 4:20, 4:20] = 1.0
+    a, b = units[:2]
+    result = pair_loss([a, b], image, WEIGHTS, shown=painted)
+    expected = [(image - unit(painted)).abs().mean().item() for unit in (a, b)]
+    assert result.reconstruction.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_unit_starts_at_the_image_it_is_given(units, image):
+    unit, start = units[0], image[0].clamp(-0.9, 0.9)
+    before = (unit(image) - start).abs().mean()
+    unit.start_from(start)
+    after = (unit(image) - start).abs().mean()
+    assert after < 0.2
+    assert after < before / 3
+
+
+def test_gathered_statistics_are_those_of_the_images_alone(units, image):
+    unit = units[0]
+    unit(torch.full_like(image, 5.0))  # as another role would leave them
+    unit.eval()
+    unit.gather_statistics([image[:2], image[2:]])
+    assert not unit.training
+    second = unit.encoder[1]
+    seen = second.conv(F.leaky_relu(unit.encoder[0](image), 0.2))
+    torch.testing.assert_close(second.norm.running_mean, seen.mean((0, 2, 3)))
 
 
 def test_a_unit_that_became_nan_is_reported_and_passed_over():

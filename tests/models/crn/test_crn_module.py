@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from src.errors import ConfigError, SavedModelError
+from src.errors import ConfigError, LearningError, SavedModelError
 from tests.reference_crn import naive_auroc
 
 pytestmark = pytest.mark.filterwarnings(
@@ -84,6 +84,53 @@ def test_scoring_changes_nothing_even_in_training_mode(crn):
 
 
 # --- training -----------------------------------------------------------------------------------
+
+SMALL = (
+    "model.start=mean", "model.obstructed=0.5", "model.margin=0.25", "model.score=rec",
+    "model.residual.standardise=position_channel", "model.residual.score=top",
+)  # fmt: skip
+
+
+def test_a_short_training_ends_nearer_than_the_mean_image_and_is_saved_with_its_chart(
+    crn, toy, fit, tmp_path
+):
+    model, data = crn(*SMALL, "model.check_every=10", "model.optimizer.lr=2e-3"), toy()
+    fit(model, data, 40)
+    model.after_fit(data.train_dataloader())
+    found = model.learning_metrics()
+    assert found["train/generator_error"] < 1.2 * found["train/mean_image_error"]
+    chart = model.diagnostics()["training"]
+    assert len(chart.lines) == 3
+    assert all(len(steps) == len(values) >= 3 for steps, values in chart.lines.values())
+    model.save(tmp_path)
+    other = crn(*SMALL, "model.check_every=10")
+    other.load(tmp_path)
+    image = images(2)
+    assert torch.equal(other.eval()(image).score, model.eval()(image).score)
+    assert other.diagnostics()["training"] == chart
+
+
+def test_a_generator_that_rebuilds_nothing_is_a_failure_unless_that_is_wanted(crn, toy, fit):
+    data = toy()
+    for wanted in (True, False):
+        model = crn(f"model.must_reconstruct={str(wanted).lower()}")
+        fit(model, data, 2)
+        for unit in model.units:
+            unit.decoder[-1].conv.weight.data.fill_(100.0)
+        if wanted:
+            with pytest.raises(LearningError, match=r"mean image alone has"):
+                model.after_fit(data.train_dataloader())
+        else:
+            model.after_fit(data.train_dataloader())
+
+
+def test_per_role_statistics_keep_two_units_and_do_not_disturb_the_training(crn, toy, fit):
+    often, never = crn("model.check_every=1"), crn("model.check_every=1000")
+    for model in (often, never):
+        fit(model, toy(), 6)
+    assert len(set(often.board.best)) == 2
+    for one, other in zip(often.units.parameters(), never.units.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_budget_counts_minibatches_and_the_last_one_is_always_evaluated(
