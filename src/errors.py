@@ -41,8 +41,8 @@ class SavedModelError(GoodpartsError):
     """A saved run or model file is missing, damaged, foreign or of another version."""
 
 
-class LearningError(GoodpartsError):
-    """A training has come to nothing that could be used."""
+class TrainingError(GoodpartsError):
+    """A training went wrong in a way that more epochs will not repair, or came to nothing."""
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -28,7 +28,7 @@ from torch.distributed import is_torchelastic_launched
 from src import processes
 from src.data.datamodule import AnomalyDataModule
 from src.data.transforms import ImageTransform
-from src.errors import ConfigError, GoodpartsError
+from src.errors import ConfigError, TrainingError
 from src.models.base import AnomalyModule
 from src.processes import leads, whole
 from src.result import Prediction
@@ -54,10 +54,6 @@ class Work(NamedTuple):
     trainer: pl.Trainer
     model: AnomalyModule
     data: AnomalyDataModule
-
-
-class TrainingError(GoodpartsError):
-    """Training went wrong in a way that more epochs will not repair."""
 
 
 def build_trainer(

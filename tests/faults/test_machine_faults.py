@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from src import mistakes, saved_run
 from src.detector import Detector
-from src.errors import SavedModelError
+from src.errors import SavedModelError, TrainingError
 from src.experiment import run_experiment
-from src.training import TrainingError, _StopOnNaN, last_checkpoint
+from src.training import _StopOnNaN, last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -29,7 +29,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from src.errors import ConfigError, LearningError, SavedModelError
+from src.errors import ConfigError, SavedModelError, TrainingError
 from src.models.base import AnomalyModule
 from src.models.crn.checks import CHECKED, RunChecks, obstruct
 from src.models.crn.competition import UnitBoard, pair_loss
@@ -146,7 +146,7 @@ class CRN(AnomalyModule):
         """Statistics of the best pair and of its residuals; see that it rebuilds at all.
 
         Raises:
-            LearningError: G is further from the images than twice their mean image.
+            TrainingError: G is further from the images than twice their mean image.
         """
         self.settle(loader)
         self.residuals.fit(self.difference(image) for image in self._images(loader))
@@ -154,7 +154,7 @@ class CRN(AnomalyModule):
         error = self.curve_values["train/generator_error"]
         floor = self.curve_values["train/mean_image_error"]
         if self.options.must_reconstruct and not error <= 2 * floor:
-            raise LearningError(
+            raise TrainingError(
                 "The generator has not learnt to rebuild normal images.",
                 found=f"mean error {error:.3f}; the mean image alone has {floor:.3f}",
                 do="train longer (trainer.max_steps), or start from experiment=crn_small; "

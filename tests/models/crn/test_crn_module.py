@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from src.errors import ConfigError, LearningError, SavedModelError
+from src.errors import ConfigError, SavedModelError, TrainingError
 from tests.reference_crn import naive_auroc
 
 pytestmark = pytest.mark.filterwarnings(
@@ -118,7 +118,7 @@ def test_a_generator_that_rebuilds_nothing_is_a_failure_unless_that_is_wanted(cr
         for unit in model.units:
             unit.decoder[-1].conv.weight.data.fill_(100.0)
         if wanted:
-            with pytest.raises(LearningError, match=r"mean image alone has"):
+            with pytest.raises(TrainingError, match=r"mean image alone has"):
                 model.after_fit(data.train_dataloader())
         else:
             model.after_fit(data.train_dataloader())
