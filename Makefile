@@ -14,7 +14,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_TOP_PAD_        ?= 67108864
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test test-all check format bench bench-peers reproduce-all reproduce-smoke clean
+.PHONY: help setup dev demo test test-all check format bench bench-peers reproduce-all reproduce-laptop reproduce-smoke clean
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ bench-peers: dev .venv-peer/.ready ## whole runs against anomalib in its own env
 
 reproduce-all: dev ## every method, category and seed of the paper tables; resumable
 	$(PY) -m src.reproduce paper=[patchcore,patchcore_vit,uflow,haloae,crn]
+
+reproduce-laptop: dev ## every method in minutes on the sets below DATA_DIR, beside the floor
+	PYTHONPATH=. $(PY) tests/bench/bench_decisions.py methods
 
 reproduce-smoke: dev ## the same code path, tiny and offline, all four methods
 	$(PY) -m src.reproduce paper=[smoke]

@@ -48,7 +48,7 @@ class Moments:
     """Mean and deviation over some dimensions of batches, added up in float64."""
 
     def __init__(self, *dims: int) -> None:
-        self.dims, self._count = dims, 0
+        self.dims, self.count = dims, 0
         self._total = self._squares = torch.zeros(())
 
     def add(self, values: Tensor) -> None:
@@ -56,12 +56,12 @@ class Moments:
         wide = values.detach().double()
         self._total = self._total.to(wide) + wide.sum(self.dims)
         self._squares = self._squares.to(wide) + wide.square().sum(self.dims)
-        self._count += math.prod(wide.shape[dim] for dim in self.dims)
+        self.count += math.prod(wide.shape[dim] for dim in self.dims)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (of the population), float64."""
-        mean = self._total / max(self._count, 1)
-        variance = self._squares / max(self._count, 1) - mean.square()
+        mean = self._total / max(self.count, 1)
+        variance = self._squares / max(self.count, 1) - mean.square()
         return mean, variance.clamp(min=0).sqrt()
 
 
@@ -80,7 +80,7 @@ class PositionScale(nn.Module):
 
     def __init__(self, shape: Sequence[int], shared: float = 0.0, floor: float = 0.0) -> None:
         super().__init__()
-        self.shared, self.floor = shared, floor
+        self.shared, self.floor, self.count = shared, floor, 0
         self.register_buffer("mean", torch.zeros(*shape))
         self.register_buffer("spread", torch.ones(*shape))
 
@@ -94,14 +94,24 @@ class PositionScale(nn.Module):
 
     def take(self, moments: Moments) -> None:
         """Use moments over the images."""
+        self.count = moments.count
         mean, spread = moments.result()
         variance, typical = spread.square(), spread.square().mean((-2, -1), keepdim=True)
         self.mean.copy_(mean)
         self.spread.copy_(torch.lerp(variance, typical.expand_as(variance), self.shared).sqrt())
 
-    def forward(self, values: Tensor) -> Tensor:
-        """(B, C, h, w) -> the same, signed; of normal images about N(0, 1)."""
-        return (values - self.mean) / (self.spread + self.floor)
+    def forward(self, values: Tensor, *, measured: bool = False) -> Tensor:
+        """(B, C, h, w) -> the same, signed; of normal images about N(0, 1).
+
+        `measured`: the values are of images that were just measured; each is compared with the
+        others, exactly as if it had been left out (without `shared`).
+        """
+        far, variance = values - self.mean, self.spread.square()
+        if measured and self.count > 1:
+            share = self.count / (self.count - 1)
+            variance = share * (variance - far.square() / (self.count - 1)).clamp(min=0)
+            far = share * far
+        return far / (variance.sqrt() + self.floor)
 
 
 class ResidualStatistics(nn.Module):
@@ -120,11 +130,14 @@ class ResidualStatistics(nn.Module):
         if self.scale is not None:
             self.scale.fit(self._compared(batch) for batch in residuals)
 
-    def forward(self, residual: Tensor) -> Tensor:
-        """Maps (B, H, W) float32: absolute units without standardisation, else spreads."""
+    def forward(self, residual: Tensor, *, measured: bool = False) -> Tensor:
+        """Maps (B, H, W) float32: absolute units without standardisation, else spreads.
+
+        `measured`: see `PositionScale`.
+        """
         values = self._compared(residual)
         if self.scale is not None:
-            values = self.scale(values)
+            values = self.scale(values, measured=measured)
         if self.options.standardise == Standardise.position_channel:
             values = values.abs()
         return values.amax(dim=1)

@@ -1,11 +1,15 @@
 """What a detector decides: defects found and false alarms at promised rates, on real images.
 
     python tests/bench/bench_decisions.py                 one run a set, the table of README
+    python tests/bench/bench_decisions.py methods         every method at its laptop budget
+    python tests/bench/bench_decisions.py methods crn     one of them, of the sets that are there
     python tests/bench/bench_decisions.py halves 50       random halves of the good pictures
     python tests/bench/bench_decisions.py halves 50 bottle      of one set
 
 Every set below DATA_DIR is tried: folders with `train/good` and `test`. The settings are those of a
 laptop, the same for all sets: EfficientNet-Lite0, 1 %, cross-calibration.
+
+`methods` keeps its runs in runs/laptop: what is finished is not run again.
 
 `halves` asks whether the promise is kept: half of a set's good pictures, drawn at random, are
 learnt and calibrated on, the others are new parts. The parts are exchangeable, so what is measured
@@ -34,6 +38,16 @@ from src.result import Calibration, NormalScores
 
 ALPHAS = (0.01, 0.05, 0.1)
 WAYS = (Calibration.cross, Calibration.leave_one_out)
+
+#: Method -> the words of its laptop budget, and seeds; cheap ones show their spread.
+METHODS = {
+    "pixel_statistics": (["model=pixel_statistics"], 3),
+    "patchcore": (["model=patchcore", "backbone=efficientnet_lite0"], 3),
+    "uflow": (["experiment=uflow_small"], 1),
+    "haloae": (["experiment=haloae_small"], 1),
+    "crn": (["experiment=crn_small"], 3),
+}
+COLUMNS = ("image_auroc", "pixel_auroc", "aupro", "recall", "false_alarm_rate")
 
 
 def sets() -> dict[str, list[str]]:
@@ -85,6 +99,28 @@ def table() -> None:
     print(f"mean share of defects found at 0.05: {np.mean(found):.3f}, least {min(found):.3f}")
 
 
+def methods(chosen: list[str]) -> None:
+    """Each method of `chosen` (all, if empty) on each set: mean over seeds, +- half the range."""
+    print("| set | method | image AUROC | pixel AUROC | AUPRO | found | false alarms | fit, s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, words in sets().items():
+        for method, (budget, seeds) in METHODS.items():
+            if chosen and method not in chosen:
+                continue
+            rows = []
+            for seed in range(seeds):
+                kept = [*budget, *words[1:], f"seed={seed}", "runs_dir=runs/laptop"]
+                metrics = run_experiment(compose("run", kept)).metrics
+                rows.append([metrics[f"test/{key}"] for key in COLUMNS] + [metrics["fit/seconds"]])
+            low, high = np.min(rows, axis=0), np.max(rows, axis=0)
+            cells = [
+                f"{mean:.3f}" + (f" +- {(b - a) / 2:.3f}" if b > a else "")
+                for mean, a, b in zip(np.mean(rows, axis=0)[:-1], low, high, strict=False)
+            ]
+            line = " | ".join([name, method, *cells, f"{np.mean(rows, axis=0)[-1]:.0f}"])
+            print(f"| {line} |", flush=True)
+
+
 def halves(splits: int, chosen: list[str]) -> None:
     for name, words in sets().items():
         if chosen and name not in chosen:
@@ -127,5 +163,7 @@ def halves(splits: int, chosen: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["halves"]:
         halves(int(sys.argv[2]) if len(sys.argv) > 2 else 50, sys.argv[3:])
+    elif sys.argv[1:2] == ["methods"]:
+        methods(sys.argv[2:])
     else:
         table()

@@ -128,6 +128,20 @@ def test_the_floor_finds_a_pixel_that_is_unusual_for_its_place():
     assert divmod(int(found.anomaly_map[1].argmax()), SIDE) == (5, 2)
 
 
+def test_held_out_scores_are_those_of_statistics_without_the_image():
+    normal = drawn(9)
+    model = floor()
+    model.after_fit(batches(normal))
+    scores = model.held_out_scores()
+    for left in range(9):
+        others = torch.cat([normal[:left], normal[left + 1 :]])
+        twin = floor()
+        twin.after_fit(batches(others))
+        found = twin(normal[left : left + 1])
+        assert scores.image[left].item() == pytest.approx(found.score.item(), rel=1e-3)
+    assert len(scores.map_max) == 9
+
+
 def test_a_saved_floor_predicts_the_same(tmp_path):
     model = floor()
     model.after_fit(batches(drawn(12)))
@@ -136,6 +150,7 @@ def test_a_saved_floor_predicts_the_same(tmp_path):
     other.load(tmp_path)
     new = drawn(3, seed=2)
     assert torch.equal(other(new).anomaly_map, model(new).anomaly_map)
+    assert torch.equal(other.held_out_scores().image, model.held_out_scores().image)
 
 
 def test_the_floor_has_no_use_for_a_backbone():

@@ -7,14 +7,15 @@ image. It needs parts in a fixed pose. A method that does not beat it has not ea
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from src.models.base import AnomalyModule
 from src.models.pixel_statistics.options import PixelStatisticsOptions
 from src.models.residuals import ResidualStatistics, image_score, refuse_backbone
-from src.result import Prediction
+from src.result import Calibration, NormalScores, Prediction
 
 
 class PixelStatistics(AnomalyModule):
@@ -40,6 +41,7 @@ class PixelStatistics(AnomalyModule):
         self.backbone = None
         self.options = options
         self.statistics = ResidualStatistics(3, image_size, options)
+        self.held_out: list[list[float]] = []  # image score and highest place of each
 
     def configure_optimizers(self) -> None:
         """None."""
@@ -47,9 +49,32 @@ class PixelStatistics(AnomalyModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Never called (`trainer.limit_train_batches: 0`); see `after_fit`."""
 
+    @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Mean and spread of the training images at each pixel."""
+        """Mean and spread of the training images at each pixel; then each against the others."""
         self.statistics.fit(batch["image"].to(self.device) for batch in loader)
+        rows = []
+        for batch in loader:
+            anomaly_map = self.statistics(batch["image"].to(self.device), measured=True)
+            score = image_score(anomaly_map, self.options)
+            rows.append(torch.stack([score, anomaly_map.amax((1, 2))], dim=1))
+        self.held_out = torch.cat(rows).tolist()
+
+    def held_out_scores(self) -> NormalScores | None:
+        """Scores of the training images, each by the statistics of the others: exact, no bias."""
+        if not self.held_out:
+            return None
+        image, map_max = torch.tensor(self.held_out).unbind(dim=1)
+        return NormalScores(image, map_max, Calibration.leave_one_out)
+
+    def trained_facts(self) -> dict[str, Any]:
+        """The held-out scores."""
+        return {"held_out": self.held_out}
+
+    def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """What was saved."""
+        super().restore_tensors(tensors, facts)
+        self.held_out = list(facts.get("held_out", []))
 
     def forward(self, image: Tensor) -> Prediction:
         """Images (B, 3, H, W) -> scores (B,) and maps (B, H, W), in spreads."""
