@@ -122,7 +122,7 @@ def test_an_empty_training_folder_is_explained(run, folder):
 def test_one_single_good_image_promises_nothing_and_is_refused(run, folder):
     for path in sorted((folder / "good").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(ConfigError, match="cannot set a threshold"):
+    with pytest.raises(ConfigError, match="two normal images at least"):
         run(BAD)
 
 

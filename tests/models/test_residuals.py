@@ -9,12 +9,11 @@ import torch
 from src.composing import compose
 from src.errors import ConfigError
 from src.models.build import build_model
+from src.models.map_options import MapOptions, ResidualOptions
 from src.models.pixel_statistics.module import PixelStatistics
 from src.models.residuals import (
-    MapOptions,
     Moments,
     PositionScale,
-    ResidualOptions,
     ResidualStatistics,
     blurred,
     image_score,

@@ -67,6 +67,8 @@ class CRN(AnomalyModule):
         generator = torch.Generator().manual_seed(options.seed)
         for unit in self._chosen(*range(options.num_units)):
             unit.initialize(generator)
+            if options.start == Start.mean:
+                unit.base = torch.zeros(3, *image_size)
             if options.compile_units:
                 unit.compile(fullgraph=True)
         self.memory_format = (

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from src.errors import ConfigError, did_you_mean
-from src.models.residuals import ResidualOptions
+from src.models.map_options import ResidualOptions
 
 #: Lengths of a cosine schedule by name; doubled: minibatches count twice, as in the official code.
 HORIZONS = ("run", "doubled")

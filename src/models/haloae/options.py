@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from src.errors import ConfigError
-from src.models.residuals import MapOptions
+from src.models.map_options import MapOptions
 
 #: Side of one feature cell in pixels: 256 px give the 64 x 64 map of the paper (spec: DFR).
 FEATURE_STRIDE = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.models.residuals import ResidualOptions
+from src.models.map_options import ResidualOptions
 
 
 @dataclass

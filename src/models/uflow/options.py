@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from src.models.residuals import MapOptions
+from src.models.map_options import MapOptions
 
 #: What backbone maps go through, unless the backbone normalises them: LayerNorm over (C, H, W)
 #: without parameters, with scale and offset (legacy; the likelihood has no bound), or nothing.

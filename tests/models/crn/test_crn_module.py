@@ -91,19 +91,19 @@ SMALL = (
 )  # fmt: skip
 
 
-def test_a_short_training_ends_nearer_than_the_mean_image_and_is_saved_with_its_chart(
-    crn, toy, fit, tmp_path
-):
-    model, data = crn(*SMALL, "model.check_every=10", "model.optimizer.lr=2e-3"), toy()
+def test_a_short_training_rebuilds_and_is_saved_with_its_chart(crn, toy, fit, tmp_path):
+    words = (*SMALL, "model.check_every=10", "model.must_reconstruct=false")
+    model, data = crn(*words, "model.optimizer.lr=2e-3"), toy()
     fit(model, data, 40)
     model.after_fit(data.train_dataloader())
     found = model.learning_metrics()
-    assert found["train/generator_error"] < 1.2 * found["train/mean_image_error"]
+    assert found["train/generator_error"] < 0.2 < images(8).abs().mean()
+    assert 0 < found["train/mean_image_error"] < 0.1  # the noise around the stripes
     chart = model.diagnostics()["training"]
     assert len(chart.lines) == 3
     assert all(len(steps) == len(values) >= 3 for steps, values in chart.lines.values())
     model.save(tmp_path)
-    other = crn(*SMALL, "model.check_every=10")
+    other = crn(*words)
     other.load(tmp_path)
     image = images(2)
     assert torch.equal(other.eval()(image).score, model.eval()(image).score)

@@ -1,0 +1,31 @@
+"""Options of maps and residuals that several methods share; see residuals.py. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+#: What a residual is compared with: nothing (the papers: its mean size over channels is the map),
+#: the mean and spread of that size at each place, or those of every signed channel at each place,
+#: of which the most unusual one counts.
+Standardise = StrEnum("Standardise", ["none", "position", "position_channel"])
+
+#: Image score of a map: its mean, its largest value, or the mean of its largest values.
+MapScore = StrEnum("MapScore", ["mean", "max", "top"])
+
+
+@dataclass
+class MapOptions:
+    """From an anomaly map to an image score."""
+
+    score: MapScore
+    top_share: float  # of the places of a map, for `top`
+
+
+@dataclass
+class ResidualOptions(MapOptions):
+    """From residuals to anomaly maps and image scores."""
+
+    standardise: Standardise
+    blur: float  # deviation of a Gaussian over the residual, in places; 0: none
+    floor: float  # added to every spread, units of the residual: still places do not blow up noise
