@@ -96,12 +96,12 @@ def test_latents_and_energies_of_normal_images_are_standard_at_every_place():
     positions.fit(lambda: zip(*(z.split(16) for z in normal), strict=True))
     standard = positions(normal)
     assert all(z.mean(0).abs().max() < 1e-4 for z in standard)
-    calm = positions.anomaly_map(standard, (8, 8))
-    assert calm.shape == (60, 8, 8)
+    calm = positions.scale_maps(standard, (8, 8))
+    assert calm.shape == (60, 2, 8, 8)
     assert abs(calm.mean()) < 0.05
     odd = [z[:1].clone() for z in normal]
     odd[0][:, :, 1, 2] += 20
-    shown = positions.anomaly_map(positions(odd), (8, 8))[0]
+    shown = positions.scale_maps(positions(odd), (8, 8))[0, 0]
     row, column = divmod(int(shown.argmax()), 8)
     assert row in (2, 3)
     assert column in (4, 5)

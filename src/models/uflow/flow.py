@@ -164,13 +164,19 @@ class UShapedFlow(nn.Module):
 
     `shapes` are the (C, H, W) of the features, finest first; each scale is half of the one
     before. `latent_shapes` are those of the latents, finest first; together they hold as many
-    numbers as the features, for the map is a bijection.
+    numbers as the features, for the map is a bijection. The `apart` coarsest scales take no part in
+    the U.
 
     The connections are a FrEIA `GraphINN`, which runs in both directions.
     """
 
     def __init__(
-        self, shapes: Sequence[Shape], flow_steps: int, kernel_sizes: Sequence[int], seed: int
+        self,
+        shapes: Sequence[Shape],
+        flow_steps: int,
+        kernel_sizes: Sequence[int],
+        seed: int,
+        apart: int = 0,
     ) -> None:
         super().__init__()
         check_shapes(shapes)
@@ -182,7 +188,7 @@ class UShapedFlow(nn.Module):
             )
         self.shapes = list(shapes)
         self.graph, self.latent_shapes = _build_graph(
-            self.shapes, flow_steps, kernel_sizes, torch.Generator().manual_seed(seed)
+            self.shapes, flow_steps, kernel_sizes, torch.Generator().manual_seed(seed), apart
         )
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -247,8 +253,12 @@ def _build_graph(
     flow_steps: int,
     kernel_sizes: Sequence[int],
     generator: torch.Generator,
+    apart: int,
 ) -> tuple[GraphINN, list[Shape]]:
-    """The FrEIA graph and the shapes of its latents, finest first."""
+    """The FrEIA graph and the shapes of its latents, finest first.
+
+    The `apart` coarsest scales hand nothing up: flows of their own (ours).
+    """
     nodes: list[Node] = [InputNode(*shape, name=f"features_{i}") for i, shape in enumerate(shapes)]
     inputs = list(nodes)
     outputs: list[Node] = []
@@ -264,7 +274,8 @@ def _build_graph(
             last = Node(last, CouplingStep, arguments, name=f"flow{shapes[scale][2]}_step{n}")
             nodes.append(last)
         latent: Any = last.out0
-        if scale > 0:
+        rising = None
+        if 0 < scale < len(shapes) - apart:
             channels = last.output_dims[0][0]
             sections = [rising_channels(channels), channels - rising_channels(channels)]
             split = Node(last, Split, {"section_sizes": sections}, name=f"split_{scale}")

@@ -76,7 +76,9 @@ class UFlow(AnomalyModule):
         shapes = feature_shapes(backbone, image_size)
         kind = "none" if getattr(backbone, "normalised", False) else options.feature_norm
         self.norm = FeatureNorm(shapes, kind, options.standardise)
-        self.flow = UShapedFlow(shapes, options.flow_steps, options.kernel_sizes, options.seed)
+        self.flow = UShapedFlow(
+            shapes, options.flow_steps, options.kernel_sizes, options.seed, options.apart
+        )
         position = options.likelihood == Likelihood.position
         self.positions = LatentPositions(self.flow.latent_shapes) if position else None
         self.dimensions = sum(c * h * w for c, h, w in shapes)
@@ -100,12 +102,10 @@ class UFlow(AnomalyModule):
     def _predict(self, image: Tensor, own_mask: bool) -> Prediction:
         latents = self.settled_latents(self.backbone(image))
         size = self.map_shape(image.shape[-2], image.shape[-1])
-        if self.positions is None:
-            anomaly_map = anomaly_likelihood(latents, size)
-        else:
-            anomaly_map = self.positions.anomaly_map(latents, size)
-        anomaly_map = blurred(anomaly_map[:, None], self.options.blur)[:, 0]
-        score = image_score(anomaly_map, self.options)
+        scales = anomaly_likelihood if self.positions is None else self.positions.scale_maps
+        maps = blurred(scales(latents, size), self.options.blur)
+        score = image_score(maps.mean(dim=1), self.options)
+        anomaly_map = maps[:, : len(latents) - self.options.apart].mean(dim=1)
         if not own_mask:
             return Prediction(score, anomaly_map)
         found = log_nfa(latents, size, self.options.nfa).to(image.device) + self.log_nfa_offset
@@ -288,14 +288,14 @@ class UFlow(AnomalyModule):
 
 
 def anomaly_likelihood(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Anomaly map (B, H, W) in [0, 1): one minus the mean over scales of exp(-mean_c z^2 / 2).
+    """Maps (B, scales, H, W) in [0, 1): one minus exp(-mean_c z^2 / 2) of each scale.
 
-    Paper Sec. 3.3: the mean over channels, not the sum, so that all scales weigh the same and
-    nothing underflows; each scale is upsampled bilinearly.
+    Their mean is the anomaly map. Paper Sec. 3.3: the mean over channels, not the sum, so that all
+    scales weigh the same and nothing underflows; each scale is upsampled bilinearly.
     """
     likely = [torch.exp(-0.5 * z.square().mean(dim=1, keepdim=True)) for z in latents]
     fine = [F.interpolate(p, size=size, mode="bilinear", align_corners=False) for p in likely]
-    return 1.0 - torch.cat(fine, dim=1).mean(dim=1)
+    return 1.0 - torch.cat(fine, dim=1)
 
 
 def feature_shapes(backbone: nn.Module, image_size: tuple[int, int]) -> list[Shape]:

@@ -60,6 +60,7 @@ class UFlowOptions(MapOptions):
 
     flow_steps: int  # coupling steps per scale
     kernel_sizes: list[int]  # of the coupling networks, in turn; odd
+    apart: int  # ours: so many coarsest scales are outside of the U, and only score
     feature_norm: FeatureNormKind
     standardise: bool  # first bring channels to mean 0, variance 1 over the training images
     likelihood: Likelihood

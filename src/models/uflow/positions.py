@@ -47,13 +47,13 @@ class LatentPositions(nn.Module):
         """Latents (B, C, h, w) of each scale -> standardised ones."""
         return [place(z) for place, z in zip(self.latents, latents, strict=True)]
 
-    def anomaly_map(self, standardised: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Mean over scales of the standardised energies (B, H, W); about 0 on normal images."""
+    def scale_maps(self, standardised: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Standardised energies (B, scales, H, W); about 0 on normal images."""
         maps = [
             F.interpolate(place(energy), size=size, mode="bilinear", align_corners=False)
             for place, energy in zip(self.energies, _energies(standardised), strict=True)
         ]
-        return torch.cat(maps, dim=1).mean(dim=1)
+        return torch.cat(maps, dim=1)
 
     def _energies_of(self, latents: Sequence[Tensor]) -> list[Tensor]:
         return _energies(self(latents))

@@ -102,6 +102,7 @@ def toy_model():
         {
             "standardise": True,
             "likelihood": "paper",
+            "apart": 0,
             "map_size": SIDE,
             "blur": 0.0,
             "score": "max",
