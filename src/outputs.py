@@ -36,7 +36,7 @@ from src.reporting.records import (
 )
 from src.reporting.report import write_report
 from src.reporting.wording import checkpoint_choice, method_title
-from src.result import LineChart, Threshold
+from src.result import LineChart, NormalScores, Threshold
 from src.saved_run import SavedRun, ScoreRow
 from src.training import Work
 
@@ -71,20 +71,12 @@ def write_outputs(
     if normal and not threshold.own_mask:
         points = operating_points(normal, [r.score for r in rows], [r.label for r in rows])
         run.write_rows(POINTS, [point._asdict() for point in points])
-    calibrated = not threshold.oracle and (not threshold.own_mask or cfg.model.nfa.calibrate)
     report = ReportData(
         title=f"{method_title(cfg.model.name)} on {data.name} {data.category}",
         subtitle=f"seed {cfg.seed}, backbone {cfg.backbone.name or 'none'}",
         metrics=metrics,
         threshold=threshold,
-        protocol=ProtocolFacts(
-            name=cfg.protocol,
-            train_images=len(data.train_samples),
-            calibration=normal.way if normal and calibrated else None,
-            held_out=len(data.calibration_samples),
-            selection=checkpoint_choice(cfg.protocol, metrics),
-            pixels=pixel_convention(cfg) if "test/pixel_auroc" in metrics else "",
-        ),
+        protocol=_protocol(work, normal, threshold, metrics),
         images=images,
         scale=scale,
         recalls=evaluator.defect_recalls(data.samples),
@@ -111,6 +103,21 @@ def write_outputs(
             max_side=cfg.report.max_side, max_megabytes=cfg.report.max_megabytes,
         )  # fmt: skip
     return pictures
+
+
+def _protocol(
+    work: Work, normal: NormalScores | None, threshold: Threshold, metrics: Mapping[str, float]
+) -> ProtocolFacts:
+    cfg, data = work.cfg, work.data
+    calibrated = not threshold.oracle and (not threshold.own_mask or cfg.model.nfa.calibrate)
+    return ProtocolFacts(
+        name=cfg.protocol,
+        train_images=len(data.train_samples),
+        calibration=normal.way if normal and calibrated else None,
+        held_out=len(data.calibration_samples),
+        selection=checkpoint_choice(cfg.protocol, metrics),
+        pixels=pixel_convention(cfg) if "test/pixel_auroc" in metrics else "",
+    )
 
 
 def write_tables(run: SavedRun, data: AnomalyDataModule, evaluator: Evaluator) -> list[ScoreRow]:

@@ -66,7 +66,7 @@ class RunChecks(pl.Callback):
             return
         self.seen["step"] = step
         model, data = cast("CRN", pl_module), cast(Any, trainer).datamodule
-        model.settle(data.ordered_train_dataloader())
+        model.choose(data.ordered_train_dataloader())
         if broken := model.board.broken_units():
             warnings.warn(
                 f"The loss of unit {', '.join(map(str, broken))} is not a number since step "

@@ -131,26 +131,32 @@ class CRN(AnomalyModule):
             for unit in self._chosen(*range(self.options.num_units)):
                 unit.start_from(mean)
 
-    def settle(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Choose the best pair so far; per role, gather its statistics from normal images.
+    def choose(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Choose the best pair so far and gather its statistics, see `_gather`.
 
-        Then G and D are two units, so that each keeps the statistics of what its role sees.
+        Per role, G and D are two units, so that each keeps the statistics of what its role sees.
         """
-        per_role = self.options.statistics == Statistics.per_role
-        generator, discriminator = self._chosen(*self.board.choose_best(distinct=per_role))
-        if per_role:
+        self.board.choose_best(distinct=self.options.statistics == Statistics.per_role)
+        self._gather(loader)
+
+    def _gather(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Per role: statistics of the chosen pair's norms from normal images."""
+        generator, discriminator = self._chosen(*self.board.best)
+        if self.options.statistics == Statistics.per_role:
             generator.gather_statistics(self._images(loader))
             with _evaluating(generator), torch.no_grad():
                 made = (generator(image) for image in self._images(loader))
                 discriminator.gather_statistics(made)
 
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Statistics of the best pair and of its residuals; see that it rebuilds at all.
+        """Statistics of the chosen pair and of its residuals; see that it rebuilds at all.
+
+        The pair is that of the last check, or of the best one under `protocol: paper`.
 
         Raises:
             TrainingError: G is further from the images than twice their mean image.
         """
-        self.settle(loader)
+        self._gather(loader)
         self.residuals.fit(self.difference(image) for image in self._images(loader))
         self.curve_values |= self._errors(loader)
         error = self.curve_values["train/generator_error"]

@@ -124,6 +124,17 @@ def test_a_generator_that_rebuilds_nothing_is_a_failure_unless_that_is_wanted(cr
             model.after_fit(data.train_dataloader())
 
 
+def test_the_last_step_keeps_the_pair_that_was_chosen_and_does_not_choose_again(crn, toy, fit):
+    model, data = crn("model.must_reconstruct=false"), toy()
+    fit(model, data, 4)
+    kept = next((a, b) for a in range(3) for b in range(3) if a != b and (a, b) != model.board.best)
+    model.board.best = kept  # as the paper's rule does when it restores an earlier pair
+    model.after_fit(data.train_dataloader())
+    assert model.board.best == kept
+    assert all(key.startswith(("residuals.", *(f"units.{k}." for k in kept)))
+               for key in model.trained_tensors())  # fmt: skip
+
+
 def test_per_role_statistics_keep_two_units_and_do_not_disturb_the_training(crn, toy, fit):
     often, never = crn("model.check_every=1"), crn("model.check_every=1000")
     for model in (often, never):
