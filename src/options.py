@@ -134,7 +134,7 @@ RULES: Mapping[str, Rule] = {
     "data.rotations": either(whole(2, 360), several(NUMBER)),
     "data.view.resize": either(whole(1), PAIR, choice("auto")),
     "camera_size": several(whole(8), "[height,width], each of at least 8", 2),
-    "format": choice("onnx", "torch"),
+    "format": choice("onnx", "openvino", "torch"),
     "save.maps": choice("none", "npy", "png"),
     "animation.format": choice("gif", "webp"),
     "extras": several(choice("numbers", "maps", "pictures", "arrays")),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 
 from src.data.images import read_sample
 from src.data.record import with_data_at
+from src.data.samples import Sample
 from src.deployment.fixed_input import FixedInput
 from src.detector import Detector
 from src.errors import ConfigError, GoodpartsError
-from src.files import atomic, write_text
+from src.files import write_text
 from src.fitted import data_of
 
 Facts = dict[str, str]
@@ -93,27 +95,19 @@ def export_run(cfg: DictConfig) -> Parity:
     """Export `cfg.run`; the parity report. Nothing is written when parity fails.
 
     Raises:
-        ConfigError: a rule that cannot live in a graph.
+        ConfigError: a rule that cannot live in a graph, a format without that precision.
         ParityError: the exported file decides otherwise than PyTorch.
     """
     detector = Detector.load(Path(cfg.run), "cpu")
-    if detector.threshold.rule == "nfa":
-        raise ConfigError(
-            "The a-contrario threshold builds a tree of regions, which no graph format can hold.",
-            found="the run was made with threshold=nfa",
-            do="run again with threshold=conformal (the model is the same) and export that run",
-        )
+    ending, write, runner, precisions = FORMATS[cfg.format]
+    _refuse(detector, cfg, precisions)
     data = data_of(with_data_at(detector.config, cfg.data.root))
     by_label = sorted(data.test_samples, key=lambda sample: sample.label)
     half = max(1, cfg.parity.images // 2)
     both = [*by_label[:half], *by_label[-half:], *data.train_samples]
     samples = list(dict.fromkeys(both))[: cfg.parity.images]
     size = tuple(cfg.camera_size or read_sample(samples[0]).size[::-1])
-    shots = [read_sample(sample) for sample in samples]
-    wide = size[::-1]  # as the camera would give them
-    fitted = (shot if shot.size == wide else shot.resize(wide) for shot in shots)
-    images = np.stack([np.asarray(shot) for shot in fitted])
-    ending, write, runner = FORMATS[cfg.format]
+    images = _as_camera(samples, size)
     target = Path(cfg.out or detector.run.directory / "export" / "detector").with_suffix(ending)
 
     def original(images: np.ndarray) -> Outputs:
@@ -124,46 +118,95 @@ def export_run(cfg: DictConfig) -> Parity:
         return Outputs(score, alarm, np.stack([one.anomaly_map for one in found]))
 
     module = Exported(detector, size).eval()
-    with atomic(target) as partial:
-        two = torch.from_numpy(images[:2])
-        write(module, two, partial, cfg.opset, _facts(detector, size))
+    order = Order(cfg.precision, cfg.opset, _facts(detector, size) | {"precision": cfg.precision})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export.") as folder:
+        partial = Path(folder) / target.name
+        write(module, torch.from_numpy(images[:2]), partial, order)
         parity = check_parity(
             images, original, runner(partial), threshold=detector.threshold.image,
             tolerance=cfg.parity.tolerance, repeats=cfg.parity.repeats,
         )  # fmt: skip
+        written = sorted(Path(folder).glob(f"{target.stem}.*"))  # .bin before its .xml
+        for file in written:
+            file.replace(target.with_suffix(file.suffix))
     write_text(target.with_suffix(".parity.json"), json.dumps(asdict(parity), indent=2) + "\n")
+    total = sum(target.with_suffix(file.suffix).stat().st_size for file in written)
     Console().print(
-        parity.table(cfg.format), f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB)"
+        parity.table(f"{cfg.format} {cfg.precision}"), f"Wrote {target} ({total / 1e6:.1f} MB)"
     )
     return parity
+
+
+def _refuse(detector: Detector, cfg: DictConfig, precisions: tuple[str, ...]) -> None:
+    if detector.threshold.rule == "nfa":
+        raise ConfigError(
+            "The a-contrario threshold builds a tree of regions, which no graph format can hold.",
+            found="the run was made with threshold=nfa",
+            do="run again with threshold=conformal (the model is the same) and export that run",
+        )
+    if cfg.precision not in precisions:
+        raise ConfigError(
+            f"format={cfg.format} has no such precision.",
+            found=f"precision={cfg.precision}",
+            do=f"choose one of {', '.join(precisions)}, or another format",
+        )
+
+
+def _as_camera(samples: Sequence[Sample], size: tuple[int, ...]) -> np.ndarray:
+    """Images (N, h, w, 3) uint8 as a camera of this `size` (h, w) would give them."""
+    shots = (read_sample(sample) for sample in samples)
+    wide = size[::-1]
+    return np.stack([np.asarray(s if s.size == wide else s.resize(wide)) for s in shots])
 
 
 # --- one format each: write the graph, run a file ----------------------------------------------
 
 
-def _write_onnx(module: nn.Module, images: Tensor, path: Path, opset: int, facts: Facts) -> None:
+class Order(NamedTuple):
+    """How a file is to be written."""
+
+    precision: str
+    opset: int
+    facts: Facts
+
+
+def _write_onnx(module: nn.Module, images: Tensor, path: Path, order: Order) -> None:
     import onnx
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         program = torch.onnx.export(
-            module, (images,), dynamo=True, opset_version=opset, verbose=False,
+            module, (images,), dynamo=True, opset_version=order.opset,
             input_names=["image"], output_names=["score", "alarm", "anomaly_map", "mask"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},), verbose=False,
         )  # fmt: skip
     assert program is not None
     model = program.model_proto
-    for key, value in facts.items():
+    for key, value in order.facts.items():
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, path)
 
 
-def _write_torch(module: nn.Module, images: Tensor, path: Path, opset: int, facts: Facts) -> None:
+def _write_openvino(module: nn.Module, images: Tensor, path: Path, order: Order) -> None:
+    """`path` (.xml) and its weights beside it (.bin), converted from the ONNX graph."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "graph.onnx"
+        _write_onnx(module, images, graph, order)
+        model = openvino.Core().read_model(graph)
+        for key, value in order.facts.items():
+            model.set_rt_info(value, ["goodparts", key.removeprefix("goodparts.")])
+        openvino.save_model(model, path, compress_to_fp16=order.precision == "float16")
+
+
+def _write_torch(module: nn.Module, images: Tensor, path: Path, order: Order) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     with torch.no_grad():
         program = torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
     with path.open("wb") as stream:
-        torch.export.save(program, stream, extra_files=dict(facts))
+        torch.export.save(program, stream, extra_files=dict(order.facts))
 
 
 def _onnx_runner(path: Path) -> Runner:
@@ -171,6 +214,20 @@ def _onnx_runner(path: Path) -> Runner:
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda images: Outputs(*session.run(None, {"image": images})[:3])
+
+
+def _openvino_runner(path: Path) -> Runner:
+    import openvino
+
+    # f32: by default CPUs with bfloat16 round to 8 bits, where the resize needs 24
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(path, "CPU", exact)
+
+    def run(images: np.ndarray) -> Outputs:
+        found = model([images])
+        return Outputs(*(np.array(found[i]) for i in range(3)))
+
+    return run
 
 
 def _torch_runner(path: Path) -> Runner:
@@ -184,10 +241,11 @@ def _torch_runner(path: Path) -> Runner:
     return run
 
 
-#: Ending, writer and runner of each format.
+#: Ending, writer, runner and precisions of each format.
 FORMATS = {
-    "onnx": (".onnx", _write_onnx, _onnx_runner),
-    "torch": (".pt2", _write_torch, _torch_runner),
+    "onnx": (".onnx", _write_onnx, _onnx_runner, ("float32",)),
+    "openvino": (".xml", _write_openvino, _openvino_runner, ("float32", "float16")),
+    "torch": (".pt2", _write_torch, _torch_runner, ("float32",)),
 }
 
 

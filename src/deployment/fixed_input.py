@@ -8,6 +8,9 @@ means lie half-way between two grey levels, and a score moved by 2 % of the spre
 is split into two halves of 11 bits; sums of their products with 8-bit pixels are whole numbers
 below 2^24, where float32 is exact, for windows of up to 32 pixels (bilinear: shrinking 16 times).
 Running the graph with TF32 products would break this.
+
+The weights of one output pixel touch few input pixels: outputs are computed in blocks, each from
+the inputs that it needs, a tenth of the work of full matrices.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from src.data.transforms import ImageTransform
 from src.errors import ConfigError
 
 _ONE, _HALF = 2.0**22, 2.0**11  # Pillow's PRECISION_BITS for 8-bit images
+_BLOCK = 32  # ours: outputs computed together; 16 to 64 are equally fast
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 
@@ -45,16 +49,29 @@ class FixedInput(nn.Module):
         columns = resize_matrix(size[1], resized[1], kind)[left : left + width]  # (W, w)
         for name, value in (("rows", rows), ("columns", columns)):
             self.register_buffer(name, torch.from_numpy(np.stack(np.divmod(value, _HALF))))
+        self.row_blocks, self.column_blocks = _blocks(rows), _blocks(columns)
         for name, numbers in (("mean", transform.mean), ("std", transform.std)):
             self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Resize columns, round to 8 bit, resize rows, round, normalise: Pillow's own order."""
         pixels = image.permute(0, 3, 1, 2).float()  # (B, 3, h, w)
-        high, low = self.columns[0].T, self.columns[1].T
-        pixels = _to_grey_levels(pixels @ high, pixels @ low)  # (B, 3, h, W)
-        pixels = _to_grey_levels(self.rows[0] @ pixels, self.rows[1] @ pixels)  # (B, 3, H, W)
+        blocks = self.column_blocks
+        parts = [[pixels[..., r] @ half[o, r].T for o, r in blocks] for half in self.columns]
+        pixels = _to_grey_levels(*(torch.cat(part, 3) for part in parts))  # (B, 3, h, W)
+        blocks = self.row_blocks
+        parts = [[half[o, r] @ pixels[:, :, r] for o, r in blocks] for half in self.rows]
+        pixels = _to_grey_levels(*(torch.cat(part, 2) for part in parts))  # (B, 3, H, W)
         return (pixels / 255 - self.mean) / self.std
+
+
+def _blocks(weights: np.ndarray) -> list[tuple[slice, slice]]:
+    """Outputs of a resize (out, in) in blocks, each with the inputs that it reads."""
+    found = []
+    for at in range(0, len(weights), _BLOCK):
+        read = np.flatnonzero(weights[at : at + _BLOCK].any(0))
+        found.append((slice(at, at + _BLOCK), slice(int(read[0]), int(read[-1]) + 1)))
+    return found
 
 
 def resize_matrix(size_in: int, size_out: int, interpolation: str) -> np.ndarray:

@@ -62,6 +62,20 @@ def test_the_torch_file_passes_the_same_gate(export, tmp_path):
     assert (tmp_path / "detector.pt2").stat().st_size > 0
 
 
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("float16", 1e-2)])
+def test_the_openvino_file_passes_the_same_gate(export, tmp_path, precision, error):
+    parity = export("format=openvino", f"precision={precision}")
+    assert parity.flips == 0 and parity.score_error <= error * parity.spread
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"detector.xml", "detector.bin", "detector.parity.json"}
+
+
+def test_a_precision_that_the_format_lacks_is_explained(export, tmp_path):
+    with pytest.raises(ConfigError, match="format=onnx has no such precision"):
+        export("precision=float16")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_camera_size_goes_through_the_same_resize(export):
     assert export("camera_size=[100,100]", "parity.tolerance=0.05").flips == 0
 
@@ -108,15 +122,24 @@ def test_nfa_runs_are_explained(app_config, finished_run, tmp_path):
         export_run(app_config("export", f"run={copy}"))
 
 
-def test_the_stand_alone_example_needs_only_onnxruntime_and_numpy(export, tmp_path, drawn_images):
-    export()
+@pytest.mark.parametrize(
+    ("form", "script", "file", "package"),
+    [
+        ("onnx", "detect.py", "detector.onnx", "onnxruntime"),
+        ("openvino", "detect_openvino.py", "detector.xml", "openvino"),
+    ],
+)
+def test_the_stand_alone_examples_need_only_numpy_and_the_runtime(
+    export, tmp_path, drawn_images, form, script, file, package
+):
+    export(f"format={form}")
     for number, path in enumerate(drawn_images[:2]):
         np.save(tmp_path / f"{number}.npy", np.asarray(Image.open(path).convert("RGB")))
-    example = Path(__file__).resolve().parents[2] / "examples" / "detect.py"
+    example = Path(__file__).resolve().parents[2] / "examples" / script
     imports = [line for line in example.read_text().splitlines() if line.startswith("import")]
-    assert imports == ["import sys", "import numpy as np", "import onnxruntime"]
+    assert imports == ["import sys", "import numpy as np", f"import {package}"]
     done = subprocess.run(
-        [sys.executable, example, "detector.onnx", "0.npy", "1.npy"],
+        [sys.executable, example, file, "0.npy", "1.npy"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
