@@ -1,4 +1,4 @@
-"""Run an exported detector with openvino and numpy only: detect_openvino.py detector.xml a.npy ..."""
+"""An exported detector with openvino and numpy only: detect_openvino.py detector.xml a.npy ..."""
 
 import sys
 
