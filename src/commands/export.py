@@ -106,7 +106,8 @@ def export_run(cfg: DictConfig) -> Parity:
     half = max(1, cfg.parity.images // 2)
     both = [*by_label[:half], *by_label[-half:], *data.train_samples]
     samples = list(dict.fromkeys(both))[: cfg.parity.images]
-    size = tuple(cfg.camera_size or read_sample(samples[0]).size[::-1])
+    height, width = cfg.camera_size or read_sample(samples[0]).size[::-1]
+    size = (int(height), int(width))
     images = _as_camera(samples, size)
     target = Path(cfg.out or detector.run.directory / "export" / "detector").with_suffix(ending)
 
@@ -153,10 +154,10 @@ def _refuse(detector: Detector, cfg: DictConfig, precisions: tuple[str, ...]) ->
         )
 
 
-def _as_camera(samples: Sequence[Sample], size: tuple[int, ...]) -> np.ndarray:
+def _as_camera(samples: Sequence[Sample], size: tuple[int, int]) -> np.ndarray:
     """Images (N, h, w, 3) uint8 as a camera of this `size` (h, w) would give them."""
     shots = (read_sample(sample) for sample in samples)
-    wide = size[::-1]
+    wide = (size[1], size[0])
     return np.stack([np.asarray(s if s.size == wide else s.resize(wide)) for s in shots])
 
 
