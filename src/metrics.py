@@ -6,6 +6,7 @@ tables of the papers read this list, and show a new metric as soon as it is comp
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ _METRICS = (
     Metric("test/image_auroc", "Image AUROC", """
         Probability that a random defective test image scores higher than a random normal one; equal
         scores count half. Raw scores, exact, no sigmoid. 0.5 is guessing; below 0.5 the score is
-        inverted (it is never flipped). NaN without normal or without defective images.""",
+        inverted (it is never flipped). NaN without normal or without defective images.
+        test/image_auroc_delong is the same number with DeLong's interval, for comparison with other
+        work: it is too narrow near 1, and [1, 1] when the classes do not overlap.""",
         headline="chance that a defective image scores above a normal one"),
     Metric("test/pixel_auroc", "Pixel AUROC", """
         AUROC of single pixels of all usable test images, good ones included, on the grid
@@ -67,8 +70,8 @@ _METRICS = (
         interval is Wilson's.""",
         headline="share of normal images that raised an alarm", lower_is_better=True),
     Metric("test/f1", "F1", """
-        2TP / (2TP + FP + FN) of the image decision at the chosen threshold. NaN without defective
-        images.""",
+        2TP / (2TP + FP + FN) of the image decision at the chosen threshold (ClassF1 of MVTec AD 2).
+        test/image_f1_max is its oracle. NaN without defective images.""",
         headline="of the image decision at the threshold"),
     Metric("test/image_f1_max", "Best F1", """
         The best F1 of the image decision over all thresholds. It chooses the threshold with test
@@ -82,6 +85,10 @@ _METRICS = (
     Metric("test/precision", "Precision", """
         Share of defective images among the alarms (score > chosen threshold). NaN without an
         alarm or when nothing is labelled."""),
+    Metric("test/balanced_accuracy", "Balanced accuracy", """
+        Mean of recall and of the share of normal images without an alarm, at the chosen threshold:
+        guessing and constant answers give 0.5 whatever the share of defects. NaN if a class is
+        empty."""),
     Metric("test/mask_false_alarm_rate", "Marked good images", """
         Share of normal test images on which the chosen pixel threshold marks at least one pixel of
         the grid.""", lower_is_better=True, of_pixels=True),
@@ -89,8 +96,28 @@ _METRICS = (
         Average precision of single pixels, same pixels as test/pixel_auroc, same definition as
         test/image_ap. Guessing gives the share of defective pixels, often below 0.05.""",
         of_pixels=True),
+    Metric("test/pixel_f1", "Pixel F1", """
+        2TP / (2TP + FP + FN) of single pixels of all usable test images thrown together, at the
+        chosen pixel threshold (SegF1 of MVTec AD 2). test/pixel_f1_max is its oracle.""",
+        of_pixels=True),
     Metric("test/pixel_f1_max", "Best pixel F1", """
         The best F1 of single pixels over all thresholds; chooses its threshold with test masks.""",
+        of_pixels=True),
+    Metric("test/auspro", "AUsPRO", """
+        As test/aupro with saturated overlap (sPRO, MVTec LOCO AD): a region counts as found when
+        its saturation area is, that of one object for a missing object that may lie in many places.
+        Regions are those of the mask files, their areas those of defects_config.json; on a grid of
+        another size they keep their share of the region. test/auspro_05 integrates to 0.05, the
+        usual limit. Left out when no image has saturation areas: it is AUPRO then.""",
+        of_pixels=True),
+    Metric("test/aupimo", "AUPIMO", """
+        Per defective image the share of its defective pixels that is found, averaged over the
+        logarithm of the false positive rate between 1e-5 and 1e-4; then the mean over images. The
+        rate is the mean over normal images of the share of their pixels at or above the threshold,
+        so nearly nothing may be marked there. Every distinct score is a threshold, points are
+        joined over the logarithm. test/aupimo_median and test/aupimo_p10 are of the same images,
+        scores.csv has each. NaN without normal images, or where no threshold reaches a rate above 0
+        and not above 1e-5: with fewer than 100 000 normal pixels, or many at the highest score.""",
         of_pixels=True),
     Metric("test/miou_oracle", "Best mean IoU", """
         test/miou at the best of all thresholds, found exactly on the test set: an upper bound.""",
@@ -126,7 +153,8 @@ HEADLINES = tuple(metric for metric in _METRICS if metric.headline)
 _CONVENTION = (
     " Pixels: of the part of an image that the network sees (transform.crop of transform.resize), "
     "or with evaluation.whole_image=true of the whole image, where unseen pixels have the lowest "
-    "of all scores; on a grid of evaluation.size pixels, maps resized bilinearly; masks by "
+    "of all scores; on a grid of evaluation.size pixels, or those of the original images, maps "
+    "resized bilinearly; masks by "
     "evaluation.masks: nearest neighbour, or eroded as by the official PatchCore code. An image "
     "whose whole defect is cut off is left out, by name, and stays in image metrics."
 )
@@ -135,6 +163,10 @@ _INTERVAL = (
     "Wilson's for rates, percentiles of resampled images for pixel metrics."
 )
 LOW, HIGH = "_ci_low", "_ci_high"  # endings of the keys of an interval
+_VARIANT = re.compile(
+    rf"(({LOW}|{HIGH}|_defective_only|(?<=auroc)_delong|(?<=pro)_\d+|(?<=pimo)_(median|p10))+"
+    "|(?<=^test/recall)/.*)$"
+)
 
 
 def find_metric(name: str) -> Metric:
@@ -144,11 +176,7 @@ def find_metric(name: str) -> Metric:
         ConfigError: there is no such metric; the message names the nearest.
     """
     key = name if "/" in name and not name.startswith("recall/") else f"test/{name}"
-    key = key.removesuffix(LOW).removesuffix(HIGH).removesuffix("_defective_only")
-    if key.startswith("test/recall/"):
-        key = "test/recall"
-    if key.startswith("test/aupro_") and key[-2:].isdigit():
-        key = "test/aupro"
+    key = _VARIANT.sub("", key)
     if key not in METRICS:
         raise ConfigError("There is no such metric.", found=name, do=did_you_mean(key, METRICS))
     return METRICS[key]

@@ -124,7 +124,8 @@ RULES: Mapping[str, Rule] = {
             sigma lr memory_budget_gb stop_radius file_megabytes watch_seconds
             watch_idle_seconds"""),
         (share("of at least 0 and below 1", high=math.nextafter(1, 0)), "fraction test_fraction"),
-        (share("above 0 and not above 1", low=math.ulp(0)), "ratio alpha q top_share"),
+        (share("above 0 and not above 1", low=math.ulp(0)),
+            "ratio alpha q top_share false_discoveries"),
         (share("from 0 to 1"), "contamination"),
         (whole(-1), "max_epochs max_steps"),
         (either(whole(1), PAIR), "resize crop"),
@@ -132,6 +133,7 @@ RULES: Mapping[str, Rule] = {
     for name in names.split()
 } | {
     "data.rotations": either(whole(2, 360), several(NUMBER)),
+    "evaluation.size": either(whole(1), choice("original")),
     "data.view.resize": either(whole(1), PAIR, choice("auto")),
     "camera_size": several(whole(8), "[height,width], each of at least 8", 2),
     "format": choice("onnx", "openvino", "torch"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -137,7 +136,8 @@ def write_tables(run: SavedRun, data: AnomalyDataModule, evaluator: Evaluator) -
             decision=found["decision"],
             map_max=found["map_max"],
             split=sample.split,
-            iou=math.nan if found["iou"] is None else found["iou"],
+            iou=found["iou"],
+            aupimo=found["aupimo"],
             image=entry.content,
             mask=entry.mask,
         )

@@ -50,6 +50,7 @@ class ScoreRow(NamedTuple):
     map_max: float = math.nan  # highest value of the anomaly map
     split: str = "test"
     iou: float = math.nan  # of prediction and mask at the threshold, 0..1; NaN: no usable mask
+    aupimo: float = math.nan  # share of its defect found while good images are all but unmarked
     image: str = ""  # what is in the image file, as a hash
     mask: str = ""  # the same of its mask; empty without one
 

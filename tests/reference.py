@@ -139,3 +139,70 @@ def resampled_auroc(scores, labels, generator, rounds):
         n = generator.choice(negative, negative.size)
         values.append(auroc([*p, *n], [1] * p.size + [0] * n.size))
     return np.array(values)
+
+
+def spro_curve(maps, masks, regions):
+    """Per falling threshold: false positive rate and mean of min(overlap / saturation, 1).
+
+    `regions`: (marked pixels, saturation) of each image; None: its connected regions, whole.
+    """
+    defects = [
+        (i, set(map(tuple, np.argwhere(pixels))), area)
+        for i, own in enumerate(regions)
+        for pixels, area in own or []
+    ]
+    for i, mask in enumerate(masks):
+        if regions[i] is None:
+            defects += [(i, region, len(region)) for region in flood_regions(mask)]
+    normal = [float(v) for m, mask in zip(maps, masks, strict=True) for v in m[~mask]]
+    points = [(0.0, 0.0)]
+    for cut in sorted({float(v) for m in maps for v in m.ravel()}, reverse=True):
+        found = [
+            min(sum(maps[i][p] >= cut for p in region) / min(area, len(region)), 1)
+            for i, region, area in defects
+        ]
+        rate = sum(v >= cut for v in normal) / len(normal)
+        points.append((rate, sum(found) / len(found)))
+    return points
+
+
+def aupimo(maps, masks, low, high):
+    """Per image the mean share of defective pixels found over ln(rate) in low..high; else NaN."""
+    good = [m for m, mask in zip(maps, masks, strict=True) if not mask.any()]
+    values = []
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        points, area = [], 0.0
+        for cut in sorted({float(v) for m in maps for v in m.ravel()}, reverse=True):
+            rate = sum(float((m >= cut).mean()) for m in good) / max(len(good), 1)
+            if rate > 0:
+                share = float((anomaly_map[mask] >= cut).mean()) if mask.any() else math.nan
+                points.append((math.log(rate), share))
+        if not points or points[0][0] > math.log(low) or not mask.any():
+            values.append(math.nan)
+            continue
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            a, b = (min(max(x, math.log(low)), math.log(high)) for x in (x0, x1))
+            if a < b:
+                at_a, at_b = (y0 + (y1 - y0) * (x - x0) / (x1 - x0) for x in (a, b))
+                area += (b - a) * (at_a + at_b) / 2
+        values.append(area / math.log(high / low))
+    return values
+
+
+def delong(scores, labels):
+    """AUROC of each row of scores and their covariance, from every pair of images."""
+    positive = [i for i, y in enumerate(labels) if y]
+    negative = [i for i, y in enumerate(labels) if not y]
+
+    def wins(row, i, j):
+        return 1.0 if row[i] > row[j] else 0.5 if row[i] == row[j] else 0.0
+
+    pairs = [[[wins(row, i, j) for j in negative] for i in positive] for row in scores]
+    pairs = np.array(pairs)  # (rows, positive, negative)
+    areas = pairs.mean(axis=(1, 2))
+    covariance = np.zeros((len(scores),) * 2)
+    for a, b in itertools.product(range(len(scores)), repeat=2):
+        for axis, count in ((2, len(positive)), (1, len(negative))):
+            left, right = (pairs[k].mean(axis=axis - 1) - areas[k] for k in (a, b))
+            covariance[a, b] += float(left @ right) / (count - 1) / count
+    return areas, covariance

@@ -1,5 +1,7 @@
 """Two run folders compared: a table, a CSV file, and the pictures on which they disagree.
 
+With runs=FOLDER: all methods in it ranked over categories, with a critical-difference figure.
+
 With exact=true, and for `python -m src.run replay=RUN`: whether every number is the same to the
 last bit, and what of code, packages, machine and data may have caused a difference.
 """
@@ -15,14 +17,23 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from src.commands.selection import configuration_labels, runs_table
 from src.detector import Detector
-from src.errors import GoodpartsError
-from src.evaluation.comparison import Matched, MetricPair, compare_images, compare_pixels, match
+from src.errors import ConfigError, GoodpartsError
+from src.evaluation.comparison import (
+    Matched,
+    MetricPair,
+    compare_images,
+    compare_pixels,
+    match,
+    rank_methods,
+)
 from src.evaluation.overlap import aupro_key
 from src.evaluation.view import pixel_convention
 from src.explaining import picture_of
 from src.fitted import data_of, samples_with
 from src.metrics import find_metric
+from src.reporting.chart_files import critical_difference, save_figure
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png
 from src.reporting.records import outcome
@@ -37,8 +48,18 @@ _TIMING = ("speed/", "fit/")  # these depend on what else the machine does
 def compare_runs(cfg: DictConfig) -> list[MetricPair] | int:
     """Compare `cfg.run_a` and `cfg.run_b`; print the table and write everything to `cfg.out`.
 
-    With `cfg.exact` nothing is written; the exit code is 1 when the runs differ in any number.
+    With `cfg.exact` nothing is written; the exit code is 1 when the runs differ in any number. With
+    `cfg.runs` all methods below that folder are ranked instead.
     """
+    if cfg.runs:
+        return write_ranks(cfg)
+    for name in ("run_a", "run_b"):
+        if cfg[name] is None:
+            raise ConfigError(
+                f"{name} is needed.",
+                found="no value",
+                do=f"add {name}=..., or runs=FOLDER to rank all methods in it",
+            )
     first, second = SavedRun(Path(cfg.run_a)), SavedRun(Path(cfg.run_b))
     if cfg.exact:
         return say_exactly(first, second)
@@ -71,6 +92,46 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair] | int:
         _draw(runs, apart[: cfg.pictures], cfg.device, out.directory / "disagreements.png")
     print(f"Written to {out.directory}")
     return rows
+
+
+def write_ranks(cfg: DictConfig) -> int:
+    """Rank the methods of the runs below `cfg.runs` over their categories by `cfg.metric`.
+
+    Writes ranks.csv and critical_difference.png. Seeds are averaged; categories that a method lacks
+    are left out.
+
+    Raises:
+        DataError: too few methods or categories have the metric.
+    """
+    metric, runs = find_metric(cfg.metric), runs_table(Path(cfg.runs))
+    known = runs[runs[metric.key].notna()] if metric.key in runs else runs[:0]
+    table = pd.DataFrame()
+    if len(known):
+        known = known.assign(method=configuration_labels(known))
+        table = known.pivot_table(metric.key, ["data", "category"], "method", dropna=False).dropna()
+    ranks = rank_methods(table, lower_is_better=metric.lower_is_better)
+    out = SavedRun(Path(cfg.out or Path(cfg.runs) / "ranks"))
+    means = table.mean()
+    rows = [
+        {"method": name, "mean_rank": rank, "mean": means[name]}
+        for name, rank in ranks.mean.items()
+    ]
+    out.write_rows("ranks.csv", rows)
+    name = metric.name
+    if metric.of_pixels:
+        grids = {pixel_convention(SavedRun(Path(run)).config()) for run in known["run"]}
+        name += f" ({'; '.join(sorted(grids))})"
+    save_figure(critical_difference(ranks, metric.name), out.directory / "critical_difference.png")
+    shown, console = Table("method", "mean rank", "mean", box=None), Console(highlight=False)
+    for row in rows:
+        shown.add_row(str(row["method"]), f"{row['mean_rank']:.2f}", f"{row['mean']:.4f}")
+    console.print(f"{name} on {ranks.categories} categories", soft_wrap=True)
+    console.print(shown)
+    console.print(
+        f"Friedman p {ranks.p_value:.2g}; mean ranks that differ by {ranks.critical:.2f} or less "
+        f"cannot be told apart (Nemenyi, 0.05)\nWritten to {out.directory}", soft_wrap=True,
+    )  # fmt: skip
+    return 0
 
 
 def verdict(row: MetricPair) -> str:

@@ -8,6 +8,7 @@ scored, the newest last.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -17,14 +18,16 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from scipy.stats import ks_2samp
+from scipy.stats import false_discovery_control, ks_2samp
 
 from src.deployment.inbox import find_images, watch
 from src.deployment.ledger import Ledger, Version, open_ledger
 from src.deployment.scoring import Scorer, spread
 from src.detector import Detector
 from src.errors import ConfigError
-from src.files import shown
+from src.evaluation.operating_points import conformal_p
+from src.files import shown, write_rows
+from src.result import Calibration, NormalScores
 
 UNREADABLE = 3  # exit code: some files could not be read
 MIN_CALIBRATION = 20  # ours: below this the test of drift has no power and its p-value no meaning
@@ -56,17 +59,52 @@ def predict_images(cfg: DictConfig) -> int:
             if not cfg.watch:
                 raise
         ledger.finish(None if cfg.watch else versions.values())
+    normal = detector.run.calibration()
     rule, alarms = detector.threshold, sum(row["decision"] == "1" for row in ledger.rows.values())
     said = [
         f"{len(ledger.rows)} images scored, {alarms} alarms (threshold {rule.image:.4g}, "
         f"rule {rule.rule}); results in {shown(out)}"
     ]
+    if normal and ledger.rows and not cfg.watch:
+        said.append(_screen(normal, list(ledger.rows.values()), cfg.false_discoveries, out))
     if count := len(ledger.unreadable):
         said.append(f"{count} files could not be read; see {shown(out / 'unreadable.csv')}")
     if ledger.rows and rule.image == float("inf"):
         said.append("The threshold is infinite, so no alarm is possible: calibrate.")
     console.print(*said, sep="\n", markup=False, soft_wrap=True)
     return UNREADABLE if ledger.unreadable else 0
+
+
+def _screen(normal: NormalScores, rows: Sequence[dict[str, str]], level: float, out: Path) -> str:
+    """Write screening.csv, the most conspicuous image first; the sentence that sums it up.
+
+    An image is a discovery when its p-value among the m of the batch passes Benjamini and Hochberg:
+    on average a share `level` of the discoveries or less are good parts, which holds for conformal
+    p-values of held-out calibration scores (Bates et al. 2023, theorem 2).
+    """
+    p_values = conformal_p(normal, [float(row["score"]) for row in rows])
+    adjusted = false_discovery_control(p_values)  # the level from which on it is one
+    order = sorted(range(len(rows)), key=lambda i: -float(rows[i]["score"]))
+    write_rows(out / "screening.csv", [
+        {"path": rows[i]["path"], "score": rows[i]["score"], "p_value": p_values[i],
+         "adjusted": adjusted[i], "discovery": int(adjusted[i] <= level)}
+        for i in order
+    ])  # fmt: skip
+    found, n = int((adjusted <= level).sum()), len(normal.image)
+    said = f"{found} of {len(rows)} images stand out at {100 * level:g} % false discoveries"
+    fewest = math.ceil(len(rows) / (level * (n + 1)))
+    if fewest > 1:
+        said += (
+            f"; with {n} calibration images fewer than {fewest} never can"
+            if fewest <= len(rows)
+            else f"; {n} calibration images are too few for that"
+        )
+    proof = (
+        ""
+        if normal.way is Calibration.held_out
+        else f", not proven for calibration scores by {normal.way.replace('_', ' ')}"
+    )
+    return f"{said}{proof}: {shown(out / 'screening.csv')}"
 
 
 def _images_of(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:

@@ -1,4 +1,4 @@
-"""Two runs on the same images: what differs, by how much, and whether it could be chance.
+"""Two runs on the same images, or several methods on the same categories: what is beyond chance.
 
 Both runs are resampled with the same draws of images (paired bootstrap), so that what makes an
 image hard for both cancels. Rows are matched by what is in the image files, not by their names;
@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from scipy.stats import friedmanchisquare, studentized_range
 
 from src.data.samples import DEFECTIVE, UNKNOWN
 from src.errors import DataError
@@ -29,6 +31,26 @@ class MetricPair(NamedTuple):
     first: float
     second: float
     difference: Difference
+
+
+class MethodRanks(NamedTuple):
+    """How methods rank over categories: 1 is the best, equal ones share their ranks."""
+
+    mean: pd.Series  # mean rank by method, the best first
+    categories: int
+    p_value: float  # of "all methods are equally good" (Friedman)
+    critical: float  # mean ranks that differ by no more cannot be told apart (Nemenyi)
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """First and last of every longest stretch of methods that cannot be told apart."""
+        ranks = self.mean.to_numpy()
+        last = np.searchsorted(ranks, ranks + self.critical, side="right") - 1
+        return [
+            (i, int(end))
+            for i, end in enumerate(last)
+            if end > i and not (i and last[i - 1] == end)
+        ]
 
 
 class Matched(NamedTuple):
@@ -85,14 +107,17 @@ def match(first: pd.DataFrame, second: pd.DataFrame) -> Matched:
 def compare_images(matched: Matched, resamples: int, seed: int) -> list[MetricPair]:
     """Image metrics of both runs on their common labelled images, with paired differences."""
     known = matched.images[matched.images.label_a != UNKNOWN]
+    scores = [known[f"score_{run}"].to_numpy() for run in "ab"]
     defect = (known.label_a == DEFECTIVE).to_numpy()
     weights = uncertainty.drawn_images(defect, resamples, seed)
     first, second = (
-        uncertainty.image_metrics(known[f"score_{run}"], defect, weights)
+        uncertainty.image_metrics(score, defect, weights)
         | uncertainty.decision_rates(known[f"decision_{run}"], defect, weights)
-        for run in "ab"
+        for score, run in zip(scores, "ab", strict=True)
     )
-    return _pairs(first, second)
+    areas = uncertainty.delong(scores, defect)[0].tolist()
+    apart = uncertainty.delong_difference(*scores, defect)
+    return [*_pairs(first, second), MetricPair("test/image_auroc_delong", *areas, apart)]
 
 
 def compare_pixels(
@@ -114,6 +139,30 @@ def compare_pixels(
     parts = [first.of([a for a, _ in known]), second.of([b for _, b in known])]
     weights = uncertainty.drawn_images(parts[0].defect.sum(axis=1) > 0, resamples, seed)
     return _pairs(*(uncertainty.pixel_metrics(part, weights, limits) for part in parts))
+
+
+def rank_methods(table: pd.DataFrame, *, lower_is_better: bool = False) -> MethodRanks:
+    """Friedman's test and Nemenyi's critical difference at 0.05 (Demsar 2006, JMLR 7:1, 3.2.2).
+
+    `table`: the metric by category (row) and method (column), complete.
+
+    Raises:
+        DataError: fewer than three methods or two categories.
+    """
+    categories, methods = table.shape
+    if methods < 3 or categories < 2:
+        raise DataError(
+            "Ranks need three methods on two categories at least.",
+            found=f"{methods} methods on {categories} categories that all of them have",
+            do="add runs; for two methods compare their runs by run_a=... run_b=...",
+        )
+    spread = studentized_range.ppf(uncertainty.LEVEL, methods, np.inf) / np.sqrt(2)
+    return MethodRanks(
+        table.rank(axis=1, ascending=lower_is_better).mean().sort_values(kind="stable"),
+        categories,
+        float(friedmanchisquare(*table.T.to_numpy()).pvalue),
+        float(spread * np.sqrt(methods * (methods + 1) / (6 * categories))),
+    )
 
 
 def _pairs(first: dict[str, Any], second: dict[str, Any]) -> list[MetricPair]:

@@ -11,6 +11,7 @@ mask that still marks a pixel on the grid. What the grid covers is said and chos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -92,28 +93,27 @@ class Evaluator:
         index, label = batch["index"].tolist(), batch["label"].tolist()
         scores = ranking.finite(prediction.score.float(), what="image scores").tolist()
         highest = prediction.anomaly_map.flatten(1).amax(dim=1).tolist()
-        maps = self.view.maps(index, prediction.anomaly_map.float()).cpu().numpy()
+        maps = self.view.maps(index, prediction.anomaly_map.float())
         within = self.view.within(index)
-        masks = self.view.masks(index, batch["mask"]).cpu().numpy()
-        masks = masks if within is None else masks & within
+        masks = self.view.masks(index, batch["mask"])
         marked = batch["mask"].flatten(1).any(dim=1).tolist()
         own = prediction.mask
-        detected = None if own is None else self.view.maps(index, own.float(), 0.0).cpu().numpy()
+        detected = None if own is None else self.view.maps(index, own.float(), 0.0)
         for b, image in enumerate(index):
             if image in self._rows:
                 continue
-            pixels = self.view.defect_pixels(image)
-            state = mask_state(label[b], marked[b], bool(masks[b].any()), pixels)
+            pixels, kept = self.view.defect_pixels(image), None if within is None else within[b]
+            mask = masks[b] if kept is None else masks[b] & kept
+            state = mask_state(label[b], marked[b], bool(mask.any()), pixels)
             row = ImageRow(label[b], scores[b], highest[b], state, pixels)
             if own is not None and detected is not None:
                 found = detected[b] > 0.5
-                hits = int((found & masks[b]).sum())
+                hits = int((found & mask).sum())
                 counts = hits, int(found.sum()) - hits
                 row = row._replace(own_alarm=bool(own[b].any()), own_counts=counts)
             self._rows[image] = row
             if state == "known":
-                kept = None if within is None else within[b]
-                self._pixels.add(image, maps[b], masks[b], kept)
+                self._pixels.add(image, maps[b], mask, kept)
 
     # --- numbers ------------------------------------------------------------------------------
 
@@ -139,9 +139,10 @@ class Evaluator:
         }
         rates = uncertainty.decision_rates(alarms, defect)
         metrics |= {key: value.item() for key, value in rates.items()}
-        auroc = uncertainty.auroc_interval(metrics["test/image_auroc"], defects, normals)
+        metrics["test/image_auroc_delong"] = auroc = metrics["test/image_auroc"]
         intervals = {
-            "test/image_auroc": auroc,
+            "test/image_auroc": uncertainty.auroc_interval(auroc, defects, normals),
+            "test/image_auroc_delong": uncertainty.delong_interval(scores, defect),
             "test/recall": rate_interval(int(alarms[defect].sum()), defects),
             "test/false_alarm_rate": rate_interval(int(alarms[~defect].sum()), normals),
         }
@@ -192,15 +193,17 @@ class Evaluator:
         return [curve.thinned(CURVE_POINTS) for curve in drawn]
 
     def per_image_rows(self) -> list[dict[str, Any]]:
-        """One dict an image, by index: index, label, score, decision, map_max, iou (or None).
+        """One dict an image, by index: index, label, score, decision, map_max, iou and aupimo.
 
-        Decision and IoU are those of the threshold given to `compute`, which comes first.
+        Decision and IoU are those of the threshold given to `compute`, which comes first. The last
+        two are NaN where they are not defined.
         """
         threshold = self._chosen()
-        ious: dict[int, float] = {}
+        pixels: dict[int, tuple[float, float]] = {}
         if len(self._pixels):
-            found = overlap.image_ious(*self._counts(threshold), self._pixels.defects)
-            ious = dict(zip(self._pixels.index.tolist(), found.tolist(), strict=True))
+            ious = overlap.image_ious(*self._counts(threshold), self._pixels.defects)
+            found = ious.tolist(), overlap.image_overlaps(self._pixels).tolist()
+            pixels = dict(zip(self._pixels.index.tolist(), zip(*found, strict=True), strict=True))
         return [
             {
                 "index": index,
@@ -208,9 +211,11 @@ class Evaluator:
                 "score": row.score,
                 "decision": row.decision(threshold),
                 "map_max": row.map_max,
-                "iou": ious.get(index),
+                "iou": iou,
+                "aupimo": aupimo,
             }
             for index, row in sorted(self._rows.items())
+            for iou, aupimo in [pixels.get(index, (math.nan, math.nan))]
         ]
 
     def defect_recalls(self, samples: Sequence[Sample]) -> list[DefectRecall]:
@@ -228,7 +233,7 @@ class Evaluator:
         """What was left out of the metrics and why, one sentence each."""
         labels = [row.label for row in self._rows.values()]
         masks = [row.mask for row in self._known_rows().values()]
-        (height, width), notes = self.view.size, []
+        notes, grid = [], "x".join(map(str, self.view.size or ["original"]))
 
         def note(count: int, text: str) -> None:
             if count:
@@ -247,7 +252,7 @@ class Evaluator:
             note(masks.count("missing"), "with a defect but no mask: left out of pixel metrics.")
         note(
             masks.count("vanished"),
-            f"whose mask marks no pixel on the {height}x{width} grid: left out of pixel metrics; "
+            f"whose mask marks no pixel on the {grid} grid: left out of pixel metrics; "
             "a larger evaluation.size or evaluation.masks=nearest keeps them.",
         )
         rows = self._known_rows()

@@ -1,4 +1,4 @@
-"""What other thresholds would promise and find, and which pictures set the one in use."""
+"""What other thresholds would promise and find, which pictures set the one in use, p-values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Self, get_type_hints
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from src.data.samples import DEFECTIVE, NORMAL
 from src.evaluation.threshold import conformal_order
@@ -87,6 +87,17 @@ def deciding(normal: NormalScores | None, threshold: Threshold) -> Deciding | No
     lower = next((score for score, _ in ranked if score < threshold.image), None)
     level = 1.0 if lower is None else promised(normal, lower)
     return Deciding(setter, threshold.image, lower, level, above)
+
+
+def conformal_p(normal: NormalScores, scores: ArrayLike) -> NDArray[np.float64]:
+    """P-value (m,) of each score (m,): of "this is a part like the calibration images".
+
+    (1 + calibration scores at least as high) / (n + 1): below any p with probability p or less for
+    exchangeable parts (Vovk et al. 2005; Bates et al. 2023, Annals of Statistics 51:149).
+    """
+    ordered = np.sort(normal.image.double().numpy())
+    reached = np.searchsorted(ordered, np.asarray(scores, dtype=np.float64))
+    return (1 + ordered.size - reached) / (ordered.size + 1)
 
 
 def suspicion(normal: NormalScores) -> list[tuple[str, float, float]]:

@@ -9,6 +9,13 @@ PRO is recall with weights: a defective pixel counts 1 / (pixels of its region x
 `ranking.Ranking` whose `hits` carry those weights gives AUPRO from the sort that AUROC needs
 anyway, exactly: no threshold grid, ties are one step, the last step is interpolated at the limit.
 
+sPRO (Bergmann et al., MVTec LOCO AD, IJCV 2022) is the same with regions that need not be found
+whole: the share of a region is that of its saturation area, and at most 1.
+
+AUPIMO (Bertoldo et al., BMVC 2024) is one number for each defective image: the share of its
+defective pixels that is detected, averaged over the logarithm of the false positive rate between
+`BOUNDS`. That rate is the mean over good images of the share of their pixels that is detected.
+
 IoU follows U-Flow (uflow, src/evaluate.py): per image, averaged over all test images. A good image
 counts 1 when nothing is detected and 0 as soon as one pixel is.
 """
@@ -27,6 +34,9 @@ from src.evaluation import ranking
 from src.evaluation.pixels import PixelStore
 from src.evaluation.ranking import Counts, Floats, Ranking, ratio
 from src.result import Curve
+
+#: False positive rates between which AUPIMO averages; Bertoldo et al. 2024, section 3.
+BOUNDS = (1e-5, 1e-4)
 
 #: Candidate thresholds looked at together while searching the best mean IoU.
 _BRACKETS = 256
@@ -60,6 +70,7 @@ def pixel_metrics(
         "test/pixel_auroc": ranking.area_under_roc(ranked.pixels),
         "test/pixel_auroc_defective_only": ranking.area_under_roc(ranked.pixels_inside),
         "test/pixel_ap": ranking.area_under_precision(ranked.pixels),
+        "test/pixel_f1": pixel_f1(tp, fp, defects),
         "test/pixel_f1_max": ranking.f1_max(ranked.pixels),
         "test/miou": float(image_ious(tp, fp, defects).mean()),
         "test/miou_oracle": best_mean_iou(store),
@@ -69,6 +80,13 @@ def pixel_metrics(
     for key, limit in limits.items():
         metrics[key] = area_under_overlap(ranked.regions, limit)
         metrics[f"{key}_defective_only"] = area_under_overlap(ranked.regions_inside, limit)
+        if store.saturates:
+            saturated = area_under_overlap(ranked.saturated, limit)
+            metrics[key.replace("aupro", "auspro")] = saturated
+    found = image_overlaps(store)[~good]
+    metrics["test/aupimo"] = float(found.mean())
+    for name, share in {"median": 0.5, "p10": 0.1}.items():
+        metrics[f"test/aupimo_{name}"] = float(np.quantile(found, share))
     return metrics
 
 
@@ -103,6 +121,38 @@ def overlap_curve(regions: Ranking, limit: float) -> Curve:
     """False positive rate of pixels against PRO; one point that is NaN when a class is empty."""
     area = area_under_overlap(regions, limit)
     return dataclasses.replace(ranking.roc_curve(regions), kind="pro", area=area, limit=limit)
+
+
+def image_overlaps(store: PixelStore, bounds: tuple[float, float] = BOUNDS) -> Floats:
+    """AUPIMO of each image (n,) by index, 0..1; NaN for good ones.
+
+    Exact: every score of a good image is a threshold, points are joined by straight lines over the
+    logarithm of the rate and interpolated at the bounds. NaN for all images where no threshold
+    gives good images a rate above 0 and not above the lower bound: there are too few normal pixels
+    (below 1 / bound), or too many of them share the highest score.
+    """
+    defects = store.defects
+    values, rates = store.highest_normals(bounds[1])
+    if not rates.size or rates[0] > bounds[0]:
+        return np.full(defects.size, np.nan)
+    edges = np.log(rates)
+    low, high = np.clip(np.stack([edges[:-1], edges[1:]]), *np.log(bounds))
+    areas = []
+    for image in store.images():
+        # found above and from each value on: a ramp over the rates of its normal pixels
+        above, upto = (
+            image.defect.size - np.searchsorted(image.defect, values[1:], side=side)
+            for side in ("right", "left")
+        )
+        middle = ((low + high) / 2 - edges[:-1]) / np.diff(edges)
+        areas.append(float(np.sum((above + (upto - above) * middle) * (high - low))))
+    span = np.log(bounds[1] / bounds[0])
+    return np.where(defects > 0, np.array(areas) / span / np.maximum(defects, 1), np.nan)
+
+
+def pixel_f1(tp: Counts, fp: Counts, defects: Counts) -> float:
+    """F1 of all pixels thrown together, from those of each image (n,)."""
+    return ratio(2 * int(tp.sum()), int((tp + fp + defects).sum()))
 
 
 def image_ious(tp: Counts, fp: Counts, defects: Counts) -> Floats:

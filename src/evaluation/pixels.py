@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -24,11 +24,22 @@ Scores = NDArray[np.float32]
 RUN_LENGTH = 2**24
 
 
+class Region(NamedTuple):
+    """A defect that counts as found when `saturation` of its pixels are, as MVTec LOCO has them.
+
+    A missing object may lie in many places: its region is all of them, its saturation one object.
+    """
+
+    pixels: NDArray[np.bool_]  # (H, W)
+    saturation: float  # how many of them are enough, above 0; more than there are: all
+
+
 class ImagePixels(NamedTuple):
     """The scores of one image, ascending."""
 
     defect: Scores  # (m,)
-    region_size: NDArray[np.int32]  # (m,) pixels of the region of each defective pixel
+    overlap: Floats  # (m,) what each defective pixel adds to PRO: 1 / (pixels of its region)
+    saturated: Floats  # (m,) what it adds to sPRO, when pixels are found from the highest on
     normal: Scores  # (k,), perhaps mapped from a file
 
 
@@ -37,6 +48,7 @@ class PixelRanking(NamedTuple):
 
     pixels: Ranking  # hits: pixels
     regions: Ranking  # hits: 1 / (pixels of the region), so that each region weighs 1
+    saturated: Ranking  # hits: shares of saturation areas, so that each region weighs 1
     pixels_inside: Ranking
     regions_inside: Ranking
 
@@ -72,6 +84,7 @@ class PixelStore:
         self._free = memory_gb * 2**30
         self._images: dict[int, ImagePixels] = {}
         self._ranking: PixelRanking | None = None
+        self.saturates = False  # whether an image came with saturating weights
         self.spool: BinaryIO | None = None  # the file, when part of the scores lies on disk
 
     def __len__(self) -> int:
@@ -88,10 +101,12 @@ class PixelStore:
         anomaly_map: Scores,
         mask: NDArray[np.bool_],
         within: NDArray[np.bool_] | None = None,
+        saturated: Floats | None = None,
     ) -> None:
         """Keep one image: scores (H, W), any finite numbers, and its mask (H, W).
 
-        Normal pixels outside of `within` (H, W) are left out, where it is given.
+        Normal pixels outside of `within` (H, W) are left out, where it is given. `saturated` (H, W)
+        are the `saturating_weights` of the image; None: those of PRO.
 
         Raises:
             DataError: a score is NaN or infinite.
@@ -99,11 +114,14 @@ class PixelStore:
         flat = finite(anomaly_map, what=f"map values of image {index}").astype(np.float32)
         marked = mask.ravel()
         fine = ~marked if within is None else ~marked & within.ravel()
-        defect, sizes, normal = flat[marked], region_sizes(mask), np.sort(flat[fine])
+        defect, normal = flat[marked], np.sort(flat[fine])
         order = np.argsort(defect)
+        overlap = 1.0 / region_sizes(mask)[order]
+        self.saturates |= saturated is not None
+        weights = overlap if saturated is None else saturated[mask][order]
         self._free -= normal.nbytes
         kept = normal if self._free >= 0 else self._on_disk(normal)
-        self._images[index] = ImagePixels(defect[order], sizes[order], kept)
+        self._images[index] = ImagePixels(defect[order], overlap, weights, kept)
         self._ranking = None
 
     def _on_disk(self, normal: Scores) -> Scores:
@@ -118,7 +136,8 @@ class PixelStore:
         self.spool.flush()
         return np.memmap(self.spool, np.float32, "r", offset, normal.shape)
 
-    def _ordered(self) -> Iterator[ImagePixels]:
+    def images(self) -> Iterator[ImagePixels]:
+        """The images, by index."""
         return (self._images[index] for index in self.index.tolist())
 
     # --- per image ----------------------------------------------------------------------------
@@ -126,7 +145,7 @@ class PixelStore:
     @property
     def defects(self) -> Counts:
         """Defective pixels per image (n,)."""
-        return np.array([image.defect.size for image in self._ordered()], dtype=np.int64)
+        return np.array([image.defect.size for image in self.images()], dtype=np.int64)
 
     def counts_from(self, cuts: NDArray[Any]) -> tuple[Counts, Counts]:
         """True and false positives (n, T) per image when every score >= cut (T,) is detected."""
@@ -136,7 +155,7 @@ class PixelStore:
                 image.defect.size - np.searchsorted(image.defect, low),
                 image.normal.size - np.searchsorted(image.normal, low),
             )
-            for image in self._ordered()
+            for image in self.images()
         ]
         tp, fp = (np.stack(part) for part in zip(*rows, strict=True))
         return tp, fp
@@ -149,13 +168,13 @@ class PixelStore:
     def histograms(self, bins: int) -> PixelHistograms:
         """Scores of each image counted in about `bins` bins, for resampling images."""
         edges = self._edges(bins)
-        images = list(self._ordered())
+        images = list(self.images())
         shape = (len(images), edges.size + 1)
         defect, normal = np.empty(shape, np.int64), np.empty(shape, np.int64)
         region = np.empty(shape)
         for row, image in enumerate(images):
             cut = np.searchsorted(image.defect, edges)
-            weight = np.r_[0.0, np.cumsum(1.0 / image.region_size)]
+            weight = np.r_[0.0, np.cumsum(image.overlap)]
             defect[row] = np.diff(cut, prepend=0, append=image.defect.size)
             region[row] = np.diff(weight[cut], prepend=0, append=weight[-1])
             cut = np.searchsorted(image.normal, edges)
@@ -165,8 +184,8 @@ class PixelStore:
     def _edges(self, bins: int) -> Scores:
         """Bin limits at equal shares of the defective and of a sample of the normal scores."""
         quantiles = np.linspace(0, 1, bins // 2 + 1)
-        defect = [image.defect for image in self._ordered() if image.defect.size]
-        normal = [image.normal[::16] for image in self._ordered() if image.normal.size]
+        defect = [image.defect for image in self.images() if image.defect.size]
+        normal = [image.normal[::16] for image in self.images() if image.normal.size]
         cuts = [
             np.quantile(np.concatenate(part), quantiles, method="inverted_cdf")
             for part in (defect, normal)
@@ -174,17 +193,43 @@ class PixelStore:
         ]
         return np.unique(np.concatenate(cuts)).astype(np.float32)
 
+    def highest_normals(self, share: float) -> tuple[Scores, Floats]:
+        """Distinct scores (k,) of good images, highest first, as far as `share` of their pixels.
+
+        With the rate (k,) of each: the mean over good images of the share of pixels at or above it;
+        the last one reaches `share`. Nothing without good images.
+        """
+        good = [image.normal for image in self.images() if not image.defect.size]
+        good = [normal for normal in good if normal.size]
+
+        def rate(cuts: Any) -> Any:
+            return np.mean([1 - np.searchsorted(part, cuts) / part.size for part in good], axis=0)
+
+        if not good:
+            return np.empty(0, np.float32), np.empty(0)
+        low = min(part[-1 - int(share * part.size)] for part in good)  # each reaches the share here
+        high = max(part[-1] for part in good)
+        for _ in range(64):  # bisection, to neighbours in float32
+            middle = low / 2 + high / 2
+            low, high = (low, middle) if rate(middle) < share else (middle, high)
+        top = np.concatenate([part[np.searchsorted(part, low) :] for part in good])
+        values = np.unique(top)[::-1]
+        return values, rate(values)
+
     # --- all images ---------------------------------------------------------------------------
 
     def rank(self) -> PixelRanking:
         """The tables of all pixel metrics; normal pixels are sorted in runs of RUN_LENGTH."""
         if self._ranking is not None:
             return self._ranking
-        images = list(self._ordered())
+        images = list(self.images())
         defect = np.concatenate([np.empty(0, np.float32), *(image.defect for image in images)])
         value, where, hits = np.unique(defect, return_inverse=True, return_counts=True)
-        sizes = np.concatenate([np.empty(0, np.int32), *(image.region_size for image in images)])
-        weights = np.bincount(where, weights=1.0 / sizes, minlength=value.size)
+
+        def at_each_value(parts: Iterable[Floats]) -> Floats:
+            weights = np.concatenate([np.empty(0), *parts])
+            return np.bincount(where, weights=weights, minlength=value.size)[::-1]
+
         good = self._around([image for image in images if not image.defect.size], value)
         inside = self._around([image for image in images if image.defect.size], value)
         lower = np.r_[np.float32(-np.inf), value[:-1]][: value.size]
@@ -202,10 +247,12 @@ class PixelStore:
             normals_from=within.normals_from + good[1][::-1],
             normals=sum(image.normal.size for image in images),
         )
-        by_region = weights[::-1]
+        by_region = at_each_value(image.overlap for image in images)
+        saturated = at_each_value(image.saturated for image in images)
         self._ranking = PixelRanking(
             pixels=everywhere,
             regions=dataclasses.replace(everywhere, hits=by_region),
+            saturated=dataclasses.replace(everywhere, hits=saturated),
             pixels_inside=within,
             regions_inside=dataclasses.replace(within, hits=by_region),
         )
@@ -243,6 +290,26 @@ def region_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     labels, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
     sizes = np.bincount(labels.ravel(), minlength=count + 1).astype(np.int32)
     return sizes[labels[mask]]
+
+
+def saturating_weights(
+    scores: Scores, mask: NDArray[np.bool_], regions: Iterable[Region]
+) -> Floats:
+    """What each pixel (H, W) adds to the sPRO of the regions, found from the highest score on.
+
+    Of a region min(found pixels / saturation, 1) counts: so its highest pixels share its weight 1,
+    the others add nothing. A pixel of several regions adds to each; outside of `mask` none does.
+    """
+    weights = np.zeros(mask.shape)
+    for region in regions:
+        inside = region.pixels & mask
+        highest = np.argsort(-scores[inside])
+        if count := highest.size:
+            found = np.arange(count + 1) / min(region.saturation, count)
+            added = np.empty(count)
+            added[highest] = np.diff(np.minimum(found, 1))
+            weights[inside] += added
+    return weights
 
 
 def first_above(threshold: float) -> np.float32:

@@ -15,7 +15,7 @@ memory, there is `evaluator.Evaluator`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,8 +24,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from src.evaluation import overlap, ranking
-from src.evaluation.pixels import PixelStore
+from src.evaluation import overlap, ranking, uncertainty
+from src.evaluation.pixels import PixelStore, Region, region_sizes, saturating_weights
 from src.evaluation.ranking import Ranking
 from src.result import Prediction
 
@@ -90,26 +90,57 @@ class ImageF1Max(_OfImages):
     _of = ranking.f1_max
 
 
+class _Decided(_OfImages):
+    """Of the decision score > `threshold`, in raw units."""
+
+    _rate: ClassVar[str]
+
+    def __init__(self, threshold: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.threshold = threshold
+
+    def compute(self) -> Tensor:
+        """The metric of all scores so far, a float64 scalar; NaN when a class is empty."""
+        scores, labels = self._gathered()
+        rates = uncertainty.decision_rates(scores > self.threshold, labels)
+        return self._result(rates[self._rate].item())
+
+
+class ImageF1(_Decided):
+    """`test/f1`."""
+
+    _rate = "test/f1"
+
+
+class BalancedAccuracy(_Decided):
+    """`test/balanced_accuracy`."""
+
+    _rate = "test/balanced_accuracy"
+
+
 class _OfPixels(_Exact):
-    _names = ("scores", "marks", "sizes")
+    _names: ClassVar[tuple[str, ...]] = ("sizes", "scores", "marks")
     _of: ClassVar[Callable[[Ranking], float]]
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Anomaly maps (B, h, w) and ground truth (B, h, w), bool or 0/1, on one grid."""
+        self._keep(self._sizes(maps, masks), maps, masks)
+
+    def _sizes(self, maps: Tensor, masks: Tensor) -> Tensor:
         if maps.shape != masks.shape:
             raise ValueError(f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ")
-        sizes = torch.tensor(maps.shape[1:], device=maps.device).expand(len(maps), 2)
-        self._keep(maps, masks, sizes)
+        return torch.tensor(maps.shape[1:], device=maps.device).expand(len(maps), 2)
 
     def compute(self) -> Tensor:
         """The metric of all pixels so far, a float64 scalar; NaN when a class is empty."""
-        scores, marks, sizes = self._gathered()
+        sizes, *states = self._gathered()
         shapes = sizes.reshape(-1, 2).astype(int)
         ends = np.cumsum(shapes.prod(axis=1))[:-1]
         store = PixelStore(math.inf)
-        parts = zip(np.split(scores, ends), np.split(marks > 0, ends), shapes, strict=True)
-        for index, (part, mark, shape) in enumerate(parts if len(shapes) else ()):
-            store.add(index, part.reshape(shape), mark.reshape(shape))
+        images = zip(shapes, *(np.split(state, ends) for state in states), strict=True)
+        for index, (shape, *parts) in enumerate(images if len(shapes) else ()):
+            scores, marks, *saturated = (part.reshape(shape) for part in parts)
+            store.add(index, scores, marks > 0, None, *saturated)
         return self._result(self._value(store))
 
     def _value(self, store: PixelStore) -> float:
@@ -143,6 +174,56 @@ class AUPRO(_OfPixels):
 
     def _value(self, store: PixelStore) -> float:
         return overlap.area_under_overlap(store.rank().regions, self.limit)
+
+
+class AUsPRO(AUPRO):
+    """`test/auspro`: `AUPRO` of regions with saturation areas."""
+
+    _names = (*_OfPixels._names, "saturated")
+
+    def update(
+        self, maps: Tensor, masks: Tensor, regions: Sequence[Sequence[Region]] | None = None
+    ) -> None:
+        """As `AUPRO`; with the regions of each image, else its connected ones, as large as found.
+
+        A region marks pixels (h, w) of the mask.
+        """
+        shares = []
+        for b, mask in enumerate(masks.bool().cpu().numpy()):
+            weights = np.zeros(mask.shape)
+            weights[mask] = 1 / region_sizes(mask)
+            if regions:
+                weights = saturating_weights(maps[b].float().cpu().numpy(), mask, regions[b])
+            shares.append(weights)
+        self._keep(self._sizes(maps, masks), maps, masks, torch.tensor(np.array(shares)))
+
+    def _value(self, store: PixelStore) -> float:
+        return overlap.area_under_overlap(store.rank().saturated, self.limit)
+
+
+class AUPIMO(_OfPixels):
+    """`test/aupimo`: mean over defective images; `bounds` are false positive rates."""
+
+    def __init__(self, bounds: tuple[float, float] = overlap.BOUNDS, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bounds = bounds
+
+    def _value(self, store: PixelStore) -> float:
+        found = overlap.image_overlaps(store, self.bounds)[store.defects > 0]
+        return float(found.mean()) if found.size else math.nan
+
+
+class PixelF1(_OfPixels):
+    """`test/pixel_f1` of maps above `threshold`."""
+
+    def __init__(self, threshold: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.threshold = threshold
+
+    def _value(self, store: PixelStore) -> float:
+        if not len(store):
+            return math.nan
+        return overlap.pixel_f1(*store.counts_above(self.threshold), store.defects)
 
 
 class MeanIoU(_OfPixels):

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
+from scipy.stats import rankdata
 
 from src.evaluation.overlap import overlap_area
 from src.evaluation.pixels import PixelHistograms, PixelStore
@@ -78,6 +79,48 @@ def auroc_interval(auroc: float, defects: int, normals: int) -> Interval:
     low = brentq(excess, 0.0, auroc - step) if auroc > 0 else 0.0
     high = brentq(excess, auroc + step, 1.0) if auroc < 1 else 1.0
     return Interval(float(low), float(high))
+
+
+def delong(scores: ArrayLike, is_defect: ArrayLike) -> tuple[Floats, Floats]:
+    """AUROCs (r,) of r scores (r, n) of the same images, and their covariance (r, r).
+
+    DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44:837), from the share of the other class
+    that each image beats; by midranks, as Sun and Xu 2014. NaN without two images of each class.
+    """
+    values, defect = np.atleast_2d(scores), np.asarray(is_defect, dtype=bool)
+    together, classes = rankdata(values, axis=1), (defect, ~defect)
+    sizes = [int(members.sum()) for members in classes]
+    if min(sizes) < 2:
+        return np.full(len(values), np.nan), np.full((len(values),) * 2, np.nan)
+    beaten = [
+        (together[:, members] - rankdata(values[:, members], axis=1)) / other
+        for members, other in zip(classes, reversed(sizes), strict=True)
+    ]
+    covariance = sum(np.cov(share) / size for share, size in zip(beaten, sizes, strict=True))
+    return beaten[0].mean(axis=1), np.atleast_2d(covariance)
+
+
+def delong_interval(scores: ArrayLike, is_defect: ArrayLike) -> Interval:
+    """DeLong's interval of the AUROC of scores (n,), cut to 0..1.
+
+    Without overlap of the classes its variance is 0, and it says [1, 1]: see `auroc_interval`.
+    """
+    (area,), ((variance,),) = delong(scores, is_defect)
+    reach = math.sqrt(_Z2 * variance)
+    return Interval(max(float(area) - reach, 0.0), min(float(area) + reach, 1.0))
+
+
+def delong_difference(first: ArrayLike, second: ArrayLike, is_defect: ArrayLike) -> Difference:
+    """Second minus first AUROC of the same images (n,), by DeLong's test of correlated curves.
+
+    Where the difference has no variance its p-value is 1 (it is 0) or 0.
+    """
+    areas, covariance = delong(np.stack([first, second]), is_defect)
+    apart = np.array([-1.0, 1.0])
+    value, spread = float(apart @ areas), math.sqrt(max(float(apart @ covariance @ apart), 0.0))
+    reach = math.sqrt(_Z2) * spread
+    p_value = 2 * float(ndtr(-abs(value) / spread)) if spread else float(value == 0)
+    return Difference(value, value - reach, value + reach, p_value)
 
 
 def rate_interval(count: int, total: int) -> Interval:
@@ -154,7 +197,7 @@ def image_metrics(
 def decision_rates(
     decisions: ArrayLike, is_defect: ArrayLike, weights: NDArray[np.int32] | None = None
 ) -> dict[str, Floats]:
-    """Precision, recall, F1 and false alarm rate of every resample, values (resamples,).
+    """Precision, recall, F1, false alarm rate and balanced accuracy of every resample (resamples,).
 
     decisions and is_defect (n,) bool, weights (resamples, n); None: once, of what was observed.
     NaN without an alarm (precision), without defective or without normal images.
@@ -163,11 +206,13 @@ def decision_rates(
     drawn = np.ones((1, defect.size), dtype=np.int32) if weights is None else weights
     hits, alarms, defects = drawn @ (alarm & defect), drawn @ alarm, drawn @ defect
     with np.errstate(invalid="ignore", divide="ignore"):  # an empty class gives NaN
+        recall, wrong = hits / defects, (alarms - hits) / (drawn @ ~defect)
         return {
             "test/precision": hits / alarms,
-            "test/recall": hits / defects,
+            "test/recall": recall,
             "test/f1": np.where(defects == 0, np.nan, 2 * hits / (alarms + defects)),
-            "test/false_alarm_rate": (alarms - hits) / (drawn @ ~defect),
+            "test/false_alarm_rate": wrong,
+            "test/balanced_accuracy": (recall + 1 - wrong) / 2,
         }
 
 

@@ -1,5 +1,8 @@
 """What the pixel metrics look at: which part of an image, on which grid, with which masks.
 
+The grid has `evaluation.size` pixels, or is that of each image file: `evaluation.size=original`, as
+the official evaluation code of MVTec AD does; maps are then resized, masks are what they are.
+
 A method may see the centre of an image only (PatchCore: 224 of 256 pixels, 77 % of the image).
 By default pixel metrics are measured where it looked, as its paper does, and the share of defect
 pixels that it never saw is a number of its own. With `evaluation.whole_image: true` they are
@@ -10,7 +13,6 @@ found.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,8 @@ from src.data.images import image_size, read_mask
 from src.data.samples import DEFECTIVE, Sample
 from src.data.transforms import MASK_RULES, ImageTransform
 from src.errors import only
+
+ORIGINAL = "original"
 
 #: Score of a pixel that was never looked at; finite, as every score that is ranked.
 NEVER_FOUND = float(np.finfo(np.float32).min)
@@ -41,7 +45,7 @@ class View:
     over the whole image and with eroded masks, which are then read from their files.
 
     Args:
-        size: of the grid in pixels, its side or (height, width).
+        size: of the grid in pixels, its side or (height, width); ORIGINAL: of each image file.
         transform: geometry of the network input; None: it sees whole images.
         samples: what `batch["index"]` points into.
         whole_image: measure over the whole image instead of the network's view.
@@ -54,7 +58,7 @@ class View:
 
     def __init__(
         self,
-        size: int | Sequence[int],
+        size: int | Sequence[int] | str,
         transform: ImageTransform | None = None,
         samples: Sequence[Sample] = (),
         *,
@@ -63,38 +67,41 @@ class View:
         roi: Tensor | None = None,
     ) -> None:
         only("evaluation.masks", [masks], MASK_RULES)
-        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.size = None if isinstance(size, str) else _pair(size)
         self.cropped = transform if transform is not None and transform.crops else None
         self.transform, self.samples, self.rule = transform, samples, masks
         self.whole_image = whole_image and self.cropped is not None
         self.roi = None if roi is None else roi.cpu().float()
 
-    def maps(self, index: Sequence[int], maps: Tensor, unseen: float = NEVER_FOUND) -> Tensor:
-        """Maps (B, h, w) of any grid -> (B, H, W); pixels that are never seen get `unseen`."""
-        if self.cropped is None or not self.whole_image:
-            return resize_maps(maps, self.size)
-        sizes = [image_size(self.samples[i].image_path) for i in index]
-        placed = [
-            self.cropped.to_original(one, size, unseen, grid=self.size)
-            for one, size in zip(maps, sizes, strict=True)
-        ]
-        return torch.stack(placed)
+    def maps(
+        self, index: Sequence[int], maps: Tensor, unseen: float = NEVER_FOUND
+    ) -> list[NDArray[np.float32]]:
+        """Maps (B, h, w) of any grid -> B of (H, W); pixels that are never seen get `unseen`."""
+        if self.transform is None or (self.size and not self.whole_image):
+            return list(resize_maps(maps, self.size or maps.shape[-2:]).cpu().numpy())
+        placed = []
+        for i, one in zip(index, maps, strict=True):
+            size = image_size(self.samples[i].image_path)
+            found = self.transform.to_original(one, size, unseen, grid=self.size).numpy()
+            placed.append(found if self.size else self._window(found))
+        return placed
 
-    def within(self, index: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Pixels (B, H, W) bool of the grid that count; None: all."""
+    def within(self, index: Sequence[int]) -> list[NDArray[np.bool_]] | None:
+        """Pixels B of (H, W) bool of the grid that count; None: all."""
         if self.roi is None:
             return None
         maps = self.roi.expand(len(index), *self.roi.shape)
-        return (self.maps(index, maps, 0.0) > 0.5).numpy()
+        return [one > 0.5 for one in self.maps(index, maps, 0.0)]
 
-    def masks(self, index: Sequence[int], masks: Tensor) -> Tensor:
-        """Masks (B, h, w) bool of a batch -> (B, H, W) bool by the chosen rule.
+    def masks(self, index: Sequence[int], masks: Tensor) -> list[NDArray[np.bool_]]:
+        """Masks (B, h, w) bool of a batch -> B of (H, W) bool by the chosen rule.
 
         The batch has them by nearest neighbour and cropped; otherwise files are read again.
         """
-        if self.transform is None or (not self.whole_image and self.rule == "nearest"):
-            return resize_masks(masks, self.size)
-        return torch.cat([self._mask(self.transform, self.samples[i].mask_path) for i in index])
+        nearest = not self.whole_image and self.rule == "nearest"
+        if self.transform is None or (self.size and nearest):
+            return list(resize_masks(masks, self.size or masks.shape[-2:]).cpu().numpy())
+        return [self._mask(self.samples[i]) for i in index]
 
     def defect_pixels(self, index: int) -> DefectPixels | None:
         """Marked and unseen pixels of a defective image; None: nothing marked or cut off."""
@@ -113,17 +120,31 @@ class View:
         """Folder and file of an image."""
         return "/".join(self.samples[index].image_path.parts[-2:])
 
-    def _mask(self, transform: ImageTransform, path: Path | None) -> Tensor:
-        """Mask of one image, (1, H, W) bool; nothing is marked without a file."""
-        if path is None:
-            return torch.zeros(1, *self.size, dtype=torch.bool)
-        mask = transform.mask(path, rule=self.rule, crop=not self.whole_image)
-        return resize_masks(torch.from_numpy(mask)[None], self.size)
+    def _mask(self, sample: Sample) -> NDArray[np.bool_]:
+        """Mask of one image, (H, W); nothing is marked without a file."""
+        size = image_size(sample.image_path)
+        mask = read_mask(sample.mask_path) if sample.mask_path else np.zeros(size, dtype=bool)
+        return self._on_grid(mask, size)
+
+    def _on_grid(self, mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+        """A mask (h, w) of a whole image file of `size` -> (H, W)."""
+        if self.size is None:
+            return self._window(resize_masks(torch.from_numpy(mask)[None], size)[0].numpy())
+        assert self.transform is not None
+        cut = self.transform.mask(mask, rule=self.rule, crop=not self.whole_image)
+        return resize_masks(torch.from_numpy(cut)[None], self.size)[0].numpy()
+
+    def _window(self, whole: NDArray[Any]) -> NDArray[Any]:
+        """The part of a whole image (H, W) that is measured."""
+        if self.cropped is None or self.whole_image:
+            return whole
+        seen = self.cropped.seen((whole.shape[0], whole.shape[1]))
+        return whole[np.ix_(seen.any(axis=1), seen.any(axis=0))]
 
 
-def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
+def resize_maps(maps: Tensor, size: int | Sequence[int]) -> Tensor:
     """Anomaly maps (B, h, w) -> (B, H, W), bilinear with half-pixel centres."""
-    target = (size, size) if isinstance(size, int) else size
+    target = _pair(size)
     if maps.shape[-2:] == target:
         return maps
     return torch.nn.functional.interpolate(
@@ -131,12 +152,12 @@ def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
     )[:, 0]
 
 
-def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Masks (B, h, w) bool -> (B, H, W) bool, nearest neighbour with half-pixel centres."""
-    if masks.shape[-2:] == size:
+    if masks.shape[-2:] == tuple(size):
         return masks
     return torch.nn.functional.interpolate(
-        masks[:, None].to(torch.uint8), size=size, mode="nearest-exact"
+        masks[:, None].to(torch.uint8), size=tuple(size), mode="nearest-exact"
     )[:, 0].bool()
 
 
@@ -152,6 +173,8 @@ def pixel_convention(cfg: Mapping[str, Any]) -> str:
         "eroded": "masks eroded as by the official PatchCore code",
     }[rule]
     part = _part(cfg["transform"]["resize"], cfg["transform"]["crop"], whole)
+    if options["size"] == ORIGINAL:
+        return f"pixel metrics over {part}, on the pixels of the original images and masks"
     return f"pixel metrics over {part}, on a {_size(options['size'])} grid, {masks}"
 
 
@@ -170,5 +193,10 @@ def _part(resize: Any, crop: Any, whole: bool) -> str:
 
 
 def _size(value: Any) -> str:
-    height, width = (value, value) if isinstance(value, int) else value
+    height, width = _pair(value)
     return f"{height}x{width}"
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width

@@ -10,10 +10,12 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from src.evaluation.comparison import MethodRanks
 from src.files import atomic
 from src.reporting.charts import CURVES, ScoreChart
 from src.result import Curve, LineChart
@@ -90,6 +92,42 @@ def draw_lines(chart: LineChart) -> Figure:
     axes.set_ylim(bottom=0)
     if len(chart.lines) > 1:
         axes.legend(frameon=False)
+    return figure
+
+
+def critical_difference(ranks: MethodRanks, metric: str) -> Figure:
+    """Mean ranks on a line, the best left; bars join methods that cannot be told apart.
+
+    The diagram of Demsar 2006, figure 1.
+    """
+    count, groups = len(ranks.mean), ranks.groups
+    start = 0.6 + 0.25 * len(groups)  # names begin below the bars
+    rows = (count + 1) // 2
+    figure, axes = new_figure(8.0, 1.2 + 0.3 * (start + rows))
+    for row, (first, last) in enumerate(groups):
+        ends = ranks.mean.iloc[[first, last]].to_numpy()
+        axes.plot(ends + np.array([-0.03, 0.03]), [0.4 + 0.25 * row] * 2, color=INK, lw=3.5)
+    for place, (name, rank) in enumerate(ranks.mean.items()):
+        left = place < rows
+        y = start + (place if left else count - 1 - place)
+        end = 0.7 if left else count + 0.3
+        axes.plot([rank, rank, end], [0, y, y], color=NORMAL_COLOUR, lw=1)
+        text = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
+        axes.annotate(text, (end, y), ha="right" if left else "left", va="center", fontsize=9)
+    axes.plot(
+        [1, 1 + ranks.critical], [-0.9, -0.9], "|-", color=DEFECT_COLOUR, annotation_clip=False
+    )
+    axes.annotate(f"critical difference {ranks.critical:.2f}", (1, -1.1), fontsize=8.5, color=FAINT)
+    axes.set_title(
+        f"mean rank by {metric}, {ranks.categories} categories; Friedman p {ranks.p_value:.2g}",
+        fontsize=10,
+    )
+    axes.set(xlim=(0.7, count + 0.3), ylim=(start + rows - 0.5, -1.6), yticks=[])
+    axes.set_xticks(range(1, count + 1))
+    axes.xaxis.tick_top()
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.spines["top"].set(visible=True, position=("data", 0))
+    axes.grid(visible=False)
     return figure
 
 

@@ -115,3 +115,31 @@ def test_a_place_without_images_is_explained(predict, tmp_path):
         predict(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="watch=true needs a folder"):
         predict(tmp_path / "nowhere", "watch=true")
+
+
+def test_a_batch_is_screened_by_p_values_among_the_calibration_scores(
+    predict, finished_run, drawn_images, capsys
+):
+    _, out = predict(drawn_images[0].parents[1], "false_discoveries=0.4")
+    with (out / "screening.csv").open() as stream:
+        found = list(csv.DictReader(stream))
+    with (finished_run / "calibration.csv").open() as stream:
+        normal = np.array([float(row["score"]) for row in csv.DictReader(stream)])
+    scores = np.array([float(row["score"]) for row in found])
+    assert {row["path"] for row in found} == set(rows(out))
+    assert (np.diff(scores) <= 0).all()
+    p = np.array([(1 + (normal >= score).sum()) / (normal.size + 1) for score in scores])
+    assert [float(row["p_value"]) for row in found] == pytest.approx(p)
+    last = max((k for k in range(len(p)) if p[k] <= 0.4 * (k + 1) / len(p)), default=-1)
+    told = [row["discovery"] == "1" for row in found]
+    assert told == [k <= last for k in range(len(p))]
+    assert any(told)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{sum(told)} of {len(p)} images stand out at 40 % false discoveries" in said
+
+
+def test_too_few_calibration_images_for_a_batch_are_said(predict, drawn_images, capsys):
+    predict(drawn_images[0].parents[1], "false_discoveries=0.001")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0 of" in said
+    assert "calibration images are too few for that" in said

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 from src.commands.compare import compare_runs, verdict
 from src.composing import CONF
-from src.errors import DataError, SavedModelError
+from src.errors import ConfigError, DataError, SavedModelError
 from src.evaluation import comparison, overlap, uncertainty
 from src.evaluation.pixels import PixelStore
 from src.experiment import run_experiment
@@ -233,3 +234,97 @@ def test_comparing_needs_no_model_when_no_pictures_are_wanted(two_runs, tmp_path
 def test_a_folder_that_is_no_run_is_a_clear_mistake(two_runs, tmp_path):
     with pytest.raises(SavedModelError, match=r"scores\.csv: FileNotFound"):
         compare(two_runs[0], tmp_path, "pictures=0")
+
+
+# --- several methods -----------------------------------------------------------------------------
+
+#: AUC of four variants of C4.5 on fourteen data sets: Demsar 2006, table 6.
+C45 = np.array([
+    [0.763, 0.768, 0.771, 0.798], [0.599, 0.591, 0.590, 0.569], [0.954, 0.971, 0.968, 0.967],
+    [0.628, 0.661, 0.654, 0.657], [0.882, 0.888, 0.886, 0.898], [0.936, 0.931, 0.916, 0.931],
+    [0.661, 0.668, 0.609, 0.685], [0.583, 0.583, 0.563, 0.625], [0.775, 0.838, 0.866, 0.875],
+    [1.000, 1.000, 1.000, 1.000], [0.940, 0.962, 0.965, 0.962], [0.619, 0.666, 0.614, 0.669],
+    [0.972, 0.981, 0.975, 0.975], [0.957, 0.978, 0.946, 0.970],
+])  # fmt: skip
+
+
+def test_ranks_and_critical_difference_are_those_of_demsars_example():
+    table = pd.DataFrame(C45, columns=["C4.5", "m", "cf", "m+cf"])
+    ranks = comparison.rank_methods(table)
+    assert ranks.mean.round(3).to_dict() == {"m+cf": 1.964, "m": 2.0, "cf": 2.893, "C4.5": 3.143}
+    assert ranks.critical == pytest.approx(1.25, abs=0.005)
+    assert ranks.p_value == pytest.approx(0.0258, abs=0.006)  # his 9.28 has no correction of ties
+    assert ranks.groups == [(0, 3)]
+    upside_down = comparison.rank_methods(table, lower_is_better=True)
+    assert list(upside_down.mean.index) == ["C4.5", "cf", "m", "m+cf"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "critical", "groups"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 0.5, []),
+        ([1.0, 1.4, 1.8, 4.0], 0.5, [(0, 1), (1, 2)]),
+        ([1.0, 1.4, 1.8, 1.9], 0.5, [(0, 1), (1, 3)]),
+        ([1.0, 1.1, 1.2, 1.3], 0.5, [(0, 3)]),
+    ],
+)
+def test_bars_join_the_longest_stretches_that_cannot_be_told_apart(ranks, critical, groups):
+    mean = pd.Series(ranks, index=list("abcd"))
+    assert comparison.MethodRanks(mean, 5, 0.1, critical).groups == groups
+
+
+@pytest.fixture
+def many_runs(tmp_path):
+    """Three methods on four categories, the third without the last; one is best, one has a seed."""
+    values = {"one": [0.99, 0.98, 0.97, 0.9], "two": [0.9, 0.91, 0.92, 0.8], "three": [0.8] * 3}
+    for model, found in values.items():
+        for category, value in zip("abcd", found, strict=False):
+            for seed in range(2 if model == "two" else 1):
+                run = SavedRun(tmp_path / model / category / f"seed{seed}-0a-0b")
+                config = {
+                    "model": {"name": model}, "backbone": {"name": None}, "seed": seed,
+                    "data": {"name": "parts", "category": category, "root": None},
+                    "evaluation": {"size": "original"}, "transform": {"resize": 8, "crop": 8},
+                }  # fmt: skip
+                run.start(OmegaConf.create(config), {}, force=False)
+                run.finish({"test/aupro": value + seed * 0.01})
+    return tmp_path
+
+
+def test_all_methods_of_a_folder_are_ranked_and_drawn(many_runs, app_config, capsys):
+    cfg = app_config("compare", f"runs={many_runs}", "metric=aupro")
+    assert compare_runs(cfg) == 0
+    with (many_runs / "ranks" / "ranks.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["method"].split()[0] for row in rows] == ["one", "two", "three"]
+    assert [float(row["mean_rank"]) for row in rows] == [1, 2, 3]
+    assert float(rows[1]["mean"]) == pytest.approx(0.915)  # of both seeds, without the last
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the pixels of the original images" in said
+    assert "on 3 categories" in said
+    with Image.open(many_runs / "ranks" / "critical_difference.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_two_methods_are_too_few_to_rank_and_a_run_is_needed(many_runs, app_config):
+    with pytest.raises(DataError, match="1 methods on 4 categories"):
+        compare_runs(app_config("compare", f"runs={many_runs / 'one'}", "metric=aupro"))
+    with pytest.raises(DataError, match="0 methods on 0 categories"):
+        compare_runs(app_config("compare", f"runs={many_runs}"))
+    with pytest.raises(ConfigError, match="run_b is needed"):
+        compare_runs(app_config("compare", f"run_a={many_runs}"))
+
+
+def test_the_difference_of_image_auroc_is_also_delongs():
+    scores, labels = draw(0, 0.8)
+    other, _ = draw(1, 0.5)
+    matched = match(scored(scores, labels), scored(other, labels))
+    rows = {row.metric: row for row in comparison.compare_images(matched, 200, 0)}
+    found = rows["test/image_auroc_delong"]
+    assert found[1:3] == pytest.approx(rows["test/image_auroc"][1:3])
+    areas, covariance = reference.delong([scores, other], labels)
+    spread = math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    assert found.difference.p_value == pytest.approx(
+        math.erfc(abs(areas[1] - areas[0]) / spread / math.sqrt(2))
+    )
+    assert verdict(found) == "a"

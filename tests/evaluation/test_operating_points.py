@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import false_discovery_control
 
 from src.evaluation.operating_points import (
     OperatingPoint,
+    conformal_p,
     deciding,
     operating_points,
     promised,
@@ -63,3 +65,23 @@ def test_suspicion_ranks_all_pictures_and_counts_ties_against_the_picture():
     ranked = suspicion(normal_scores([1.0, 5.0, 3.0, 3.0]))
     assert [path for path, _, _ in ranked] == [f"good/{k}.png" for k in (1, 2, 3, 0)]
     assert [p for _, _, p in ranked] == pytest.approx([0.25, 0.75, 0.75, 1.0])
+
+
+def test_a_p_value_is_the_share_of_calibration_scores_and_its_own_that_reach_a_score():
+    normal = normal_scores([3.0, 1.0, 2.0, 2.0])
+    assert conformal_p(normal, [0.5, 1.0, 2.0, 2.5, 3.0, 9.0]) == pytest.approx(
+        [1, 1, 4 / 5, 2 / 5, 2 / 5, 1 / 5]
+    )
+
+
+def test_p_values_of_good_parts_keep_their_level_and_discoveries_their_share_of_good_parts():
+    """Over 400 draws of 99 calibration scores and 50 good beside 25 bad parts, as promised."""
+    rng, below, wrong = np.random.default_rng(0), [], []
+    for _ in range(400):
+        normal = normal_scores(rng.normal(size=99))
+        p = conformal_p(normal, np.r_[rng.normal(size=50), rng.normal(size=25) + 3])
+        below.append((p[:50] <= 0.1).mean())
+        found = false_discovery_control(p) <= 0.2
+        wrong.append(found[:50].sum() / max(found.sum(), 1))
+    assert np.mean(below) == pytest.approx(0.1, abs=0.01)
+    assert np.mean(wrong) == pytest.approx(0.2 * 50 / 75, abs=0.025)

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as referee
@@ -219,3 +220,152 @@ def test_all_pixel_metrics_of_a_bottle_sized_set_take_about_a_second():
     overlap.area_under_overlap(table.regions, 0.05)
     overlap.best_mean_iou(store)
     assert time.process_time() - began < 5  # about 1 s where it was measured
+
+
+# --- sPRO ---------------------------------------------------------------------------------------
+
+
+def some_regions(masks, seed):
+    """Of each image: parts of its mask that overlap, with a saturation area; None for the last."""
+    rng = np.random.default_rng(seed)
+    regions = []
+    for mask in masks:
+        own = []
+        for _ in range(2):
+            part = mask & (rng.random(mask.shape) < 0.7)
+            if part.any():
+                own.append(pixels.Region(part, rng.uniform(0.5, part.sum() + 2)))
+        own.append(
+            pixels.Region(mask & ~np.logical_or.reduce([r.pixels for r in own] or [~mask]), 2)
+        )
+        regions.append([r for r in own if r.pixels.any()])
+    regions[1] = None
+    return regions
+
+
+def saturated(maps, masks, regions):
+    store = pixels.PixelStore(1)
+    for index, (scores, mask, own) in enumerate(zip(maps, masks, regions, strict=True)):
+        weights = None if own is None else pixels.saturating_weights(scores, mask, own)
+        store.add(index, scores, mask, None, weights)
+    return store
+
+
+@pytest.mark.parametrize("levels", [None, 1])
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_auspro_equals_its_definition_over_every_threshold(seed, limit, levels):
+    maps, masks = draw(seed, levels=levels)
+    regions = some_regions(masks, seed)
+    store = saturated(maps, masks, regions)
+    points = reference.spro_curve(maps, masks, regions)
+    assert store.saturates
+    assert overlap.area_under_overlap(store.rank().saturated, limit) == pytest.approx(
+        reference.area_up_to(points, limit), abs=1e-12
+    )
+    assert overlap.area_under_overlap(store.rank().regions, limit) == pytest.approx(
+        reference.aupro(maps, masks, limit), abs=1e-12
+    )
+
+
+def test_one_object_of_the_places_where_it_may_lie_is_enough():
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[5:15, 5:15] = True  # two places of 5 x 10, one of them found
+    found = np.zeros((20, 20), dtype=np.float32)
+    found[5:10, 5:15] = 1
+    one = saturated([found], [mask], [[pixels.Region(mask, 50)]]).rank()
+    assert overlap.area_under_overlap(one.saturated, 0.05) == 1
+    assert overlap.area_under_overlap(one.regions, 0.05) == pytest.approx(0.5, abs=0.02)
+
+
+def test_without_saturation_areas_spro_is_pro():
+    maps, masks = draw(3)
+    store = stored(maps, masks)
+    table = store.rank()
+    assert not store.saturates
+    assert np.array_equal(table.saturated.hits, table.regions.hits)
+    threshold = store.counts_above(0.5)
+    assert "test/auspro" not in overlap.pixel_metrics(store, *threshold, {"test/aupro": 0.3})
+    told = saturated(maps, masks, some_regions(masks, 3))
+    got = overlap.pixel_metrics(told, *threshold, {"test/aupro": 0.3, "test/aupro_05": 0.05})
+    assert got["test/auspro_05"] != got["test/aupro_05"]
+
+
+# --- AUPIMO -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [None, 6])
+@pytest.mark.parametrize("bounds", [(0.01, 0.1), (0.004, 0.5), (0.02, 0.03)])
+@pytest.mark.parametrize("seed", range(4))
+def test_aupimo_equals_its_definition_over_every_threshold(seed, bounds, levels):
+    maps, masks = draw(seed, images=7, size=(9, 13), levels=levels, good=3)
+    found = overlap.image_overlaps(stored(maps, masks), bounds)
+    truth = np.array(reference.aupimo(maps, masks, *bounds))
+    assert found == pytest.approx(truth, abs=1e-12, nan_ok=True)
+    assert np.isnan(found[4:]).all()
+    if levels is None:
+        assert np.isfinite(found[:4]).all()
+
+
+def test_good_images_of_several_sizes_weigh_the_same():
+    maps, masks = draw(5, images=4, size=(9, 13), good=2)
+    maps, masks = list(maps), list(masks)
+    maps[3], masks[3] = maps[3][:4, :5], masks[3][:4, :5]
+    found = overlap.image_overlaps(stored(maps, masks), (0.05, 0.2))
+    truth = np.array(reference.aupimo(maps, masks, 0.05, 0.2))
+    assert found == pytest.approx(truth, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("good", "tied", "why"),
+    [
+        (0, False, "no good image"),
+        (2, False, "1 of 234 pixels is above the bound"),
+        (2, True, "tie"),
+    ],
+)
+def test_aupimo_is_undefined_where_no_threshold_reaches_its_lower_bound(good, tied, why):
+    maps, masks = draw(0, images=4, size=(9, 13), good=good)
+    if tied:
+        maps = np.minimum(maps, 0)
+    bounds = (1e-2, 1e-1) if tied or not good else (1e-3, 1e-1)
+    store = stored(maps, masks)
+    assert np.isnan(overlap.image_overlaps(store, bounds)).all(), why
+    got = overlap.pixel_metrics(store, *store.counts_above(0.5), {})
+    assert math.isnan(got["test/aupimo"])
+    assert math.isnan(got["test/aupimo_p10"])
+
+
+def test_aupimo_of_a_perfect_map_is_one_and_of_a_blind_one_zero():
+    _, masks = draw(0, images=5, size=(9, 13), good=2)
+    noise = np.random.default_rng(0).random(masks.shape).astype(np.float32)
+    for shown, value in ((2.0, 1.0), (-2.0, 0.0)):
+        found = overlap.image_overlaps(stored(noise + shown * masks, masks), (0.01, 0.1))
+        assert found[:3] == pytest.approx(value, abs=1e-12)
+
+
+def maps_with_blobs(images=16, good=8, side=160):
+    rng = np.random.default_rng(1)
+    maps = rng.gamma(2.0, size=(images, side, side)).astype(np.float32)
+    masks = np.zeros(maps.shape, dtype=bool)
+    for image in range(images - good):
+        r, c = rng.integers(0, side - 30, size=2)
+        masks[image, r : r + 20, c : c + 25] = True
+    maps[masks] += rng.normal(7, 4, size=masks.sum())
+    return maps, masks
+
+
+def test_aupimo_is_that_of_anomalib():
+    peer = pytest.importorskip(
+        "anomalib.metrics.pimo.functional",
+        reason="pip install -r tests/bench/peers/requirements.txt",
+    )
+    maps, masks = maps_with_blobs()
+    *_, theirs, _ = peer.aupimo_scores(
+        torch.from_numpy(maps), torch.from_numpy(masks), fpr_bounds=(1e-4, 1e-2), force=True
+    )
+    ours = overlap.image_overlaps(stored(maps, masks), (1e-4, 1e-2))
+    bad = masks.any(axis=(1, 2))
+    # theirs has 300 000 even thresholds and takes the nearest to each bound, ours all and between
+    assert ours[bad] == pytest.approx(theirs.numpy()[bad], abs=1e-3)
+    assert 0.2 < ours[bad].mean() < 0.95

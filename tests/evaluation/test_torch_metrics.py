@@ -12,21 +12,28 @@ from sklearn import metrics as referee
 from torch.multiprocessing.spawn import spawn
 from torchmetrics import MetricCollection
 
+from src.evaluation.pixels import Region
 from src.evaluation.torch_metrics import (
+    AUPIMO,
     AUPRO,
+    AUsPRO,
+    BalancedAccuracy,
     ImageAP,
     ImageAUROC,
+    ImageF1,
     ImageF1Max,
     MeanIoU,
     PixelAP,
     PixelAUROC,
+    PixelF1,
     PixelF1Max,
 )
 from tests import reference
 
 
 def of_images():
-    return MetricCollection([ImageAUROC(), ImageAP(), ImageF1Max()])
+    decided = [ImageF1(9.2), BalancedAccuracy(9.2)]
+    return MetricCollection([ImageAUROC(), ImageAP(), ImageF1Max(), *decided])
 
 
 def of_pixels():
@@ -34,7 +41,8 @@ def of_pixels():
     return MetricCollection(
         {
             "auroc": PixelAUROC(), "ap": PixelAP(), "f1": PixelF1Max(), "aupro": AUPRO(),
-            "miou": MeanIoU(0.45), "best": best,
+            "miou": MeanIoU(0.45), "best": best, "pimo": AUPIMO((0.01, 0.2)), "spro": AUsPRO(),
+            "f1_at": PixelF1(0.45),
         }
     )  # fmt: skip
 
@@ -58,6 +66,11 @@ def test_image_metrics_are_those_of_scikit_learn():
     assert got["ImageAP"].item() == pytest.approx(referee.average_precision_score(labels, scores))
     best = reference.f1_max(scores.tolist(), labels.tolist())
     assert got["ImageF1Max"].item() == pytest.approx(best)
+    alarms = scores > 9.2
+    assert 0 < referee.f1_score(labels, alarms) < best
+    assert got["ImageF1"].item() == pytest.approx(referee.f1_score(labels, alarms))
+    balanced = referee.balanced_accuracy_score(labels, alarms)
+    assert got["BalancedAccuracy"].item() == pytest.approx(balanced)
 
 
 def test_pixel_metrics_are_those_of_scikit_learn_and_of_the_slow_twins():
@@ -75,8 +88,21 @@ def test_pixel_metrics_are_those_of_scikit_learn_and_of_the_slow_twins():
             "aupro": reference.aupro(maps.numpy(), masks.numpy(), 0.3),
             "miou": reference.mean_iou(maps.numpy(), masks.numpy(), 0.45),
             "best": reference.best_mean_iou(maps.numpy(), masks.numpy()),
+            "pimo": np.nanmean(reference.aupimo(maps.numpy(), masks.numpy(), 0.01, 0.2)),
+            "f1_at": referee.f1_score(truth, flat > 0.45),
+            "spro": reference.aupro(maps.numpy(), masks.numpy(), 0.3),  # no saturation areas
         }
     )
+
+
+def test_saturation_areas_come_with_each_batch():
+    maps, masks, _, _ = draw()
+    regions = [[Region(mask.numpy(), 3.5)] if mask.any() else [] for mask in masks]
+    metric = AUsPRO(0.2)
+    for rows in (slice(0, 3), slice(3, 7)):
+        metric.update(maps[rows], masks[rows], regions[rows])
+    points = reference.spro_curve(maps.numpy(), masks.numpy(), regions)
+    assert metric.compute().item() == pytest.approx(reference.area_up_to(points, 0.2), abs=1e-7)
 
 
 def test_maps_of_several_sizes_count_together():

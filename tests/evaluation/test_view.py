@@ -84,7 +84,7 @@ def test_regions_of_an_a_contrario_mask_do_not_reach_outside_the_view(samples):
 
 def test_without_a_crop_there_is_nothing_to_choose(samples):
     view = View(4, geometry(4, None), samples, whole_image=True)
-    assert torch.equal(view.maps([0, 1, 2], MAPS), resize_maps(MAPS, (4, 4)))
+    assert np.array_equal(view.maps([0, 1, 2], MAPS), resize_maps(MAPS, (4, 4)))
     assert view.defect_pixels(0) is None  # no file is read for it
 
 
@@ -118,3 +118,50 @@ def test_the_convention_is_one_line(resize, crop, whole, words):
     options = {"whole_image": whole, "masks": "nearest", "size": 64}
     said = pixel_convention({"transform": {"resize": resize, "crop": crop}, "evaluation": options})
     assert words in said
+
+
+# --- evaluation.size=original -------------------------------------------------------------------
+
+
+def test_at_the_original_size_maps_are_resized_and_masks_are_what_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes, samples = [(7, 9), (12, 5)], []
+    for n, size in enumerate(sizes):
+        mask = rng.random(size) < 0.3
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / f"{n}.png")
+        Image.fromarray(mask).save(tmp_path / f"{n}_mask.png")
+        samples.append(Sample(tmp_path / f"{n}.png", tmp_path / f"{n}_mask.png", 1, "spot", "test"))
+    samples.append(Sample(tmp_path / "0.png", None, 0, "good", "test"))
+    view = View("original", geometry([4, 4], None), samples)
+    maps = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = view.maps([0, 1, 2], maps)
+    masks = view.masks([0, 1, 2], torch.zeros(3, 4, 4, dtype=torch.bool))
+    for n, size in enumerate([*sizes, sizes[0]]):
+        assert found[n] == pytest.approx(resize_maps(maps[n : n + 1], size)[0].numpy(), abs=1e-6)
+        assert masks[n].shape == size
+    for n in range(2):
+        assert np.array_equal(masks[n], np.asarray(Image.open(samples[n].mask_path)) > 0)
+    assert not masks[2].any()
+
+
+def test_at_the_original_size_pixels_are_those_the_network_sees_or_all(samples):
+    _, seen = evaluated(samples, "original", whole=False)
+    _, grid = evaluated(samples, 2, whole=False)  # a pixel of the crop is one of the image
+    assert seen == pytest.approx(grid, nan_ok=True)
+    _, whole = evaluated(samples, "original", whole=True)
+    _, grid = evaluated(samples, 4, whole=True)
+    assert whole == pytest.approx(grid, nan_ok=True)
+
+
+def test_a_mask_of_another_size_than_its_image_is_enlarged(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    Image.fromarray(np.eye(3, 4, dtype=bool)).save(tmp_path / "m.png")
+    sample = Sample(tmp_path / "a.png", tmp_path / "m.png", 1, "x", "test")
+    view = View("original", geometry([4, 4], None), [sample])
+    (mask,) = view.masks([0], torch.zeros(1, 4, 4, dtype=torch.bool))
+    assert np.array_equal(mask, np.kron(np.eye(3, 4), np.ones((2, 2))) > 0)
+
+
+def test_the_line_of_tables_says_that_pixels_are_the_original_ones():
+    cfg = {"evaluation": {"size": "original"}, "transform": {"resize": [8, 8], "crop": None}}
+    assert pixel_convention(cfg).endswith("on the pixels of the original images and masks")
