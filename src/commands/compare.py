@@ -31,6 +31,7 @@ from src.evaluation.comparison import (
 from src.evaluation.overlap import aupro_key
 from src.evaluation.view import pixel_convention
 from src.explaining import picture_of
+from src.files import write_text
 from src.fitted import data_of, samples_with
 from src.metrics import find_metric
 from src.reporting.chart_files import critical_difference, save_figure
@@ -97,39 +98,31 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair] | int:
 def write_ranks(cfg: DictConfig) -> int:
     """Rank the methods of the runs below `cfg.runs` over their categories by `cfg.metric`.
 
-    Writes ranks.csv and critical_difference.png. Seeds are averaged; categories that a method lacks
+    Writes ranks.csv and critical_difference.png. Seeds are averaged, categories that a method lacks
     are left out.
 
     Raises:
         DataError: too few methods or categories have the metric.
     """
     metric, runs = find_metric(cfg.metric), runs_table(Path(cfg.runs))
-    known = runs[runs[metric.key].notna()] if metric.key in runs else runs[:0]
-    table = pd.DataFrame()
+    known, table = (
+        runs[runs[metric.key].notna()] if metric.key in runs else runs[:0],
+        pd.DataFrame(),
+    )
     if len(known):
         known = known.assign(method=configuration_labels(known))
-        table = known.pivot_table(metric.key, ["data", "category"], "method", dropna=False).dropna()
+        table = known.pivot_table(metric.key, ["data", "category"], "method").dropna()
     ranks = rank_methods(table, lower_is_better=metric.lower_is_better)
-    out = SavedRun(Path(cfg.out or Path(cfg.runs) / "ranks"))
-    means = table.mean()
-    rows = [
-        {"method": name, "mean_rank": rank, "mean": means[name]}
-        for name, rank in ranks.mean.items()
-    ]
-    out.write_rows("ranks.csv", rows)
-    name = metric.name
-    if metric.of_pixels:
-        grids = {pixel_convention(SavedRun(Path(run)).config()) for run in known["run"]}
-        name += f" ({'; '.join(sorted(grids))})"
-    save_figure(critical_difference(ranks, metric.name), out.directory / "critical_difference.png")
-    shown, console = Table("method", "mean rank", "mean", box=None), Console(highlight=False)
-    for row in rows:
-        shown.add_row(str(row["method"]), f"{row['mean_rank']:.2f}", f"{row['mean']:.4f}")
-    console.print(f"{name} on {ranks.categories} categories", soft_wrap=True)
-    console.print(shown)
-    console.print(
-        f"Friedman p {ranks.p_value:.2g}; mean ranks that differ by {ranks.critical:.2f} or less "
-        f"cannot be told apart (Nemenyi, 0.05)\nWritten to {out.directory}", soft_wrap=True,
+    out = Path(cfg.out or Path(cfg.runs) / "ranks")
+    means = pd.DataFrame({"mean_rank": ranks.mean, "mean": table.mean().loc[ranks.mean.index]})
+    write_text(out / "ranks.csv", means.to_csv(index_label="method"))
+    save_figure(critical_difference(ranks, metric.name), out / "critical_difference.png")
+    grids = {pixel_convention(SavedRun(Path(run)).config()) for run in known["run"]}
+    print(
+        f"{metric.name} on {ranks.categories} categories; Friedman p {ranks.p_value:.2g}; mean "
+        f"ranks that differ by {ranks.critical:.2f} or less cannot be told apart (Nemenyi, 0.05)",
+        *sorted(grids if metric.of_pixels else ()), means.round(4).to_string(),
+        f"Written to {out}", sep="\n",
     )  # fmt: skip
     return 0
 

@@ -78,33 +78,26 @@ def predict_images(cfg: DictConfig) -> int:
 def _screen(normal: NormalScores, rows: Sequence[dict[str, str]], level: float, out: Path) -> str:
     """Write screening.csv, the most conspicuous image first; the sentence that sums it up.
 
-    An image is a discovery when its p-value among the m of the batch passes Benjamini and Hochberg:
-    on average a share `level` of the discoveries or less are good parts, which holds for conformal
-    p-values of held-out calibration scores (Bates et al. 2023, theorem 2).
+    Benjamini and Hochberg call an image of a batch of m a discovery: on average a share `level` of
+    the discoveries or less are good parts. This holds for conformal p-values of held-out
+    calibration scores (Bates et al. 2023, theorem 2).
     """
+    rows = sorted(rows, key=lambda row: -float(row["score"]))
     p_values = conformal_p(normal, [float(row["score"]) for row in rows])
-    adjusted = false_discovery_control(p_values)  # the level from which on it is one
-    order = sorted(range(len(rows)), key=lambda i: -float(rows[i]["score"]))
+    adjusted = false_discovery_control(p_values)  # the level from which on it is a discovery
     write_rows(out / "screening.csv", [
-        {"path": rows[i]["path"], "score": rows[i]["score"], "p_value": p_values[i],
-         "adjusted": adjusted[i], "discovery": int(adjusted[i] <= level)}
-        for i in order
+        {"path": row["path"], "score": row["score"], "p_value": p, "adjusted": q,
+         "discovery": int(q <= level)}
+        for row, p, q in zip(rows, p_values.tolist(), adjusted.tolist(), strict=True)
     ])  # fmt: skip
-    found, n = int((adjusted <= level).sum()), len(normal.image)
-    said = f"{found} of {len(rows)} images stand out at {100 * level:g} % false discoveries"
-    fewest = math.ceil(len(rows) / (level * (n + 1)))
-    if fewest > 1:
-        said += (
-            f"; with {n} calibration images fewer than {fewest} never can"
-            if fewest <= len(rows)
-            else f"; {n} calibration images are too few for that"
-        )
-    proof = (
-        ""
-        if normal.way is Calibration.held_out
-        else f", not proven for calibration scores by {normal.way.replace('_', ' ')}"
+    n, found = len(normal.image), int((adjusted <= level).sum())
+    fewest = math.ceil(len(rows) / (level * (n + 1)))  # with the least p-value, 1 / (n + 1)
+    limit = f"fewer than {fewest} never can" if fewest <= len(rows) else "none can"
+    way = "" if normal.way is Calibration.held_out else f" by {normal.way}, which is not proven"
+    return (
+        f"{found} of {len(rows)} images stand out at {100 * level:g} % false discoveries "
+        f"({limit}, by {n} calibration scores{way}): {shown(out / 'screening.csv')}"
     )
-    return f"{said}{proof}: {shown(out / 'screening.csv')}"
 
 
 def _images_of(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:

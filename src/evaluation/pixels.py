@@ -248,7 +248,9 @@ class PixelStore:
             normals=sum(image.normal.size for image in images),
         )
         by_region = at_each_value(image.overlap for image in images)
-        saturated = at_each_value(image.saturated for image in images)
+        saturated = by_region
+        if self.saturates:
+            saturated = at_each_value(image.saturated for image in images)
         self._ranking = PixelRanking(
             pixels=everywhere,
             regions=dataclasses.replace(everywhere, hits=by_region),

@@ -100,28 +100,22 @@ def critical_difference(ranks: MethodRanks, metric: str) -> Figure:
 
     The diagram of Demsar 2006, figure 1.
     """
-    count, groups = len(ranks.mean), ranks.groups
-    start = 0.6 + 0.25 * len(groups)  # names begin below the bars
-    rows = (count + 1) // 2
+    count, rows = len(ranks.mean), (len(ranks.mean) + 1) // 2
+    start = 0.6 + 0.25 * len(ranks.groups)  # names begin below the bars
     figure, axes = new_figure(8.0, 1.2 + 0.3 * (start + rows))
-    for row, (first, last) in enumerate(groups):
-        ends = ranks.mean.iloc[[first, last]].to_numpy()
-        axes.plot(ends + np.array([-0.03, 0.03]), [0.4 + 0.25 * row] * 2, color=INK, lw=3.5)
+    axes.plot([1, 1 + ranks.critical], [-0.9, -0.9], "|-", color=DEFECT_COLOUR)
+    axes.annotate(f"critical difference {ranks.critical:.2f}", (1, -1.1), fontsize=8.5, color=FAINT)
+    for row, ends in enumerate(ranks.groups):
+        places = ranks.mean.iloc[list(ends)].to_numpy() + np.array([-0.03, 0.03])
+        axes.plot(places, [0.4 + 0.25 * row] * 2, color=INK, lw=3.5)
     for place, (name, rank) in enumerate(ranks.mean.items()):
         left = place < rows
-        y = start + (place if left else count - 1 - place)
-        end = 0.7 if left else count + 0.3
-        axes.plot([rank, rank, end], [0, y, y], color=NORMAL_COLOUR, lw=1)
-        text = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
-        axes.annotate(text, (end, y), ha="right" if left else "left", va="center", fontsize=9)
-    axes.plot(
-        [1, 1 + ranks.critical], [-0.9, -0.9], "|-", color=DEFECT_COLOUR, annotation_clip=False
-    )
-    axes.annotate(f"critical difference {ranks.critical:.2f}", (1, -1.1), fontsize=8.5, color=FAINT)
-    axes.set_title(
-        f"mean rank by {metric}, {ranks.categories} categories; Friedman p {ranks.p_value:.2g}",
-        fontsize=10,
-    )
+        end, y = (0.7, place) if left else (count + 0.3, count - 1 - place)
+        axes.plot([rank, rank, end], [0, start + y, start + y], color=NORMAL_COLOUR, lw=1)
+        axes.annotate(f" {name} ({rank:.2f}) ", (end, start + y), ha="right" if left else "left",
+                      va="center", fontsize=9)  # fmt: skip
+    title = f"mean rank by {metric}, {ranks.categories} categories"
+    axes.set_title(f"{title}; Friedman p {ranks.p_value:.2g}", fontsize=10)
     axes.set(xlim=(0.7, count + 0.3), ylim=(start + rows - 0.5, -1.6), yticks=[])
     axes.set_xticks(range(1, count + 1))
     axes.xaxis.tick_top()

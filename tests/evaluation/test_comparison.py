@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from scipy.stats import chi2
 
 from src.commands.compare import compare_runs, verdict
 from src.composing import CONF
@@ -238,13 +239,14 @@ def test_a_folder_that_is_no_run_is_a_clear_mistake(two_runs, tmp_path):
 
 # --- several methods -----------------------------------------------------------------------------
 
-#: AUC of four variants of C4.5 on fourteen data sets: Demsar 2006, table 6.
+#: AUC of four variants of C4.5 on fourteen data sets: Demsar 2006, table 6. On the last but one
+#: two are printed as 0.975 and ranked 2 and 3.
 C45 = np.array([
     [0.763, 0.768, 0.771, 0.798], [0.599, 0.591, 0.590, 0.569], [0.954, 0.971, 0.968, 0.967],
     [0.628, 0.661, 0.654, 0.657], [0.882, 0.888, 0.886, 0.898], [0.936, 0.931, 0.916, 0.931],
     [0.661, 0.668, 0.609, 0.685], [0.583, 0.583, 0.563, 0.625], [0.775, 0.838, 0.866, 0.875],
     [1.000, 1.000, 1.000, 1.000], [0.940, 0.962, 0.965, 0.962], [0.619, 0.666, 0.614, 0.669],
-    [0.972, 0.981, 0.975, 0.975], [0.957, 0.978, 0.946, 0.970],
+    [0.972, 0.981, 0.975, 0.9749], [0.957, 0.978, 0.946, 0.970],
 ])  # fmt: skip
 
 
@@ -253,7 +255,8 @@ def test_ranks_and_critical_difference_are_those_of_demsars_example():
     ranks = comparison.rank_methods(table)
     assert ranks.mean.round(3).to_dict() == {"m+cf": 1.964, "m": 2.0, "cf": 2.893, "C4.5": 3.143}
     assert ranks.critical == pytest.approx(1.25, abs=0.005)
-    assert ranks.p_value == pytest.approx(0.0258, abs=0.006)  # his 9.28 has no correction of ties
+    ties = (3 * (2**3 - 2) + (4**3 - 4)) / (14 * (4**3 - 4))  # his 9.28 has no correction of them
+    assert ranks.p_value == pytest.approx(chi2.sf(9.28 / (1 - ties), 3), rel=1e-2)
     assert ranks.groups == [(0, 3)]
     upside_down = comparison.rank_methods(table, lower_is_better=True)
     assert list(upside_down.mean.index) == ["C4.5", "cf", "m", "m+cf"]
@@ -317,7 +320,7 @@ def test_two_methods_are_too_few_to_rank_and_a_run_is_needed(many_runs, app_conf
 
 def test_the_difference_of_image_auroc_is_also_delongs():
     scores, labels = draw(0, 0.8)
-    other, _ = draw(1, 0.5)
+    other, _ = draw(1, 0.1)
     matched = match(scored(scores, labels), scored(other, labels))
     rows = {row.metric: row for row in comparison.compare_images(matched, 200, 0)}
     found = rows["test/image_auroc_delong"]
