@@ -115,9 +115,9 @@ def compare_images(matched: Matched, resamples: int, seed: int) -> list[MetricPa
         | uncertainty.decision_rates(known[f"decision_{run}"], defect, weights)
         for score, run in zip(scores, "ab", strict=True)
     )
-    areas = uncertainty.delong(scores, defect)[0].tolist()
-    apart = uncertainty.delong_difference(*scores, defect)
-    return [*_pairs(first, second), MetricPair("test/image_auroc_delong", *areas, apart)]
+    a, b = uncertainty.delong(np.stack(scores), defect)[0].tolist()
+    apart = uncertainty.delong_difference(scores[0], scores[1], defect)
+    return [*_pairs(first, second), MetricPair("test/image_auroc_delong", a, b, apart)]
 
 
 def compare_pixels(

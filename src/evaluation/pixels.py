@@ -228,7 +228,8 @@ class PixelStore:
 
         def at_each_value(parts: Iterable[Floats]) -> Floats:
             weights = np.concatenate([np.empty(0), *parts])
-            return np.bincount(where, weights=weights, minlength=value.size)[::-1]
+            summed = np.bincount(where, weights=weights, minlength=value.size)
+            return summed[::-1].astype(np.float64)
 
         good = self._around([image for image in images if not image.defect.size], value)
         inside = self._around([image for image in images if image.defect.size], value)

@@ -42,6 +42,8 @@ def test_aupimo_of_bottles_at_their_original_size_is_that_of_anomalib(tmp_path):
     metrics = evaluate_run(compose("evaluate", asked))
     detector, maps, masks = Detector.load(run.directory, "cpu"), [], []
     for sample in checked_data(run, None).test_samples:
+        if sample.label and int(sample.image_path.stem) % 3:
+            continue  # theirs takes seconds an image
         image = read_sample(sample)
         size = (image.height, image.width)
         maps.append(detector.to_original(detector.detect([image])[0].anomaly_map, size))
@@ -50,9 +52,10 @@ def test_aupimo_of_bottles_at_their_original_size_is_that_of_anomalib(tmp_path):
     for index, (one, mask) in enumerate(zip(maps, masks, strict=True)):
         store.add(index, one, mask)
     bad = np.stack(masks).any(axis=(1, 2))
-    ours = SavedRun(tmp_path / "out").scores().aupimo.to_numpy()
-    assert ours == pytest.approx(image_overlaps(store), abs=1e-4, nan_ok=True)
-    assert metrics["test/aupimo"] == pytest.approx(ours[bad].mean(), abs=1e-9)
+    ours = SavedRun(tmp_path / "out").scores()
+    known = ours[ours.label.eq(0) | (ours.path.str[-7:-4].astype(int) % 3).eq(0)]
+    assert known.aupimo.to_numpy() == pytest.approx(image_overlaps(store), abs=1e-4, nan_ok=True)
+    assert metrics["test/aupimo"] == pytest.approx(ours.aupimo.mean(), abs=1e-9)
     # Theirs takes the nearest rate to each bound, ours is exact there: give it two that exist.
     pixels = sum(mask.size for mask in masks if not mask.any())
     low, high = (round(bound * pixels) / pixels for bound in BOUNDS)
@@ -60,5 +63,4 @@ def test_aupimo_of_bottles_at_their_original_size_is_that_of_anomalib(tmp_path):
         torch.from_numpy(np.stack(maps)), torch.from_numpy(np.stack(masks)), fpr_bounds=(low, high)
     )
     theirs = theirs.numpy()[bad]
-    print("ours", ours[bad].mean(), "theirs", theirs.mean())
     assert image_overlaps(store, (low, high))[bad] == pytest.approx(theirs, abs=1e-3)
