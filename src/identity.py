@@ -32,7 +32,7 @@ _CONTENT = re.compile(r"(?<=-[0-9a-f]{10})-[0-9a-f]{10}$")
 _NOT_IDENTITY = (
     "runs_dir", "force", "debug", "replay", "logger", "report", "hydra",
     "hardware.num_workers", "hardware.threads", "data.root", "data.download", "data.archives",
-    "data.prepare", "data.cache", "evaluation.memory_gb", "evaluation.latency_images",
+    "data.prepare", "data.about", "data.cache", "evaluation.memory_gb", "evaluation.latency_images",
     "backbone.weights", "calibration.dir", "data.calibration_dir", "data.roi",
 )  # fmt: skip
 

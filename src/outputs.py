@@ -37,6 +37,7 @@ from src.reporting.report import write_report
 from src.reporting.wording import checkpoint_choice, method_title
 from src.result import LineChart, NormalScores, Threshold
 from src.saved_run import SavedRun, ScoreRow
+from src.submission import write_submission
 from src.training import Work
 
 _SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
@@ -94,6 +95,7 @@ def write_outputs(
         pictures[name] = run.directory / "figures" / f"{name}.png"
         figure = draw_lines(chart) if isinstance(chart, LineChart) else chart
         save_figure(figure, pictures[name])
+    write_submission(detector, data.test_samples, run.directory / "submission")
     extras = cfg.report.get("extras", ())
     pictures |= write_extras(detector, data.test_samples, run.directory / "extras", extras)
     if cfg.report.enabled:

@@ -42,6 +42,7 @@ def prepare_archives(
     holds: Sequence[str],
     counts: Mapping[str, Counts] | None,
     page: str,
+    licence: str,
 ) -> None:
     """Make sure that `category` lies below `root`; safe when several processes ask at once.
 
@@ -69,6 +70,12 @@ def prepare_archives(
             f"{root / category} is there but not complete.",
             found=f"missing {', '.join(p for p in paths if not (root / p).exists())}",
             do="move that folder away and run again to download it, or complete it by hand",
+        )
+    if not usable:
+        raise DataError(
+            f"{data_set} has to be fetched by a person.",
+            found=f"no {paths[0]} at or below {root}",
+            do=f"read its licence ({licence}) at {page}, get it there, and unpack it into {root}",
         )
     failure = None
     with _locked(root):

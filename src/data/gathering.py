@@ -79,9 +79,16 @@ def _defective(
     ]
     if mask_dir is None:
         return samples, []
+    masks = _whole(masks, mask_dir, {_name(path, home) for path, home in owner.items()})
     pairs = pair_masks(samples, owner, masks, mask_dir)
     samples = [replace(sample, mask_path=pairs.get(sample.image_path)) for sample in samples]
     return samples, pairing_findings(samples, masks, set(pairs.values()))
+
+
+def _whole(masks: list[Path], mask_dir: Path, images: set[PurePath]) -> list[Path]:
+    """The masks; where several in a folder `dent/007` mark `dent/007.png`, that folder."""
+    parts = {m: _name(m.parent, mask_dir) in images for m in masks}
+    return list(dict.fromkeys(m.parent if parts[m] else m for m in masks))
 
 
 def _defect(path: Path, home: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from src.data.listing import list_images
 from src.data.samples import Sample
 from src.errors import DataError
 
@@ -61,15 +62,35 @@ def deep_peak(path: Path) -> int:
     return max(0, int(np.asarray(image).max())) if is_deep(image.mode) else 0
 
 
+def mask_files(mask: Path) -> list[Path]:
+    """The files of a mask: itself, or one for each region where `mask` is a folder."""
+    return list_images(mask) if mask.is_dir() else [mask]
+
+
 def read_mask(path: Path) -> np.ndarray:
-    """Defect mask bool (H, W): True where any channel is above 0.
+    """Defect mask bool (H, W): True where any channel of any of its files is above 0.
 
     Palettes are looked up, transparent pixels count as normal. JPEG and WebP masks carry
     compression noise around 0, so there a pixel must be above half of the range (127).
+
+    Raises:
+        DataError: as `read_image`; or files of one mask that differ in size.
     """
+    masks = [read_levels(file) > 0 for file in mask_files(path)]
+    if len({mask.shape for mask in masks}) > 1:
+        raise DataError(
+            f"The masks in {path} have different sizes.",
+            found=", ".join(f"{mask.shape[1]} x {mask.shape[0]}" for mask in masks),
+            do="export all masks of one image at its size",
+        )
+    return np.logical_or.reduce(masks)
+
+
+def read_levels(path: Path) -> np.ndarray:
+    """Values uint8 (H, W) of one mask file, the brightest channel; 0 where nothing is marked."""
     image, kind = _decode(path)
     levels = np.asarray(_to_rgb(image, path, background="black", keep_faint=True)).max(axis=2)
-    return levels > (127 if kind in _LOSSY else 0)
+    return np.where(levels > 127, levels, 0) if kind in _LOSSY else levels
 
 
 def same_view(a: tuple[int, int], b: tuple[int, int]) -> bool:

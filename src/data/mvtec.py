@@ -1,59 +1,85 @@
-"""MVTec AD (Bergmann et al., CVPR 2019; CC BY-NC-SA 4.0): 15 categories, pixel masks.
+"""Data sets laid out as MVTec AD: good parts to learn from, a test by defect, masks beside it.
 
-`<category>/{train/good, test/<defect>|good, ground_truth/<defect>}/NNN.png`, masks `NNN_mask.png`.
-Any data set laid out the same way can be read with `data=mvtec data.root=...`.
+`<category>/{train/good, test/<defect>|good, ground_truth/<defect>}/NNN.png`, masks `NNN_mask.png`
+or a folder `NNN` with a mask of each region. The files of conf/data that name `index_mvtec` say
+where a data set differs. Any other one of this layout can be read with `data=mvtec data.root=...`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from src.data import saturation
 from src.data.gathering import gather
 from src.data.listing import category_folder, natural_key, no_images, walk
-from src.data.samples import Found, about
+from src.data.samples import UNKNOWN, Found, Sample, about, normals
 from src.errors import DataError
 
 
-def index_mvtec(root: Path, category: str) -> Found:
-    """Samples of one category: train/good, then test by defect name, each in natural order.
+def index_mvtec(
+    root: Path,
+    category: str,
+    *,
+    data_set: str = "MVTec AD",
+    good: str = "good",
+    test: str = "test",
+    masks: str = "ground_truth",
+    calibration: str | None = None,
+    unlabelled: Sequence[str] = (),
+    take_unlabelled: bool = False,
+) -> Found:
+    """Samples of one category: training, calibration, then the test in natural order.
 
-    The label comes from the folder directly below `test`, never from "good" elsewhere in a path.
+    The label comes from the folder directly below the test, never from "good" elsewhere in a path.
     A defective image without a mask file keeps `mask_path=None`.
+
+    Args:
+        root: folder of the categories, or one above it.
+        category: name of its folder.
+        data_set: its name in messages.
+        good: name of the folders of good parts below train and test.
+        test: folder of the test, below the category like those that follow.
+        masks: folder of the masks.
+        calibration: folder of good parts that set the threshold, where there is one.
+        unlabelled: folders of images whose labels nobody but the benchmark knows.
+        take_unlabelled: test those too; the name of their folder stands for their defect.
 
     Raises:
         DataError: unknown category, no training images, or no test folder.
     """
-    return index_layout(
-        category_folder(root.absolute(), category, "train/good", "MVTec AD"), "good"
-    )
-
-
-def index_layout(folder: Path, good: str) -> Found:
-    """Samples of a category laid out as MVTec AD: train first, then the test in natural order.
-
-    Args:
-        folder: of the category.
-        good: name of the folders of good parts below train and test.
-
-    Raises:
-        DataError: no training images, or no test folder.
-    """
-    train, test, masks = folder / "train" / good, folder / "test", folder / "ground_truth"
-    found, _ = gather(train, test / good, [test], masks)
+    folder = category_folder(root.absolute(), category, f"train/{good}", data_set)
+    learn, tests = folder / "train" / good, folder / test
+    found, _ = gather(learn, tests / good, [tests], folder / masks)
     learnt = [sample for sample in found if sample.split == "train"]
     if not learnt:
-        raise no_images(train)
-    if not test.is_dir():
+        raise no_images(learn)
+    if not tests.is_dir():
         raise DataError(
             f"{folder} has no test set.",
             found=", ".join(sorted(entry.name for entry in folder.iterdir())),
-            do=f"put test/{good} and test/<defect> there, or use data=folder for normals only",
+            do=f"put {test}/{good} and {test}/<defect> there, or use data=folder for normals only",
         )
     tested = [sample for sample in found if sample.split == "test"]
     tested.sort(key=lambda sample: natural_key(sample.image_path))
+    if (enough := folder / saturation.FILE_NAME).is_file():
+        tested = [replace(s, saturation=enough) if s.mask_path else s for s in tested]
+    held = [folder / calibration] if calibration else []
+    hidden = [folder / name for name in unlabelled]
     unused = about(
-        walk(folder, skip=[train, test, masks]).images,
+        walk(folder, skip=[learn, tests, folder / masks, *held, *hidden]).images,
         "warning", "Images that are not used.",
-        remedy=f"move them to train/{good}, test or ground_truth, or out of the category",
+        remedy=f"move them to train/{good}, {test} or {masks}, or out of the category",
     )  # fmt: skip
-    return Found(learnt + tested, found.findings + unused)
+    samples = [
+        *learnt,
+        *normals((path for place in held for path in walk(place).images), "calibration"),
+        *tested,
+        *(
+            Sample(path, None, UNKNOWN, place.name, "test")
+            for place in (hidden if take_unlabelled else [])
+            for path in walk(place).images
+        ),
+    ]
+    return Found(samples, found.findings + unused)

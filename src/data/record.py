@@ -18,6 +18,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.contents import content_hashes
+from src.data.images import mask_files
 from src.data.listing import no_images, walk
 from src.data.samples import Found, Sample, normals
 from src.errors import ConfigError, did_you_mean
@@ -37,7 +38,7 @@ class Entry(NamedTuple):
     label: int
     defect: str
     image: str  # hash of the file's bytes
-    mask: str  # the same of its mask, empty without one
+    mask: str  # the same of the files of its mask, empty without one
     channels: str  # the same of further files that complete the image
 
     @property
@@ -55,18 +56,15 @@ class DataRecord:
     @classmethod
     def of(cls, samples: Sequence[Sample], root: Path) -> DataRecord:
         """Hash the files of `samples`; `used` is filled in by `with_use`."""
-        hashes = content_hashes(
-            path for sample in samples
-            for path in (sample.image_path, sample.mask_path, *sample.channel_paths) if path
-        )  # fmt: skip
+        files = [((s.image_path,), _truth(s), s.channel_paths) for s in samples]
+        hashes = content_hashes(path for parts in files for part in parts for path in part)
         return cls([
             Entry(
                 path_below(sample.image_path, root), sample.split, "",
-                sample.label, _text(sample.defect), hashes[str(sample.image_path)],
-                hashes[str(sample.mask_path)] if sample.mask_path else "",
-                " ".join([hashes[str(path)] for path in sample.channel_paths]),
+                sample.label, _text(sample.defect),
+                *(" ".join([hashes[str(path)] for path in part]) for part in parts),
             )
-            for sample in samples
+            for sample, parts in zip(samples, files, strict=True)
         ])  # fmt: skip
 
     @classmethod
@@ -130,6 +128,12 @@ class DataRecord:
                 folder = os.path.dirname(entry.path)  # noqa: PTH120
                 outside.setdefault((entry.split, entry.label), []).append(folder)
         return {key: os.path.commonpath(folders) for key, folders in outside.items()}
+
+
+def _truth(sample: Sample) -> list[Path]:
+    """The files that say where an image is defective, and how much of that must be found."""
+    files = mask_files(sample.mask_path) if sample.mask_path else []
+    return [*files, sample.saturation] if sample.saturation else files
 
 
 def _text(path: str) -> str:

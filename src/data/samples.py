@@ -19,12 +19,13 @@ class Sample:
     """An image, its mask and its label; paths are absolute."""
 
     image_path: Path
-    mask_path: Path | None
+    mask_path: Path | None  # a file, or a folder with one for each region (images.mask_files)
     label: int  # NORMAL, DEFECTIVE or UNKNOWN
     defect: str  # folder name of the defect type, "good" for normal images
     split: str  # "train" | "calibration" | "validation" | "test"
     channel_paths: tuple[Path, ...] = ()  # further files that complete the image (height maps)
     bit_depth: int | None = None  # bits that a deep grey file fills; None: 16 (see viewing.py)
+    saturation: Path | None = None  # when a part of each region is enough (see saturation.py)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defect", shown(self.defect))  # it is printed, not opened
@@ -82,12 +83,14 @@ def summary(samples: Sequence[Sample], excluded: Sequence[str] = ()) -> str:
     if len(types) > _TYPES_SHOWN:
         types[_TYPES_SHOWN:] = [f"{len(types) - _TYPES_SHOWN} more types"]
     masks = sum(s.mask_path is not None for s in samples if s.label == DEFECTIVE)
+    unknown = sum(s.label == UNKNOWN for s in samples)
     parts = [
         f"train {len(samples) - test - calibration}",
         *([f"calibration {calibration}"] if calibration else []),
-        f"test good {test - bad.total()}",
+        f"test good {test - bad.total() - unknown}",
         f"defective {bad.total()}" + (f" ({', '.join(types)})" if types else ""),
         f"masks {masks}",
+        *([f"without a label {unknown}"] if unknown else []),
     ]
     if samples and (bits := samples[0].bit_depth):
         parts.append(f"deep grey of {bits} bits (white is {2**bits - 1}; data.bit_depth)")

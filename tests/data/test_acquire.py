@@ -74,6 +74,7 @@ def prepare(root, category, archives, **changes):
         "holds": ["{category}/train/good", "{category}/test"],
         "counts": {"bolt": {"train": 3, "test": 2}, "cloth": {"train": 3, "test": 2}},
         "page": "https://example.org",
+        "licence": "CC BY 4.0",
     }
     prepare_archives(root, category, **(options | changes))
 

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from src.data.btad import index_btad
 from src.data.folder import index_folder
+from src.data.lists import index_visa
 from src.data.mvtec import index_mvtec
 from src.data.samples import DEFECTIVE, NORMAL
-from src.data.visa import index_visa
 from src.errors import DataError
 
 
@@ -142,7 +141,7 @@ def test_btad_masks_share_the_stem_but_not_the_extension(tmp_path, image, mask):
         image(base / "test/ok" / f"{i:04d}.bmp")
         image(base / "test/ko" / f"{i:04d}.bmp")
         mask(base / "ground_truth/ko" / f"{i:04d}.png")
-    samples = index_btad(tmp_path, "01")
+    samples = index_mvtec(tmp_path, "01", data_set="BTAD", good="ok")
     assert summary(samples) == {
         ("train", NORMAL, "good", False): 3,
         ("test", NORMAL, "good", False): 3,
