@@ -14,7 +14,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_TOP_PAD_        ?= 67108864
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test test-all check format bench bench-peers reproduce-all reproduce-laptop reproduce-smoke clean
+.PHONY: help setup dev demo test test-all check docs format bench bench-peers reproduce-all reproduce-laptop reproduce-smoke clean
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ check: dev ## ruff, mypy, and who may import whom
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+docs: dev ## write the table of data sets and the outputs of the notebook anew
+	PYTHONPATH=. $(PY) docs/data_sets.py
+	$(VENV)/bin/jupyter-execute --inplace examples/patchcore.ipynb
 
 format: dev ## let ruff repair and format
 	$(VENV)/bin/ruff check --fix .

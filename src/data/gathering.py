@@ -87,8 +87,9 @@ def _defective(
 
 def _whole(masks: list[Path], mask_dir: Path, images: set[PurePath]) -> list[Path]:
     """The masks; where several in a folder `dent/007` mark `dent/007.png`, that folder."""
-    parts = {m: _name(m.parent, mask_dir) in images for m in masks}
-    return list(dict.fromkeys(m.parent if parts[m] else m for m in masks))
+    parents = {mask.parent for mask in masks} - {mask_dir}
+    whole = {folder for folder in parents if _name(folder, mask_dir) in images}
+    return list(dict.fromkeys(m.parent if m.parent in whole else m for m in masks))
 
 
 def _defect(path: Path, home: Path) -> str:

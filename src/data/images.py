@@ -64,7 +64,7 @@ def deep_peak(path: Path) -> int:
 
 def mask_files(mask: Path) -> list[Path]:
     """The files of a mask: itself, or one for each region where `mask` is a folder."""
-    return list_images(mask) if mask.is_dir() else [mask]
+    return (list_images(mask) if mask.is_dir() else []) or [mask]
 
 
 def read_mask(path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -19,12 +20,6 @@ from src.errors import DataError
 from src.experiment import run_experiment
 from src.options import plain
 from tests.data import fake_trees as fake
-
-_spec = importlib.util.spec_from_file_location(
-    "fake_trees", Path(__file__).parent / "fake_trees.py"
-)
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
 
 TINY = (
     "model=pixel_statistics", "transform.resize=[32,32]", "transform.crop=null",
@@ -280,3 +275,16 @@ def test_a_real_set_goes_from_its_files_to_a_report(name, category, tmp_path):
                  "data.limit_test=12", "calibration.fraction=0.2")  # fmt: skip
     assert 0 <= result.metrics["test/image_auroc"] <= 1
     assert 0 <= result.metrics["test/pixel_auroc"] <= 1
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_the_table_of_the_documentation_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("page", CONF.parent / "docs/data_sets.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.PAGE.read_text()
+    assert module.page(text) == text, "run `make docs`"
+    for name in TOLD:
+        assert f"`{name}`" in module.table()
