@@ -23,10 +23,7 @@ _LARGEST = np.finfo(np.float16).max
 
 
 def write_submission(detector: Detector, samples: Sequence[Sample], folder: Path) -> None:
-    """Write maps and decisions of the samples without a label below `folder`; nothing without any.
-
-    Maps are in raw units, cut off at the range of float16; the threshold is the deployed one.
-    """
+    """Write maps (raw units) and decisions (the deployed threshold) of samples without a label."""
     for sample in (one for one in samples if one.label == UNKNOWN):
         image = read_sample(sample)
         size, name = (image.height, image.width), Path(*sample.image_path.parts[-3:])

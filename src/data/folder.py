@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data.gathering import gather
-from src.data.listing import missing_root, no_images
+from src.data.listing import missing, no_images
 from src.data.samples import NORMAL, Found
 from src.data.splits import hold_out
 
@@ -39,7 +39,7 @@ def index_folder(
     """
     root = root.absolute()
     if not root.is_dir():
-        raise missing_root(root, "Your image folder", str(root / normal_dir))
+        raise missing(root, "Your image folder", str(root / normal_dir))
     bad_dirs = [abnormal_dir] if isinstance(abnormal_dir, str) else list(abnormal_dir or [])
     found, empty = gather(
         root / normal_dir,

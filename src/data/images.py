@@ -6,6 +6,7 @@ palettes, transparency, CMYK, EXIF orientation, animations, broken and oversized
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,7 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         DataError: as `read_image`; or files of one mask that differ in size.
     """
-    masks = [read_levels(file) > 0 for file in mask_files(path)]
-    if len({mask.shape for mask in masks}) > 1:
-        raise DataError(
-            f"The masks in {path} have different sizes.",
-            found=", ".join(f"{mask.shape[1]} x {mask.shape[0]}" for mask in masks),
-            do="export all masks of one image at its size",
-        )
-    return np.logical_or.reduce(masks)
+    return _stack(f"The masks in {path}", map(read_levels, mask_files(path))).any(axis=2)
 
 
 def read_levels(path: Path) -> np.ndarray:
@@ -109,13 +103,7 @@ def read_sample(sample: Sample) -> Image.Image:
     files = (sample.image_path, *sample.channel_paths)
     planes = [read_image(path, sample.bit_depth)[..., 0] for path in files]
     planes = (planes + planes[-1:] * 2)[:3]
-    if len({plane.shape for plane in planes}) > 1:
-        raise DataError(
-            f"The channels of {sample.image_path} have different sizes.",
-            found=", ".join(f"{plane.shape[1]} x {plane.shape[0]}" for plane in planes),
-            do="export all channel files of one image at the same size",
-        )
-    return Image.fromarray(np.stack(planes, axis=2))
+    return Image.fromarray(_stack(f"The channels of {sample.image_path}", planes))
 
 
 def image_header(path: Path) -> tuple[tuple[int, int], str]:
@@ -129,6 +117,18 @@ def image_header(path: Path) -> tuple[tuple[int, int], str]:
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) in pixels after EXIF orientation, read from the header only."""
     return image_header(path)[0]
+
+
+def _stack(what: str, planes: Iterable[np.ndarray]) -> np.ndarray:
+    """Planes (H, W) as one array (H, W, n)."""
+    planes = list(planes)
+    if len({plane.shape for plane in planes}) > 1:
+        raise DataError(
+            f"{what} have different sizes.",
+            found=", ".join(f"{plane.shape[1]} x {plane.shape[0]}" for plane in planes),
+            do="export all files of one image at the same size",
+        )
+    return np.stack(planes, axis=2)
 
 
 # --- decoding -------------------------------------------------------------------------------

@@ -134,6 +134,24 @@ def holders(root: Path, inside: str, *, depth: int) -> Iterator[Path]:
                 yield folder
 
 
+def find_root(root: Path, data_set: str, inside: str) -> Path:
+    """The one folder at or below `root` that holds the folder `inside`.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    found = list(holders(root, inside, depth=DEEPEST))
+    if len(found) > 1 and root not in found:
+        raise DataError(
+            f"{data_set} is there more than once below {root}.",
+            found=", ".join(map(str, found)),
+            do="set data.root to one of them",
+        )
+    if not found:
+        raise missing(root, data_set, f"{root}/.../{inside}")
+    return found[0]
+
+
 def category_folder(root: Path, category: str, inside: str, data_set: str) -> Path:
     """The folder `category` at or one below `root`; `inside` is what every category holds.
 
@@ -144,17 +162,19 @@ def category_folder(root: Path, category: str, inside: str, data_set: str) -> Pa
     if wanted is not None:
         return wanted / category
     found = {folder.name for folder in holders(root, inside, depth=2) if folder != root}
-    if found:
-        raise DataError(
+    raise missing(root, data_set, str(root / category), category, found)
+
+
+def missing(
+    root: Path, data_set: str, expected: str, category: str = "", known: Collection[str] = ()
+) -> DataError:
+    """The error for a data set that is not there at all, or not this one of the `known` parts."""
+    if known:
+        return DataError(
             f"{data_set} has no category {category!r} in {root}.",
-            found=", ".join(sorted(found, key=natural_key)),
-            do=f"{did_you_mean(category, found)} Set data.category to it.",
+            found=", ".join(sorted(known, key=natural_key)),
+            do=f"{did_you_mean(category, known)} Set data.category to it.",
         )
-    raise missing_root(root, data_set, f"{root / category}")
-
-
-def missing_root(root: Path, data_set: str, expected: str) -> DataError:
-    """The error for a data set that is not there at all."""
     if root.is_dir():
         names = [entry.name for entry in sorted(root.iterdir())[:8]]
         found = f"{root} with {', '.join(names) if names else 'nothing'} in it"

@@ -10,19 +10,25 @@ C1 is a camera, with masks `*_mask.png`; `realiad_jsons/<category>.json` lists t
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from src.data.listing import holders, missing_root, natural_key
+from src.data.listing import holders, missing, natural_key
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
-from src.errors import DataError, did_you_mean
+from src.errors import DataError
 
 _SPLIT = "split_csv/1cls.csv"
-_COLUMNS = {"object", "split", "label", "image", "mask"}
-_GOOD = "OK"  # Real-IAD's word
+
+
+class _Row(NamedTuple):
+    image: str
+    mask: str | None
+    defect: str | None  # None: a good part
+    split: str
 
 
 def index_visa(root: Path, category: str) -> Found:
@@ -32,15 +38,18 @@ def index_visa(root: Path, category: str) -> Found:
         DataError: no split file, a split file of another form, an unknown category, or a file
             that is listed but not there.
     """
-    root = root.absolute()
-    base = next(holders(root, _SPLIT, depth=1), None)
-    if base is None:
-        raise missing_root(root, "VisA", str(root / _SPLIT))
-    rows = _read_rows(base / _SPLIT)
-    chosen = [row for row in rows if row["object"] == category]
-    if not chosen:
-        raise _no_category("VisA", category, base / _SPLIT, {row["object"] for row in rows})
-    return _listed("VisA", base, [_visa_sample(base, row) for row in chosen])
+    base = _holder(root.absolute(), "VisA", _SPLIT)
+    rows: dict[str, list[_Row]] = {}
+    with _reading(base / _SPLIT) as text:
+        for row in csv.DictReader(text.splitlines()):
+            defect = None if row["label"] == "normal" else "anomaly"
+            split = "train" if row["split"] == "train" else "test"
+            rows.setdefault(row["object"], []).append(
+                _Row(row["image"], row["mask"], defect, split)
+            )
+    if category not in rows:
+        raise missing(base, "VisA", _SPLIT, category, rows)
+    return _listed("VisA", base, rows[category])
 
 
 def index_real_iad(
@@ -48,48 +57,60 @@ def index_real_iad(
 ) -> Found:
     """Samples of one category as its JSON file lists them, in natural order.
 
-    Args:
-        root: holds the folders `images` and `lists`, each at most two folders deep.
-        category: name of the JSON file and of the folder of images.
-        images: folder of the images of all categories.
-        lists: folder of the JSON files; another folder is another split.
-        views: cameras to use, as C1; None: all five.
+    conf/data/real_iad.yaml explains the arguments.
 
     Raises:
         DataError: no lists, an unknown category, a list of another form, or a file that is listed
             but not there.
     """
-    root = root.absolute()
-    base = next(holders(root, f"{lists}/{category}.json", depth=2), None)
-    if base is None:
-        known = {path.stem for home in holders(root, lists, depth=2)
-                 for path in (home / lists).glob("*.json")}  # fmt: skip
-        if not known:
-            raise missing_root(root, "Real-IAD", f"{root / lists}/{category}.json")
-        raise _no_category("Real-IAD", category, root / lists, known)
-    home = next(holders(root, f"{images}/{category}", depth=2), None)
-    if home is None:
-        raise missing_root(root, "Real-IAD", f"{root / images / category}")
-    path = base / lists / f"{category}.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        samples = [
-            _real_iad_sample(home / images / category, row, split)
+    root, name = root.absolute(), f"{lists}/{category}.json"
+    path = next(holders(root, name, depth=2), root) / name
+    if not path.is_file():
+        known = {file.stem for home in holders(root, lists, depth=2)
+                 for file in (home / lists).glob("*.json")}  # fmt: skip
+        raise missing(root, "Real-IAD", str(path), category, known)
+    base = _holder(root, "Real-IAD", f"{images}/{category}") / images / category
+    with _reading(path) as text:
+        facts = json.loads(text)
+        rows = [
+            _Row(row["image_path"], row.get("mask_path"), None if kind == "OK" else kind, split)
             for split in ("train", "test")
             for row in facts[split]
+            for kind in [row["anomaly_class"]]
         ]
+    seen = [row for row in rows if not views or {*views} & {*Path(row.image).stem.split("_")}]
+    return _listed("Real-IAD", base, seen)
+
+
+def _holder(root: Path, data_set: str, inside: str) -> Path:
+    base = next(holders(root, inside, depth=2), None)
+    if base is None:
+        raise missing(root, data_set, str(root / inside))
+    return base
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[str]:
+    """The text of a list; what the block cannot make sense of is a DataError."""
+    try:
+        yield path.read_text(encoding="utf-8-sig")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} is not a list of Real-IAD.",
+            f"{path} is not the list of a data set.",
             found=f"{type(error).__name__}: {error}",
             do="copy it from the original archive",
         ) from error
-    seen = [s for s in samples if not views or {*s.image_path.stem.split("_")} & {*views}]
-    return _listed("Real-IAD", root, seen)
 
 
-def _listed(data_set: str, base: Path, samples: list[Sample]) -> Found:
+def _listed(data_set: str, base: Path, rows: Iterable[_Row]) -> Found:
     """Training first, then good and defective ones of the test; every file must be there."""
+    samples = [
+        Sample(
+            base / image, base / mask if mask else None,
+            DEFECTIVE if defect else NORMAL, defect or "good", split,
+        )
+        for image, mask, defect, split in rows
+    ]  # fmt: skip
     files = [p for sample in samples for p in (sample.image_path, sample.mask_path) if p]
     if absent := [path for path in files if not path.is_file()]:
         raise DataError(
@@ -97,44 +118,5 @@ def _listed(data_set: str, base: Path, samples: list[Sample]) -> Found:
             found=f"{len(absent)} listed files are missing, first {absent[0]}",
             do="unpack the archive again into data.root",
         )
-    return Found(
-        sorted(samples, key=lambda s: (s.split != "train", s.label, natural_key(s.image_path)))
-    )
-
-
-def _no_category(data_set: str, category: str, place: Path, known: Collection[str]) -> DataError:
-    return DataError(
-        f"{data_set} has no category {category!r} in {place}.",
-        found=", ".join(sorted(known)),
-        do=f"{did_you_mean(category, known)} Set data.category to it.",
-    )
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = _COLUMNS - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(
-                f"{path} is not VisA's split file.",
-                found=f"no column {', '.join(sorted(missing))}",
-                do="copy split_csv/1cls.csv from the original archive",
-            )
-        return [{key: (row[key] or "").strip() for key in _COLUMNS} for row in reader]
-
-
-def _visa_sample(base: Path, row: dict[str, str]) -> Sample:
-    split = "train" if row["split"] == "train" else "test"
-    if row["label"] == "normal":
-        return Sample(base / row["image"], None, NORMAL, "good", split)
-    mask = base / row["mask"] if row["mask"] else None
-    return Sample(base / row["image"], mask, DEFECTIVE, "anomaly", split)
-
-
-def _real_iad_sample(images: Path, row: dict[str, Any], split: str) -> Sample:
-    kind, mask = str(row["anomaly_class"]), row.get("mask_path")
-    if kind == _GOOD:
-        return Sample(images / row["image_path"], None, NORMAL, "good", split)
-    return Sample(
-        images / row["image_path"], images / mask if mask else None, DEFECTIVE, kind, split
-    )
+    samples.sort(key=lambda s: (s.split != "train", s.label, natural_key(s.image_path)))
+    return Found(samples)

@@ -13,9 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from src.data.images import read_mask
-from src.data.listing import category_folder, no_images, walk
+from src.data.listing import category_folder, find_root, no_images, walk
 from src.data.measured import each
-from src.data.road_images import find_root
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample, about
 from src.data.splits import hold_out
 
@@ -37,20 +36,8 @@ def index_marked(
     """Samples in natural order: training, then the test.
 
     Defective images of the training folder are left out. Without a folder of its own the test gets
-    all defective images and a seeded share of the good ones.
-
-    Args:
-        root: folder of the data set, or one above it.
-        category: name of its folder, if there are several.
-        data_set: its name in messages.
-        holds: a folder by which the data set is known; None: `train` in the folder of the category.
-        train: folder of training images.
-        test: folder of test images; None: those of `train` are shared out.
-        images: what names of image files look like, as `Part*[0-9].jpg`; letter case is ignored.
-        mask: path of the mask beside an image, with {stem}; an image without one is good.
-        kinds: the first folder below `train` or `test` is the kind of defect.
-        test_fraction: share of good images for the test.
-        seed: of that draw.
+    all defective images and a seeded share of the good ones. conf/base/marked.yaml explains the
+    arguments.
 
     Raises:
         DataError: no such layout or category, no good images, or a mask that cannot be read.

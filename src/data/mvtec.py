@@ -35,16 +35,7 @@ def index_mvtec(
     The label comes from the folder directly below the test, never from "good" elsewhere in a path.
     A defective image without a mask file keeps `mask_path=None`.
 
-    Args:
-        root: folder of the categories, or one above it.
-        category: name of its folder.
-        data_set: its name in messages.
-        good: name of the folders of good parts below train and test.
-        test: folder of the test, below the category like those that follow.
-        masks: folder of the masks.
-        calibration: folder of good parts that set the threshold, where there is one.
-        unlabelled: folders of images whose labels nobody but the benchmark knows.
-        take_unlabelled: test those too; the name of their folder stands for their defect.
+    conf/base/mvtec_like.yaml explains the arguments.
 
     Raises:
         DataError: unknown category, no training images, or no test folder.

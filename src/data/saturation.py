@@ -8,8 +8,7 @@ at which its region counts as found (Bergmann et al., IJCV 2022).
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,41 +32,24 @@ def read_regions(sample: Sample) -> list[Region]:
     Raises:
         DataError: the file cannot be read, or does not know a value.
     """
-    known, regions = _areas(sample.saturation), []
-    for file in mask_files(sample.mask_path) if sample.mask_path else []:
-        levels = read_levels(file)
-        for value in np.unique(levels[levels > 0]).tolist():
-            pixels = levels == value
-            area = float(pixels.sum())
-            if known is None:
-                regions.append(Region(pixels, area))
-            elif value in known:
-                threshold, relative = known[value]
-                enough = threshold * area if relative else threshold
-                regions.append(Region(pixels, min(enough, area)))
-            else:
-                raise DataError(
-                    f"{file} marks a kind of defect that {sample.saturation} does not know.",
-                    found=f"pixel value {value}, known are {', '.join(map(str, sorted(known)))}",
-                    do="unpack the archive again, so that masks and file belong together",
-                )
-    return regions
-
-
-def _areas(path: Path | None) -> dict[int, tuple[float, bool]] | None:
-    """Pixel value -> area that is enough, and whether it is a share of the region."""
-    if path is None:
-        return None
+    files = mask_files(sample.mask_path) if sample.mask_path else []
+    marked = [(levels == value, value) for levels in map(read_levels, files)
+              for value in np.unique(levels[levels > 0]).tolist()]  # fmt: skip
+    if sample.saturation is None:
+        return [Region(pixels, float(pixels.sum())) for pixels, _ in marked]
     try:
-        return {
-            int(kind["pixel_value"]): (
-                float(kind["saturation_threshold"]), bool(kind["relative_saturation"])
-            )
-            for kind in json.loads(path.read_text(encoding="utf-8"))
-        }  # fmt: skip
+        kinds = json.loads(sample.saturation.read_text(encoding="utf-8"))
+        known = {int(kind["pixel_value"]): kind for kind in kinds}
+        return [Region(pixels, _enough(known[value], pixels)) for pixels, value in marked]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} does not say when a defect counts as found.",
+            f"{sample.saturation} does not say when a defect of {sample.mask_path} is found.",
             found=f"{type(error).__name__}: {error}",
-            do="copy it from the original archive",
+            do="copy the file and the masks from the original archive",
         ) from error
+
+
+def _enough(kind: dict[str, Any], pixels: np.ndarray) -> float:
+    """`saturation_threshold` in pixels, or as a share of them."""
+    area, enough = float(pixels.sum()), float(kind["saturation_threshold"])
+    return min(area, enough * area if kind["relative_saturation"] else enough)

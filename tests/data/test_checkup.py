@@ -45,10 +45,3 @@ def test_looking_at_an_absent_data_set_never_downloads_it(tmp_path, monkeypatch)
     for name in ("mvtec", "visa", "btad"):
         with pytest.raises(DataError, match="was not found"):
             check_data_set(composed(f"data={name}", f"data.root={tmp_path / name}"))
-
-
-def test_the_help_names_every_data_set():
-    text = (CONF / "check.yaml").read_text()
-    line = next(line for line in text.splitlines() if line.strip().startswith("data=:"))
-    named = line.split(":")[1].replace(" ", "").split(",")
-    assert named == sorted(path.stem for path in (CONF / "data").glob("*.yaml"))

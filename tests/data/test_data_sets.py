@@ -144,7 +144,7 @@ def test_a_pixel_value_that_the_saturation_file_does_not_know_is_an_error(tree):
     fake.mask(root / "breakfast_box/ground_truth/logical_anomalies/000/001.png", 7)
     samples = list_samples(config("mvtec_loco", root).data)
     sample = next(s for s in samples if s.defect == "logical_anomalies")
-    with pytest.raises(DataError, match=r"pixel value 7, known are 253, 254, 255"):
+    with pytest.raises(DataError, match=r"logical_anomalies/000 is found(.|\n)*KeyError: 7"):
         read_regions(sample)
 
 
@@ -256,7 +256,7 @@ def test_a_list_of_another_form_and_a_listed_file_that_is_missing_are_named(tree
     with pytest.raises(DataError, match="1 listed files are missing"):
         list_samples(data)
     (root / "realiad_jsons/audiojack.json").write_text('{"train": []}')
-    with pytest.raises(DataError, match=r"not a list of Real-IAD(.|\n)*KeyError"):
+    with pytest.raises(DataError, match=r"not the list of a data set(.|\n)*KeyError"):
         list_samples(data)
 
 

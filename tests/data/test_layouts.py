@@ -125,7 +125,7 @@ def test_visa_names_unknown_categories_missing_files_and_foreign_split_files(vis
         index_visa(visa_root, "pcb1")
     assert len(index_visa(visa_root, "pcb2")) == 7
     (visa_root / "split_csv/1cls.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="no column image"):
+    with pytest.raises(DataError, match="KeyError: 'label'"):
         index_visa(visa_root, "pcb2")
     with pytest.raises(DataError, match=r"1cls\.csv"):
         index_visa(visa_root / "pcb1", "pcb1")

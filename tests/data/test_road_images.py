@@ -18,8 +18,7 @@ from pooch.downloaders import ZenodoRepository
 from src.composing import compose_checked
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
-from src.data.panorama import index_panorama
-from src.data.road_images import index_road_images
+from src.data.surveys import index_panorama, index_road_images
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError, DownloadError
 

@@ -1,12 +1,10 @@
-"""RoadImages (Mattes et al., AGILE GISS 4:7, 2023; Zenodo 10.5281/zenodo.7681876).
+"""RoadImages and Panorama (Mattes et al., AGILE GISS 4:7, 2023; Zenodo 10.5281/zenodo.7681876).
 
-Renders of laser scans of roads in Essen: each image is a height file and an intensity file, read
-as the channels (height, intensity, intensity). They lie in
-`{good_ones,bad_ones}/{height_files,intensity_files}/`; the top folder of the archive does not
-matter. There are no masks.
-
-The split of the official code: the first 70 % of the sorted good images train, the others and all
-bad ones test.
+RoadImages are renders of laser scans of roads in Essen: each image is a height file and an
+intensity file, read as the channels (height, intensity, intensity). They lie in
+`{good_ones,bad_ones}/{height_files,intensity_files}/`. Panoramas of a survey vehicle, labelled by
+hand, lie in `{good_ones,bad_ones}/`. The top folder of the archives does not matter, and there are
+no masks. The splits are those of the official code.
 """
 
 from __future__ import annotations
@@ -15,11 +13,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.data.listing import DEEPEST, holders, list_images, missing_root, no_images
-from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
+from src.data.listing import find_root, list_images, no_images
+from src.data.samples import DEFECTIVE, NORMAL, Found, Sample, about, normals
 from src.errors import DataError
 
 TRAIN_SHARE = 0.7  # official code
+BAD_PER_TRAINING_IMAGE = 2  # official code
 
 _HEIGHT, _INTENSITY = "height_files", "intensity_files"
 _INSIDE = f"good_ones/{_HEIGHT}"
@@ -28,6 +27,8 @@ _MODALITIES = ("height", "heights", "intensity", "intensities")
 
 def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
     """Samples in the order of the official code: train, good test, bad test.
+
+    The first 70 % of the sorted good images train, the others and all bad ones test.
 
     Args:
         root: folder somewhere above `good_ones`.
@@ -49,22 +50,29 @@ def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
     ])  # fmt: skip
 
 
-def find_root(root: Path, data_set: str, inside: str) -> Path:
-    """The one folder at or below `root` that holds the folder `inside`.
+def index_panorama(root: Path, category: str) -> Found:
+    """Samples in the order of the official code: train, bad test, good test.
+
+    The first 70 % of the sorted good images train; the test are the first bad images, at most twice
+    as many as training images, then the remaining good ones.
 
     Raises:
-        DataError: there is none, or more than one.
+        DataError: no such layout, or an empty folder.
     """
-    found = list(holders(root, inside, depth=DEEPEST))
-    if len(found) > 1 and root not in found:
-        raise DataError(
-            f"{data_set} is there more than once below {root}.",
-            found=", ".join(map(str, found)),
-            do="set data.root to one of them",
-        )
-    if not found:
-        raise missing_root(root, data_set, f"{root}/.../{inside}")
-    return found[0]
+    base = find_root(root.absolute(), "Panorama", "good_ones")
+    good, bad = sorted_images(base / "good_ones"), sorted_images(base / "bad_ones")
+    train = int(TRAIN_SHARE * len(good))
+    tested = BAD_PER_TRAINING_IMAGE * train
+    samples = [
+        *normals(good[:train], "train"),
+        *(Sample(path, None, DEFECTIVE, "bad", "test") for path in bad[:tested]),
+        *normals(good[train:], "test"),
+    ]
+    left_out = about(
+        bad[tested:], "note", "Bad images that the official split leaves out of the test.",
+        remedy="nothing: the paper did the same",
+    )  # fmt: skip
+    return Found(samples, left_out)
 
 
 def sorted_images(folder: Path) -> list[Path]:
