@@ -88,7 +88,9 @@ def _variant(name: str, spec: dict[str, Any], paper: dict[str, Any]) -> Variant:
 
 def _published(where: str, spec: dict[str, Any], categories: Sequence[str]) -> Published:
     where = f"{where}, published {spec.get('metric')}"
-    _check(where, spec, ("metric", "source", "unit", "decimals", "values"), ("judged", "note"))
+    needed = ("metric", "source", "unit", "decimals", "values")
+    _check(where, spec, needed, ("judged", "note", "reproduced"))
+    met = ", ".join(spec.get("reproduced", ())) or "none of these numbers"
     only(f"{where}, unit", [spec["unit"]], _UNITS)
     only(f"{where}, category", spec["values"], [*categories, *GROUPS, MEAN])
     scale = _UNITS[spec["unit"]]
@@ -98,7 +100,7 @@ def _published(where: str, spec: dict[str, Any], categories: Sequence[str]) -> P
         raise ConfigError(what, found=", ".join(outside), do="check the unit")
     return Published(
         metric=spec["metric"],
-        source=spec["source"],
+        source=f"{spec['source']}; reproduced by us: {met}",
         values=values,
         rounding=0.5 * 10.0 ** -spec["decimals"] * scale,
         judged=bool(spec.get("judged", True)),

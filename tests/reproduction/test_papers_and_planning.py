@@ -22,7 +22,7 @@ def papers_of(*names: str) -> list[Paper]:
     return load_papers(OmegaConf.create(files))
 
 
-ALL = ("patchcore", "patchcore_vit", "uflow", "haloae", "crn", "smoke")
+ALL = ("patchcore", "patchcore_vit", "uflow", "haloae", "crn", "mvtec_ad_2", "smoke")
 COLUMNS = [
     pytest.param(paper, variant, column, id=f"{paper.name}-{variant.name}-{column.metric}-{i}")
     for paper in papers_of(*ALL)
@@ -39,6 +39,15 @@ def test_published_rows_agree_with_the_printed_means(paper, variant, column):
         mean = sum(column.values[c] for c in members) / len(members)
         # 3e-4: means that authors took before rounding the rows
         assert abs(mean - column.values[name]) <= 2 * column.rounding + 3e-4, (name, mean)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_published_column_says_which_of_its_numbers_were_reproduced_by_us(name):
+    for variant in OmegaConf.load(CONF / "paper" / f"{name}.yaml").variants.values():
+        for column in (variant or {}).get("published", []):
+            assert set(column.reproduced) <= set(column["values"])
+    for variant in papers_of(name)[0].variants:
+        assert all("; reproduced by us: " in column.source for column in variant.published)
 
 
 @pytest.mark.parametrize("name", ALL)
