@@ -77,7 +77,8 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         DataError: as `read_image`; or files of one mask that differ in size.
     """
-    return _stack(f"The masks in {path}", map(read_levels, mask_files(path))).any(axis=2)
+    levels = _stack(f"The masks in {path}", map(read_levels, mask_files(path)))
+    return np.asarray(levels.any(axis=2))
 
 
 def read_levels(path: Path) -> np.ndarray:

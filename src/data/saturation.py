@@ -20,10 +20,10 @@ FILE_NAME = "defects_config.json"
 
 
 class Region(NamedTuple):
-    """One marked region of an image."""
+    """A defect that counts as found when `saturation` of its pixels are."""
 
-    pixels: np.ndarray  # bool (H, W), on the grid of the mask file
-    saturation: float  # area in these pixels, at most its own, that is enough
+    pixels: np.ndarray  # bool (H, W)
+    saturation: float  # how many of them are enough, above 0; more than there are: all
 
 
 def read_regions(sample: Sample) -> list[Region]:

@@ -113,7 +113,8 @@ class Evaluator:
                 row = row._replace(own_alarm=bool(own[b].any()), own_counts=counts)
             self._rows[image] = row
             if state == "known":
-                self._pixels.add(image, maps[b], mask, kept)
+                weights = self.view.saturating(image, maps[b], mask)
+                self._pixels.add(image, maps[b], mask, kept, weights)
 
     # --- numbers ------------------------------------------------------------------------------
 

@@ -16,22 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from src.data.saturation import Region
 from src.evaluation.ranking import Counts, Floats, Ranking, around, finite
 
 Scores = NDArray[np.float32]
 
 #: Normal pixels sorted together: 64 MiB of float32; ranking needs two of these beyond the budget.
 RUN_LENGTH = 2**24
-
-
-class Region(NamedTuple):
-    """A defect that counts as found when `saturation` of its pixels are, as MVTec LOCO has them.
-
-    A missing object may lie in many places: its region is all of them, its saturation one object.
-    """
-
-    pixels: NDArray[np.bool_]  # (H, W)
-    saturation: float  # how many of them are enough, above 0; more than there are: all
 
 
 class ImagePixels(NamedTuple):

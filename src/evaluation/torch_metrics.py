@@ -24,8 +24,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from src.data.saturation import Region
 from src.evaluation import overlap, ranking, uncertainty
-from src.evaluation.pixels import PixelStore, Region, region_sizes, saturating_weights
+from src.evaluation.pixels import PixelStore, region_sizes, saturating_weights
 from src.evaluation.ranking import Ranking
 from src.result import Prediction
 

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from src.data.images import image_size, read_mask
 from src.data.samples import DEFECTIVE, Sample
+from src.data.saturation import Region, read_regions
 from src.data.transforms import MASK_RULES, ImageTransform
 from src.errors import only
+from src.evaluation.pixels import saturating_weights
 
 ORIGINAL = "original"
 
@@ -115,6 +117,19 @@ class View:
             return None
         unseen = mask & ~self.cropped.seen((mask.shape[0], mask.shape[1]))
         return DefectPixels(int(mask.sum()), int(unseen.sum()))
+
+    def saturating(
+        self, index: int, scores: NDArray[Any], mask: NDArray[np.bool_]
+    ) -> NDArray[np.float64] | None:
+        """`saturating_weights` (H, W) of an image; None: its data set has no saturation areas."""
+        sample = self.samples[index] if self.samples else None
+        if sample is None or sample.saturation is None:
+            return None
+        regions = []
+        for pixels, enough in read_regions(sample):
+            seen = self._on_grid(pixels, image_size(sample.image_path))
+            regions.append(Region(seen, enough * seen.sum() / pixels.sum()))
+        return saturating_weights(scores, mask, regions)
 
     def name(self, index: int) -> str:
         """Folder and file of an image."""

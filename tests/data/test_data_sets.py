@@ -94,6 +94,7 @@ def test_loco_gives_results_of_structural_and_logical_defects_in_one_run(tree, t
     page = (result.run.directory / "report.html").read_text()
     assert "logical_anomalies" in page
     assert len(result.run.calibration().image) == fake.BAD  # of validation/good, not of training
+    assert 0.9 < result.metrics["test/auspro"] <= 1.0
 
 
 def test_a_mask_of_several_files_is_their_union_and_every_file_counts_as_content(tree):
