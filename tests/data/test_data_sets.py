@@ -287,5 +287,4 @@ def test_the_table_of_the_documentation_is_up_to_date():
     spec.loader.exec_module(module)
     text = module.PAGE.read_text()
     assert module.page(text) == text, "run `make docs`"
-    for name in TOLD:
-        assert f"`{name}`" in module.table()
+    assert all(f"| `{name}` |" in text for name in TOLD)
