@@ -115,9 +115,10 @@ def compare_images(matched: Matched, resamples: int, seed: int) -> list[MetricPa
         | uncertainty.decision_rates(known[f"decision_{run}"], defect, weights)
         for score, run in zip(scores, "ab", strict=True)
     )
-    a, b = uncertainty.delong(np.stack(scores), defect)[0].tolist()
-    apart = uncertainty.delong_difference(scores[0], scores[1], defect)
-    return [*_pairs(first, second), MetricPair("test/image_auroc_delong", a, b, apart)]
+    rows = _pairs(first, second)
+    apart = uncertainty.delong(scores, defect, [-1, 1])
+    (area,) = (row for row in rows if row.metric == "test/image_auroc")
+    return [*rows, area._replace(metric="test/image_auroc_delong", difference=apart)]
 
 
 def compare_pixels(

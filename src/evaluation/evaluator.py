@@ -141,9 +141,10 @@ class Evaluator:
         rates = uncertainty.decision_rates(alarms, defect)
         metrics |= {key: value.item() for key, value in rates.items()}
         metrics["test/image_auroc_delong"] = auroc = metrics["test/image_auroc"]
+        _, low, high, _ = uncertainty.delong(scores, defect, [1])
         intervals = {
             "test/image_auroc": uncertainty.auroc_interval(auroc, defects, normals),
-            "test/image_auroc_delong": uncertainty.delong_interval(scores, defect),
+            "test/image_auroc_delong": uncertainty.Interval(max(low, 0.0), min(high, 1.0)),
             "test/recall": rate_interval(int(alarms[defect].sum()), defects),
             "test/false_alarm_rate": rate_interval(int(alarms[~defect].sum()), normals),
         }

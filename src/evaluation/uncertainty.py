@@ -81,43 +81,24 @@ def auroc_interval(auroc: float, defects: int, normals: int) -> Interval:
     return Interval(float(low), float(high))
 
 
-def delong(scores: ArrayLike, is_defect: ArrayLike) -> tuple[Floats, Floats]:
-    """AUROCs (r,) of r scores (r, n) of the same images, and their covariance (r, r).
+def delong(scores: ArrayLike, is_defect: ArrayLike, contrast: Sequence[float]) -> Difference:
+    """A sum of AUROCs of scores (r, n) of the same images, times `contrast` (r,), by DeLong's test.
 
-    DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44:837), from the share of the other class
-    that each image beats; by midranks, as Sun and Xu 2014. NaN without two images of each class.
+    [1] gives one AUROC with its interval, [-1, 1] the second minus the first. DeLong, DeLong and
+    Clarke-Pearson 1988 (Biometrics 44:837), by midranks as Sun and Xu 2014. Without variance, as of
+    an AUROC of 1, the interval has no width: see `auroc_interval`. NaN without two of each class.
     """
     values, defect = np.atleast_2d(scores), np.asarray(is_defect, dtype=bool)
     together, classes = rankdata(values, axis=1), (defect, ~defect)
     sizes = [int(members.sum()) for members in classes]
     if min(sizes) < 2:
-        return np.full(len(values), np.nan), np.full((len(values),) * 2, np.nan)
-    beaten = [
-        (together[:, members] - rankdata(values[:, members], axis=1)) / other
-        for members, other in zip(classes, reversed(sizes), strict=True)
+        return Difference(*[math.nan] * 4)
+    beaten = [  # share of the other class that each image beats, in the sum (m,)
+        np.asarray(contrast) @ (together[:, own] - rankdata(values[:, own], axis=1)) / other
+        for own, other in zip(classes, reversed(sizes), strict=True)
     ]
-    covariance = sum(np.cov(share) / size for share, size in zip(beaten, sizes, strict=True))
-    return beaten[0].mean(axis=1), np.atleast_2d(covariance)
-
-
-def delong_interval(scores: ArrayLike, is_defect: ArrayLike) -> Interval:
-    """DeLong's interval of the AUROC of scores (n,), cut to 0..1.
-
-    Without overlap of the classes its variance is 0, and it says [1, 1]: see `auroc_interval`.
-    """
-    (area,), ((variance,),) = delong(scores, is_defect)
-    reach = math.sqrt(_Z2 * variance)
-    return Interval(max(float(area) - reach, 0.0), min(float(area) + reach, 1.0))
-
-
-def delong_difference(first: ArrayLike, second: ArrayLike, is_defect: ArrayLike) -> Difference:
-    """Second minus first AUROC of the same images (n,), by DeLong's test of correlated curves.
-
-    Where the difference has no variance its p-value is 1 (it is 0) or 0.
-    """
-    areas, covariance = delong(np.stack([first, second]), is_defect)
-    apart = np.array([-1.0, 1.0])
-    value, spread = float(apart @ areas), math.sqrt(max(float(apart @ covariance @ apart), 0.0))
+    value = float(beaten[0].mean())
+    spread = math.sqrt(sum(part.var(ddof=1) / part.size for part in beaten))
     reach = math.sqrt(_Z2) * spread
     p_value = 2 * float(ndtr(-abs(value) / spread)) if spread else float(value == 0)
     return Difference(value, value - reach, value + reach, p_value)

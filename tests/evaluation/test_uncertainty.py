@@ -276,24 +276,21 @@ def test_delong_equals_its_definition_over_every_pair(levels):
     scores[1] += scores[0]  # correlated, as two methods on the same images
     if levels:
         scores = np.round(scores * levels)
-    areas, covariance = uncertainty.delong(scores, labels)
-    wanted = reference.delong(scores, labels)
-    assert areas == pytest.approx(wanted[0], abs=1e-12)
-    assert covariance == pytest.approx(wanted[1], abs=1e-12)
-    apart = uncertainty.delong_difference(scores[0], scores[1], labels)
-    spread = math.sqrt(wanted[1][0, 0] + wanted[1][1, 1] - 2 * wanted[1][0, 1])
-    assert apart.value == pytest.approx(wanted[0][1] - wanted[0][0])
-    assert apart.p_value == pytest.approx(2 * stats.norm.sf(abs(apart.value) / spread))
-    assert (apart.high - apart.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * spread)
+    areas, covariance = reference.delong(scores, labels)
+    for contrast in ([1, 0, 0], [-1, 1, 0], [0.5, 0.5, -1]):
+        found = uncertainty.delong(scores, labels, contrast)
+        spread = math.sqrt(np.array(contrast) @ covariance @ np.array(contrast))
+        assert found.value == pytest.approx(np.array(contrast) @ areas, abs=1e-12)
+        assert (found.high - found.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * spread)
+        assert found.p_value == pytest.approx(2 * stats.norm.sf(abs(found.value) / spread))
 
 
 def test_delong_says_nothing_of_a_single_image_and_too_much_of_a_perfect_separation():
-    assert all(map(math.isnan, uncertainty.delong_interval([1.0, 2.0, 3.0], [0, 0, 1])))
-    perfect = np.arange(10.0), np.arange(10) > 4
-    assert uncertainty.delong_interval(*perfect) == (1, 1)
+    assert all(map(math.isnan, uncertainty.delong([1.0, 2.0, 3.0], [0, 0, 1], [1])))
+    scores, labels = np.arange(10.0), np.arange(10) > 4
+    assert uncertainty.delong(scores, labels, [1])[:3] == (1, 1, 1)
     assert uncertainty.auroc_interval(1.0, 5, 5).low < 0.8  # what the run reports first
-    same = uncertainty.delong_difference(perfect[0], perfect[0] + 1, perfect[1])
-    assert same == (0, 0, 0, 1)
+    assert uncertainty.delong([scores, scores + 1], labels, [-1, 1]) == (0, 0, 0, 1)
 
 
 @pytest.mark.slow
@@ -303,5 +300,5 @@ def test_delong_rejects_one_in_twenty_equal_methods():
     for _ in range(2000):
         shared = rng.normal(size=120) + labels
         first, second = (shared + rng.normal(size=120) for _ in range(2))
-        rejected += uncertainty.delong_difference(first, second, labels).p_value < 0.05
+        rejected += uncertainty.delong([first, second], labels, [-1, 1]).p_value < 0.05
     assert 0.035 < rejected / 2000 < 0.065
