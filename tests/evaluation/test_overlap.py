@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as referee
 
+from src.data.saturation import Region
 from src.errors import DataError
 from src.evaluation import overlap, pixels, ranking
 from tests import reference
@@ -234,10 +235,8 @@ def some_regions(masks, seed):
         for _ in range(2):
             part = mask & (rng.random(mask.shape) < 0.7)
             if part.any():
-                own.append(pixels.Region(part, rng.uniform(0.5, part.sum() + 2)))
-        own.append(
-            pixels.Region(mask & ~np.logical_or.reduce([r.pixels for r in own] or [~mask]), 2)
-        )
+                own.append(Region(part, rng.uniform(0.5, part.sum() + 2)))
+        own.append(Region(mask & ~np.logical_or.reduce([r.pixels for r in own] or [~mask]), 2))
         regions.append([r for r in own if r.pixels.any()])
     regions[1] = None
     return regions
@@ -273,7 +272,7 @@ def test_one_object_of_the_places_where_it_may_lie_is_enough():
     mask[5:15, 5:15] = True  # two places of 5 x 10, one of them found
     found = np.zeros((20, 20), dtype=np.float32)
     found[5:10, 5:15] = 1
-    one = saturated([found], [mask], [[pixels.Region(mask, 50)]]).rank()
+    one = saturated([found], [mask], [[Region(mask, 50)]]).rank()
     assert overlap.area_under_overlap(one.saturated, 0.05) == 1
     assert overlap.area_under_overlap(one.regions, 0.05) == pytest.approx(0.5, abs=0.02)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -165,3 +167,40 @@ def test_a_mask_of_another_size_than_its_image_is_enlarged(tmp_path):
 def test_the_line_of_tables_says_that_pixels_are_the_original_ones():
     cfg = {"evaluation": {"size": "original"}, "transform": {"resize": [8, 8], "crop": None}}
     assert pixel_convention(cfg).endswith("on the pixels of the original images and masks")
+
+
+# --- saturation areas ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["original", 8, 4])
+def test_saturation_areas_of_the_mask_files_reach_auspro(tmp_path, size):
+    """A missing object of 16 pixels that may lie in two places, and a dent, found in part."""
+    for name, value, rows, columns in (("000", 1, (0, 4), (0, 8)), ("001", 2, (6, 8), (0, 4))):
+        mask = np.zeros((8, 8), np.uint8)
+        mask[slice(*rows), slice(*columns)] = value
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    kinds = [
+        {"pixel_value": 1, "saturation_threshold": 16, "relative_saturation": False},
+        {"pixel_value": 2, "saturation_threshold": 1.0, "relative_saturation": True},
+    ]
+    (tmp_path / "defects_config.json").write_text(json.dumps(kinds))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    bad = Sample(tmp_path / "a.png", tmp_path / "masks", 1, "x", "test",
+                 saturation=tmp_path / "defects_config.json")  # fmt: skip
+    samples = [bad, Sample(tmp_path / "a.png", None, 0, "good", "test")]
+    anomaly_map = torch.zeros(2, 8, 8)
+    anomaly_map[0, 0:4, 0:4] = 1  # one of the two places
+    anomaly_map[0, 6:8, 0:2] = 1  # half of the dent
+    transform = geometry([8, 8], None)
+    evaluator = Evaluator(
+        View(size, transform, samples), memory_gb=1, resamples=0, limits=[0.3], seed=0
+    )
+    mask = torch.from_numpy(transform.mask(tmp_path / "masks"))
+    batch = {"index": torch.arange(2), "label": torch.tensor([1, 0]),
+             "mask": torch.stack([mask, torch.zeros_like(mask)])}  # fmt: skip
+    evaluator.update(batch, Prediction(torch.tensor([1.0, 0.0]), anomaly_map))
+    got = evaluator.compute(CONFORMAL, samples)
+    # Above every normal pixel: 1 and 1/2 of the regions; the rest comes with all normal pixels.
+    assert got["test/auspro"] == pytest.approx(3 / 4 + 1 / 4 * 0.3 / 2, abs=0.02)
+    assert got["test/aupro"] == pytest.approx(1 / 2 + 1 / 2 * 0.3 / 2, abs=0.02)
