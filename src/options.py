@@ -135,6 +135,7 @@ RULES: Mapping[str, Rule] = {
     "data.rotations": either(whole(2, 360), several(NUMBER)),
     "evaluation.size": either(whole(1), choice("original")),
     "data.view.resize": either(whole(1), PAIR, choice("auto")),
+    "model.search.window": whole(0),
     "camera_size": several(whole(8), "[height,width], each of at least 8", 2),
     "format": choice("onnx", "openvino", "torch"),
     "save.maps": choice("none", "npy", "png"),

@@ -43,7 +43,7 @@ def draw(rows: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fill(backend: str, rows: Tensor, nprobe: int) -> MemoryBank:
-    bank = MemoryBank(SearchOptions(Backend(backend), None, nprobe, Storage.float32))
+    bank = MemoryBank(SearchOptions(None, Backend(backend), None, nprobe, Storage.float32))
     bank.fill(rows, torch.zeros(len(rows), 3))
     return bank
 

@@ -58,7 +58,7 @@ def images(seed: int, count: int) -> Iterator[Tensor]:
 
 def fit(mode: str) -> MemoryBank:
     cost = FitCost.of(PATCHES, DIM, OPTIONS, BUDGET_GB if mode == "stream" else None)
-    bank = MemoryBank(SearchOptions(Backend.flat, None, 1, Storage.float32))
+    bank = MemoryBank(SearchOptions(None, Backend.flat, None, 1, Storage.float32))
     patches: Rows | StreamingCoreset = (
         StreamingCoreset(cost, OPTIONS, 0) if cost.streams else Rows(PATCHES, torch.empty(0, DIM))
     )

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from src.errors import ConfigError
 from src.models.patchcore.nearest import Match, measure, nearest, squared_norms
 from src.models.patchcore.options import Backend, SearchOptions
+from src.models.patchcore.places import by_place, nearest_around, surroundings
 
 
 class MemoryBank(nn.Module):
     """Patch vectors (M, D) ordered by source, searched by squared Euclidean distance.
 
-    Rows are stored relative to their mean: distances stay the same, while the products lose less
-    to rounding and half precision keeps more digits.
+    With a window of places the order is by place, and queries are all patches of images. Rows are
+    stored relative to their mean: distances stay the same, while the products lose less to rounding
+    and half precision keeps more digits.
     """
 
     rows: Tensor  # (M, D), relative to `centre`
@@ -41,13 +43,16 @@ class MemoryBank(nn.Module):
         self.options = options
         for name in ("rows", "centre", "norms", "origin"):
             self.register_buffer(name, torch.empty(0))
-        self._index: Any = None  # of faiss, made by the first search
+        self._index: Any = None  # of faiss, or the places around each; made by the first search
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def fill(self, rows: Tensor, origin: Tensor) -> None:
         """Store patch vectors (M, D) and their sources (M, 3); ConfigError if one is not finite."""
+        if self.options.window is not None:
+            order = by_place(origin)
+            rows, origin = rows[order.to(rows.device)], origin[order]
         self.centre = rows.mean(0, dtype=torch.float64).float()
         self.rows = (rows - self.centre).to(getattr(torch, self.options.dtype))
         self.norms, self.origin = squared_norms(self.rows), origin.to(rows.device, torch.int32)
@@ -68,12 +73,13 @@ class MemoryBank(nn.Module):
         backend. Fewer than k rows may remain; none at all gives an infinite distance and row 0.
         """
         centred = queries - self.centre
+        if self.options.window is not None:
+            return self._search_around(centred, k, without)
         if without is not None:
             own = self.origin[:, 0] == without
             k = min(k, len(self) - int(own.sum()))
             if k == 0:
-                none = torch.zeros(len(queries), 1, dtype=torch.int64, device=queries.device)
-                return Match(none.float() + torch.inf, none)
+                return _no_match(queries)
             return nearest(centred, self.rows, k, self.norms.masked_fill(own, torch.inf))
         on_cpu = queries.device.type == "cpu" and not torch.compiler.is_compiling()
         if self.options.backend == Backend.flat or not on_cpu:
@@ -85,6 +91,22 @@ class MemoryBank(nn.Module):
         # Visited lists can hold fewer than k rows; the nearest one found stands in.
         row = torch.where(row < 0, row[:, :1].clamp_min(0), row)
         return measure(centred, self.rows, row)
+
+    def _search_around(self, centred: Tensor, k: int, without: int | None) -> Match:
+        """`search` among the rows whose place is at most `window` cells away."""
+        if self._index is None:
+            around = surroundings(self.origin, self.options.window or 0)
+            self._index = around, int((around >= 0).sum(1).min())
+        (around, places), norms = self._index, self.norms
+        fewest = len(norms) // len(around)  # rows of a place
+        if without is not None:
+            own = self.origin[:, 0] == without
+            fewest -= int(own.sum()) // len(around)
+            norms = norms.masked_fill(own, torch.inf)
+        k = min(k, fewest * places)
+        if k == 0:
+            return _no_match(centred)
+        return measure(centred, self.rows, nearest_around(centred, self.rows, norms, around, k))
 
     def measure(self, queries: Tensor, row: Tensor) -> Match:
         """Squared distances of queries (Q, D) to given rows (Q, k), sorted as by `search`."""
@@ -107,6 +129,11 @@ class MemoryBank(nn.Module):
     def vectors(self, row: Tensor | slice = slice(None)) -> Tensor:
         """Patch vectors (..., D) float32 of bank rows of any shape; default: of all."""
         return self.rows[row].float() + self.centre
+
+
+def _no_match(queries: Tensor) -> Match:
+    none = torch.zeros(len(queries), 1, dtype=torch.int64, device=queries.device)
+    return Match(none.float() + torch.inf, none)
 
 
 def build_index(rows: Tensor, options: SearchOptions) -> Any:

@@ -148,7 +148,8 @@ class PatchMemory(nn.Module):
         _, h, w, D = grids.shape
         features = grids.reshape(-1, D)
         chosen = select(features, self.options.coreset, self.options.seed)
-        rows = features[chosen.rows.to(features.device)]
+        whole_bank = len(chosen.rows) == len(features)
+        rows = features if whole_bank else features[chosen.rows.to(features.device)]
         bank.fill(rows, self.region.origins(patch_origins(index, h, w)[chosen.rows]))
         return chosen
 

@@ -93,6 +93,7 @@ class CoresetOptions:
 class SearchOptions:
     """The `model.search` group."""
 
+    window: int | None  # cells around its place in which a patch looks for its like; None: anywhere
     backend: Backend
     cells: int | None  # inverted lists of ivf; None: 4 sqrt(rows)
     nprobe: int  # inverted lists visited per query; 8 to 16 keep image scores within 0.2 %
@@ -148,6 +149,19 @@ class PatchCoreOptions:
                 "Eq. 7 weights the one worst patch of an image.",
                 found=f"model.score=top with model.reweight={self.reweight}",
                 do="use model.score=max, or model.reweight=none",
+            )
+        search, method = self.search, self.coreset.method
+        if search.window is not None and not (
+            (method, search.backend, self.reweight, self.weights)
+            == (CoresetMethod.none, Backend.flat, Reweight.none, None)
+        ):
+            raise ConfigError(
+                "A window of places compares a patch with all good ones around its place.",
+                found=f"model.search.window={search.window}, model.coreset.method={method}, "
+                f"model.search.backend={search.backend}, model.reweight={self.reweight}, "
+                f"model.weights={self.weights}",
+                do="use model.coreset.method=none model.search.backend=flat model.reweight=none "
+                "model.weights=null, or model.search.window=null",
             )
         if self.normalise != Normalise.none and self.embedding == Embedding.official:
             raise ConfigError(

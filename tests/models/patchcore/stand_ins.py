@@ -19,7 +19,7 @@ def coreset(**changes) -> CoresetOptions:
 
 
 def search(**changes) -> SearchOptions:
-    values = {"backend": "flat", "cells": None, "nprobe": 4, "dtype": "float32"}
+    values = {"backend": "flat", "cells": None, "nprobe": 4, "dtype": "float32", "window": None}
     return SearchOptions(**(values | changes))
 
 
