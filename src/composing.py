@@ -165,6 +165,7 @@ class BackboneOptions:
     padding_mode: str | None
     precision: Precision
     channels_last: bool
+    step: int = 32  # pixels of which sides of images are multiples
 
 
 @dataclass

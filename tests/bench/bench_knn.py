@@ -95,7 +95,7 @@ def main() -> None:
         features, good, bad = bottle_features(root)
         kept = greedy_coreset(
             random_projection(features, 128, 0), len(features) // 10, start="official", seed=0,
-            block=1024, track=False,
+            block=1024,
         ).rows  # fmt: skip
         queries = [part[:IMAGES].flatten(0, 1) for part in (good, bad)]
         compare("bottle, EfficientNet-Lite0, 10 %", features[kept], *queries, with_faiss=True)

@@ -108,10 +108,6 @@ class MemoryBank(nn.Module):
             return _no_match(centred)
         return measure(centred, self.rows, nearest_around(centred, self.rows, norms, around, k))
 
-    def measure(self, queries: Tensor, row: Tensor) -> Match:
-        """Squared distances of queries (Q, D) to given rows (Q, k), sorted as by `search`."""
-        return measure(queries - self.centre, self.rows, row)
-
     @torch.no_grad()
     def score_error(self, queries: Tensor) -> float:
         """Mean relative error of image scores by approximate search, >= 0; 0 when exact.

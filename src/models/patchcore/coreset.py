@@ -54,33 +54,23 @@ class Coreset(NamedTuple):
     #: (M,) float32: distance of each pick to the rows kept before it; empty unless greedy.
     radius: Tensor
     distance: Tensor  # (N,) float32: of every row to the nearest kept row; empty unless greedy
-    #: (N,) int64: position of that row in `rows`; -1: none beat the start. None: not tracked.
-    nearest: Tensor | None
 
 
 def select(features: Tensor, options: CoresetOptions, seed: int) -> Coreset:
-    """The rows of features (N, D) that a bank keeps, ascending.
-
-    `nearest` comes for free from a greedy selection without projection; otherwise it is None.
-    """
+    """The rows of features (N, D) that a bank keeps, ascending."""
     N, D = features.shape
     size, empty = options.size(N), torch.empty(0)
     if options.method == CoresetMethod.none:
-        return Coreset(torch.arange(N), empty, empty, None)
+        return Coreset(torch.arange(N), empty, empty)
     if options.method == CoresetMethod.random:
-        return Coreset(random_coreset(N, size, seed), empty, empty, None)
+        return Coreset(random_coreset(N, size, seed), empty, empty)
     dim = options.projected_dim(D)
     points = features if dim == D else random_projection(features, dim, seed)
     found = greedy_coreset(
         points, size, start=options.start, seed=seed, block=options.block,
-        stop_radius=options.stop_radius, track=dim == D,
+        stop_radius=options.stop_radius,
     )  # fmt: skip
-    rows, order = found.rows.sort()
-    if found.nearest is None:
-        return found._replace(rows=rows)
-    place = torch.full((len(rows) + 1,), -1)  # the last one is that of -1
-    place[order] = torch.arange(len(rows))
-    return found._replace(rows=rows, nearest=place.to(features.device)[found.nearest])
+    return found._replace(rows=found.rows.sort().values)
 
 
 def greedy_coreset(
@@ -92,7 +82,6 @@ def greedy_coreset(
     block: int,
     known_gap: Tensor | None = None,
     stop_radius: float | None = None,
-    track: bool = True,
 ) -> Coreset:
     """Exact greedy k-center on the device of `features`; rows come in the order of their picks.
 
@@ -106,11 +95,10 @@ def greedy_coreset(
         block: B, candidate rows per pass; any value gives the same rows.
         known_gap: (N,) squared distance of every row to rows kept elsewhere; replaces `start`.
         stop_radius: stop early once every row is within this distance of a kept one.
-        track: also say which kept row is nearest to each row; costs a few percent.
     """
     N = len(features)
     size = min(size, N)
-    search = _Search(features, size, track)
+    search = _Search(features, size)
     if known_gap is None:
         search.begin(start, seed)
     else:
@@ -127,7 +115,7 @@ def greedy_coreset(
 class _Search:
     """State of one selection: squared distances `gap` (N,), -1 for rows already kept."""
 
-    def __init__(self, features: Tensor, size: int, track: bool) -> None:
+    def __init__(self, features: Tensor, size: int) -> None:
         N = len(features)
         self.features, self.norms = features, squared_norms(features)
         self.rows = np.empty(size, np.int64)
@@ -135,9 +123,6 @@ class _Search:
         self.count = 0
         self.covered = False
         self.gap = features.new_empty(N)
-        self.nearest: Tensor | None = None
-        if track:
-            self.nearest = torch.full((N,), -1, dtype=torch.int64, device=features.device)
 
     def begin(self, start: CoresetStart, seed: int) -> None:
         """Distances before the first pick."""
@@ -154,8 +139,6 @@ class _Search:
         else:
             row = int(random.randint(N))
         self.gap.copy_(self._gaps_to(np.array([row]))[:, 0])
-        if self.nearest is not None:
-            self.nearest.zero_()
         self.gap[row] = -1.0
         self.rows[0], self.gaps[0], self.count = row, np.inf, 1
 
@@ -202,20 +185,13 @@ class _Search:
             where: Tensor | slice = moving[tile] if gathers else tile
             gaps = linear(self.features[where], factor, offset)  # (t, p): |s|^2 - 2 x.s
             low = gaps.amin(1).add_(self.norms[where]).clamp_min_(0.0)
-            before = self.gap[where]
-            if self.nearest is not None:
-                better = (low < before).nonzero()[:, 0]
-                moved = moving[tile][better] if gathers else better + tile.start
-                self.nearest[moved] = gaps[better].argmin(1).add_(self.count)
-            self.gap[where] = torch.minimum(before, low)
+            self.gap[where] = torch.minimum(self.gap[where], low)
 
     def result(self) -> Coreset:
         """Rows kept so far and the distances of all rows to them."""
         rows = torch.from_numpy(self.rows[: self.count].copy())
         gaps = torch.from_numpy(self.gaps[: self.count].copy()).clamp_min_(0.0)
-        if self.nearest is not None:
-            self.nearest[rows] = torch.arange(self.count, device=self.nearest.device)
-        return Coreset(rows, gaps.sqrt_(), self.gap.clamp_min(0.0).sqrt_(), self.nearest)
+        return Coreset(rows, gaps.sqrt_(), self.gap.clamp_min(0.0).sqrt_())
 
 
 def pick_in_block(

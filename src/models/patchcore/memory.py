@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.errors import ConfigError
 from src.models.patchcore.bank import MemoryBank
-from src.models.patchcore.coreset import Coreset, select
-from src.models.patchcore.nearest import Match
+from src.models.patchcore.coreset import greedy_coreset, select
+from src.models.patchcore.foreground import foreground
 from src.models.patchcore.options import (
     Backend,
     Distance,
@@ -69,17 +70,29 @@ class PatchMemory(nn.Module):
         self._images = 0
         self._grid = (0, 0)  # patches of an image
         self._rows: Rows | StreamingCoreset | None = None
+        self._shown: list[Tensor] = []  # (B, h, w) foreground of each batch
+        self._tokens: list[Tensor] = []  # (B, C) one vector for each of its images
 
     # --- filling ------------------------------------------------------------------------------
 
     def begin(self, images: int) -> None:
         """Expect at most `images` images."""
-        self._images, self._rows = images, None
+        self._images, self._rows, self._shown, self._tokens = images, None, [], []
 
-    def add(self, maps: list[Tensor], batch: Mapping[str, Tensor]) -> None:
-        """Take the feature maps of a batch (B images); the first process takes those of all."""
-        patches = whole(self.region.cut(self.embedder(maps)), batch)  # (B, h, w, D)
+    def add(
+        self, maps: list[Tensor], batch: Mapping[str, Tensor], tokens: Tensor | None = None
+    ) -> None:
+        """Take the feature maps of a batch (B images); the first process takes those of all.
+
+        `tokens` (B, C): what the images are chosen by when only some are remembered.
+        """
+        raw = self.embedder(maps)
+        patches = whole(self.region.cut(raw), batch)  # (B, h, w, D)
         index = whole(batch["index"], batch)
+        if self.options.foreground is not None:
+            self._shown.append(whole(self._foreground(raw), batch))
+        if tokens is not None:
+            self._tokens.append(whole(tokens, batch))
         if not leads():
             return
         if self._rows is None:
@@ -101,6 +114,13 @@ class PatchMemory(nn.Module):
         log.info("PatchCore plan: %s", plan)
         if not cost.streams:
             return Rows(count, patches.flatten(0, 2))
+        if self.options.references is not None:
+            raise ConfigError(
+                "References are chosen from images whose patches are all held.",
+                found=f"model.references={self.options.references} with "
+                f"model.memory_budget_gb={self.budget_gb:g} for this memory",
+                do=f"allow {cost.peak_bytes / 1e9:.3g} GB for it, or set model.references=null",
+            )
         self.fit_basis(patches)
         cost = FitCost.of(count, self.scaled(patches[:1]).shape[3], coreset, self.budget_gb)
         return StreamingCoreset(cost, coreset, self.options.seed, patches.device)
@@ -128,30 +148,43 @@ class PatchMemory(nn.Module):
             grids, index = grids[order.to(grids.device)], index[order]
         self.fit_basis(grids)
         grids = self._scaled_in_place(grids)
-        chosen = self.reduce(self.bank, grids, index)
-        self.radius = chosen.radius
+        tokens = torch.cat(self._tokens)[order.to(grids.device)] if self._tokens else None
+        self.radius = self.reduce(self.bank, grids, index, tokens)
         if self.options.search.backend == Backend.ivf:
             error = self.bank.score_error(grids[:64].flatten(1, 2))
             log.info("inverted lists: image scores %.3f %% too high on normal images", 100 * error)
         first = torch.cat([index.new_ones(1), index.diff()]) > 0  # (n,) the images themselves
         if self.options.held_out == HeldOut.cross and first.sum() > 1:
-            return self.cross(grids, index, first)
-        nearest = None if chosen.nearest is None else chosen.nearest.view(len(index), -1)[first]
-        return self.held_out(grids[first.to(grids.device)], index[first], nearest)
+            found = self.cross(grids, index, first, tokens)
+        else:
+            found = self.held_out(grids[first.to(grids.device)], index[first])
+        if not self._shown:
+            return found
+        return self._hidden(found, torch.cat(self._shown)[order[first].to(grids.device)])
 
-    def reduce(self, bank: MemoryBank, grids: Tensor, index: Tensor) -> Coreset:
+    def reduce(
+        self, bank: MemoryBank, grids: Tensor, index: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
         """Fill a bank from the patches (n, h, w, D) of the images with numbers `index` (n,).
 
-        Returns: what was selected; its `nearest` (n*h*w,) is the bank row nearest to each patch,
-            -1 where it is unknown, if the selection found that on its way.
+        With `tokens` (n, C) only from those images whose tokens cover all others best.
+
+        Returns: the cover radius before each pick, empty unless the selection is greedy.
         """
+        if tokens is not None and self.options.references is not None:
+            size = max(1, int(self.options.references * len(tokens)))
+            cover = greedy_coreset(
+                tokens, size, start=self.options.coreset.start, seed=self.options.seed,
+                block=self.options.coreset.block,
+            ).rows.sort().values  # fmt: skip
+            grids, index = grids[cover.to(grids.device)], index[cover]
         _, h, w, D = grids.shape
         features = grids.reshape(-1, D)
         chosen = select(features, self.options.coreset, self.options.seed)
         whole_bank = len(chosen.rows) == len(features)
         rows = features if whole_bank else features[chosen.rows.to(features.device)]
         bank.fill(rows, self.region.origins(patch_origins(index, h, w)[chosen.rows]))
-        return chosen
+        return chosen.radius
 
     def fit_basis(self, grids: Tensor) -> None:
         """Learn `normalise` from raw patches (n, h, w, D) of normal images."""
@@ -180,6 +213,25 @@ class PatchMemory(nn.Module):
         """Patch vectors (B, h, w, D), of a region (B, 1, P, D); unit length for cosine."""
         return self.scaled(self.region.cut(self.embedder(maps)))
 
+    def judge(self, maps: list[Tensor], index: Tensor | None = None) -> Scored:
+        """Scores of the images with these maps; with their numbers `index`: without own rows."""
+        raw = self.embedder(maps)
+        patches = self.scaled(self.region.cut(raw))
+        found = self.score(patches) if index is None else self.held_out(patches, index)
+        if self.options.foreground is None:
+            return found
+        return self._hidden(found, self._foreground(raw))
+
+    def _foreground(self, raw: Tensor) -> Tensor:
+        """Which of the patches that count show the part, by raw ones (B, h, w, D)."""
+        shown = foreground(raw, self.options.foreground or 0.0)
+        return self.region.cut(shown[..., None].float())[..., 0]
+
+    def _hidden(self, found: Scored, shown: Tensor) -> Scored:
+        """Scores with those of the background (B, h, w) put to 0."""
+        grid = found.grid * shown
+        return Scored(image_score(grid.flatten(1), self.options), grid)
+
     def score(
         self, patches: Tensor, without: int | None = None, bank: MemoryBank | None = None
     ) -> Scored:
@@ -187,61 +239,9 @@ class PatchMemory(nn.Module):
 
         `without`: the number of an image whose rows are left out.
         """
-        bank = bank or self.bank
-        match = bank.search(patches.flatten(0, 2), self.options.neighbors, without)
-        return self._scored(bank, patches, match, without)
-
-    def cross(self, grids: Tensor, index: Tensor, first: Tensor | None = None) -> Scored:
-        """Scores of n > 1 training images by banks made without their fold.
-
-        Folds are dealt by the seed, the same for every memory. Memory: the patches a second time.
-
-        Args:
-            grids: (m, h, w, D) patches of the images and of their turned copies, which belong to
-                the fold of their image.
-            index: (m,) image of each, ascending.
-            first: (m,) bool: the n images themselves, which alone are scored; None: all.
-        """
-        own = torch.arange(len(index)) if first is None else first.nonzero()[:, 0]
-        n, of = len(own), torch.searchsorted(index[own], index)  # (m,) image, 0..n-1
-        folds = min(n, self.options.folds or (20 if n < 100 else 10))
-        dealt = torch.randperm(n, generator=torch.Generator().manual_seed(self.options.seed))
-        image, grid = grids.new_empty(n), grids.new_empty(n, *grids.shape[1:3])
-        for fold in range(folds):
-            mine = dealt[fold::folds]
-            rest = ~torch.isin(of, mine)
-            bank = MemoryBank(self.options.search).to(grids.device)
-            self.reduce(bank, grids[rest.to(grids.device)], index[rest])
-            for part in torch.split(mine, _IMAGES):
-                image[part], grid[part] = self.score(grids[own[part].to(grids.device)], bank=bank)
-        return Scored(image, grid)
-
-    def held_out(self, grids: Tensor, index: Tensor, nearest: Tensor | None = None) -> Scored:
-        """Scores of training images (n, h, w, D), each without its own bank rows; exact.
-
-        `nearest` (n, h*w): bank row nearest to each patch, or -1, when known; then only patches
-        matched by their own image are searched again.
-        """
-        parts = []
-        for i, image in enumerate(index.tolist()):
-            grid = grids[i : i + 1]
-            if nearest is None or self.options.neighbors > 1:
-                parts.append(self.score(grid, image))
-                continue
-            flat, row = grid.flatten(0, 2), nearest[i]
-            again = ((self.bank.origin[row, 0] == image) | (row < 0)).nonzero()[:, 0]
-            distance, row = self.bank.measure(flat, row[:, None].clamp_min(0))
-            if len(again):
-                distance[again], row[again] = self.bank.search(flat[again], 1, image)
-            parts.append(self._scored(self.bank, grid, Match(distance, row), image))
-        return Scored(*map(_finite, Scored.joined(parts)))
-
-    def _scored(
-        self, bank: MemoryBank, patches: Tensor, match: Match, without: int | None
-    ) -> Scored:
-        """Image and patch scores from the matches of patches (B, h, w, D)."""
         B, h, w, D = patches.shape
-        options = self.options
+        bank, options = bank or self.bank, self.options
+        match = bank.search(patches.flatten(0, 2), options.neighbors, without)
         grid = patch_score(match.distance, options).view(B, h * w)
         score = image_score(grid, options)
         if options.reweight != Reweight.none:
@@ -253,6 +253,45 @@ class PatchMemory(nn.Module):
             gap = length(gap, options.distance)
             score = score * neighbourhood_weight(options.reweight, best, gap, D)
         return Scored(score, grid.view(B, h, w))
+
+    def cross(
+        self,
+        grids: Tensor,
+        index: Tensor,
+        first: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> Scored:
+        """Scores of n > 1 training images by banks made without their fold.
+
+        Folds are dealt by the seed, the same for every memory. Memory: the patches a second time.
+
+        Args:
+            grids: (m, h, w, D) patches of the images and of their turned copies, which belong to
+                the fold of their image.
+            index: (m,) image of each, ascending.
+            first: (m,) bool: the n images themselves, which alone are scored; None: all.
+            tokens: (m, C) see `reduce`.
+        """
+        own = torch.arange(len(index)) if first is None else first.nonzero()[:, 0]
+        n, of = len(own), torch.searchsorted(index[own], index)  # (m,) image, 0..n-1
+        folds = min(n, self.options.folds or (20 if n < 100 else 10))
+        dealt = torch.randperm(n, generator=torch.Generator().manual_seed(self.options.seed))
+        image, grid = grids.new_empty(n), grids.new_empty(n, *grids.shape[1:3])
+        for fold in range(folds):
+            mine = dealt[fold::folds]
+            rest = ~torch.isin(of, mine)
+            bank = MemoryBank(self.options.search).to(grids.device)
+            place = rest.to(grids.device)
+            some = None if tokens is None else tokens[place]
+            self.reduce(bank, grids[place], index[rest], some)
+            for part in torch.split(mine, _IMAGES):
+                image[part], grid[part] = self.score(grids[own[part].to(grids.device)], bank=bank)
+        return Scored(image, grid)
+
+    def held_out(self, grids: Tensor, index: Tensor) -> Scored:
+        """Scores of training images (n, h, w, D), each without its own bank rows; exact."""
+        parts = [self.score(grids[i : i + 1], n) for i, n in enumerate(index.tolist())]
+        return Scored(*map(_finite, Scored.joined(parts)))
 
 
 def _finite(scores: Tensor) -> Tensor:

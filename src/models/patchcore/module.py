@@ -10,14 +10,14 @@ features never leave evaluation mode (the original moves BatchNorm statistics wh
 dimensions); every bank row remembers its source, which gives held-out scores and explanations.
 
 Several backbones make an ensemble (Tab. S1): one memory each, scores and maps averaged on a common
-scale. The original scales each member by its smallest and largest score over the whole test set,
-so a single image cannot be scored (`normalisation=test_set`); ours scales with held-out scores of
-normal images, which are known after the fit and saved with the model.
+scale; so do the layers of one with a memory each (`memories=per_layer`; SuperAD, RAD). The original
+scales each member by its smallest and largest score over the whole test set, so a single image
+cannot be scored (`normalisation=test_set`); ours scales with held-out scores of normal images,
+which are known after the fit and saved with the model; `none` does not scale.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
@@ -32,14 +32,13 @@ from src.errors import ConfigError
 from src.models.base import AnomalyModule
 from src.models.patchcore.memory import PatchMemory
 from src.models.patchcore.official_banks import take_official
-from src.models.patchcore.options import HeldOut, Normalisation, PatchCoreOptions
-from src.models.patchcore.scores import Scored, length
+from src.models.patchcore.options import HeldOut, Memories, Normalisation, PatchCoreOptions
+from src.models.patchcore.scores import Scored, held_out_scale, image_score, length
+from src.models.patchcore.turns import angles_of, turned
 from src.models.patchcore.windows import Windowed
 from src.processes import leads
 from src.result import Calibration, LineChart, NormalScores, Prediction
 
-# Ours: the unit of a member is the distance from the median to this quantile of held-out scores.
-_IMAGE_QUANTILE, _PATCH_QUANTILE = 0.95, 0.99
 _MAP_BATCH = 64  # images whose held-out maps are made together
 _RANGE_BATCH = 8  # images a step while the range of a test set is found
 
@@ -54,7 +53,16 @@ class NearestPatches(NamedTuple):
 
 
 class Backbones(nn.ModuleList):
-    """Frozen networks that look at the same images."""
+    """Frozen networks that look at the same images; their maps, for each memory those it takes."""
+
+    def __init__(self, networks: Iterable[nn.Module], memories: Memories) -> None:
+        super().__init__(networks)
+        self.apart = memories == Memories.per_layer
+
+    @property
+    def channels(self) -> list[tuple[int, ...]]:
+        """Of the maps of each memory."""
+        return self._dealt([network.channels for network in self])
 
     @property
     def identity(self) -> str:
@@ -62,12 +70,16 @@ class Backbones(nn.ModuleList):
         return " + ".join(str(network.identity) for network in self)
 
     def forward(self, image: Tensor) -> list[list[Tensor]]:
-        """Images (B, 3, H, W) -> the maps of each network."""
-        return [network(image) for network in self]
+        """Images (B, 3, H, W) -> the maps of each memory."""
+        return self._dealt([network(image) for network in self])
+
+    def _dealt(self, kinds: list[Any]) -> list[Any]:
+        """One list for each network -> one for each memory."""
+        return [[one] for kind in kinds for one in kind] if self.apart else kinds
 
 
 class PatchCore(AnomalyModule):
-    """A memory of normal patches for each backbone.
+    """A memory of normal patches for each backbone, or for each of its layers.
 
     Args:
         backbone: frozen features, finest map first; several make an ensemble.
@@ -78,7 +90,7 @@ class PatchCore(AnomalyModule):
     Options: ClassVar[type] = PatchCoreOptions
     single_pass = True
 
-    memories: Sequence[PatchMemory]  # one for each backbone
+    memories: Sequence[PatchMemory]  # in the order of backbones and layers
     scale: Tensor  # (members, image | patch, location | unit); empty without an ensemble
     held_out_image: Tensor  # (n,) see `held_out_scores`
     held_out_map_max: Tensor  # (n,)
@@ -94,12 +106,14 @@ class PatchCore(AnomalyModule):
         self.image_size, self.options = (image_size[0], image_size[1]), options
         networks = backbone if isinstance(backbone, Sequence) else [backbone]
         seen, budget = options.windows, options.memory_budget_gb
-        self.backbone = Backbones(
+        views = (
             Windowed(one, seen.size, seen.overlap, image_size) if seen and seen.size else one
             for one in networks
         )
-        share = None if budget is None else budget / len(networks)
-        memories = [PatchMemory(network.channels, options, share) for network in networks]
+        self.backbone = Backbones(views, options.memories)
+        channels = self.backbone.channels
+        share = None if budget is None else budget / len(channels)
+        memories = [PatchMemory(tuple(counts), options, share) for counts in channels]
         self.memories = cast(Sequence[PatchMemory], nn.ModuleList(memories))
         for name in ("scale", "held_out_image", "held_out_map_max"):
             self.register_buffer(name, torch.empty(0))
@@ -155,8 +169,10 @@ class PatchCore(AnomalyModule):
         """Remember the patches of a batch of normal images and of their turned copies."""
         for degrees in (0.0, *self.rotations):
             image = turned(batch["image"], degrees)
+            first = cast(FeatureExtractor, self.backbone[0])
+            tokens = None if self.options.references is None else first.describe(image)
             for memory, maps in zip(self.memories, self.backbone(image), strict=True):
-                memory.add(maps, batch)
+                memory.add(maps, batch, tokens)
 
     def on_train_epoch_end(self) -> None:
         """Reduce the patches to the banks and score the training images without themselves."""
@@ -181,15 +197,15 @@ class PatchCore(AnomalyModule):
             return
         parts: list[list[Scored]] = [[] for _ in self.memories]
         for batch in loader:
-            grids = self.patches(batch["image"].to(self.device))
-            for memory, patches, part in zip(self.memories, grids, parts, strict=True):
-                part.append(memory.held_out(patches, batch["index"]))
+            found = self._scores(batch["image"].to(self.device), batch["index"])
+            for part, scored in zip(parts, found, strict=True):
+                part.append(scored)
         self._note_held_out([Scored.joined(part) for part in parts], Calibration.leave_one_out)
 
     def _note_held_out(self, members: list[Scored], way: Calibration) -> None:
         """Fix the scale of an ensemble, then keep the held-out scores of all memories together."""
         self._way = way
-        if len(members) > 1:
+        if len(members) > 1 and self.options.normalisation != Normalisation.none:
             self.scale = torch.stack([held_out_scale(member) for member in members])
         parts = []
         for at in range(0, len(members[0].image), _MAP_BATCH):
@@ -203,7 +219,7 @@ class PatchCore(AnomalyModule):
 
         None when the scale depends on the images predicted, or the banks were given.
         """
-        fixed = len(self.memories) == 1 or self.options.normalisation == Normalisation.held_out
+        fixed = len(self.memories) == 1 or self.options.normalisation != Normalisation.test_set
         if not fixed or not len(self.held_out_image):
             return None
         return NormalScores(self.held_out_image.cpu(), self.held_out_map_max.cpu(), self._way)
@@ -215,20 +231,33 @@ class PatchCore(AnomalyModule):
         """Score images (B, 3, H, W); maps have the size of the images."""
         return self._combined(self._scores(image), (int(image.shape[2]), int(image.shape[3])))
 
-    def _scores(self, image: Tensor) -> list[Scored]:
-        pairs = zip(self.memories, self.patches(image), strict=True)
-        return [memory.score(patches) for memory, patches in pairs]
+    def _scores(self, image: Tensor, index: Tensor | None = None) -> list[Scored]:
+        pairs = zip(self.memories, self.backbone(image), strict=True)
+        return [memory.judge(maps, index) for memory, maps in pairs]
 
     def _combined(self, members: list[Scored], size: tuple[int, int]) -> Prediction:
         """One prediction from the scores of each memory."""
-        scales = self.scale if len(members) > 1 else self.scale.new_tensor([[[0.0, 1.0]] * 2])
+        unscaled = self.scale.new_tensor([[[0.0, 1.0]] * 2]).expand(len(members), 2, 2)
+        plain = len(members) == 1 or self.options.normalisation == Normalisation.none
+        scales = unscaled if plain else self.scale
         scores, maps = [], []
         for memory, scored, scale in zip(self.memories, members, scales, strict=True):
             (image_at, image_unit), (patch_at, patch_unit) = scale.unbind(0)
             scores.append((scored.image - image_at) / image_unit)
             grid = (scored.grid - patch_at) / patch_unit
             maps.append(memory.region.smooth_maps(grid, size, self.options.sigma))
-        return Prediction(torch.stack(scores).mean(0), torch.stack(maps).mean(0))
+        score = torch.stack(scores).mean(0)
+        if plain and len(members) > 1:
+            score = self._score_of_mean([scored.grid for scored in members])
+        return Prediction(score, torch.stack(maps).mean(0))
+
+    def _score_of_mean(self, grids: list[Tensor]) -> Tensor:
+        """Image scores (B,) of the mean patch scores, on the finest grid; of all of its patches."""
+        pairs = zip(self.memories, grids, strict=True)
+        spread = [memory.region.spread(grid)[:, None] for memory, grid in pairs]
+        size = spread[0].shape[-2:]
+        resized = [F.interpolate(grid, size=size, mode="bilinear") for grid in spread]
+        return image_score(torch.cat(resized, 1).mean(1).flatten(1), self.options)
 
     @torch.no_grad()
     def on_predict_start(self) -> None:
@@ -296,41 +325,3 @@ class PatchCore(AnomalyModule):
     def trained_facts(self) -> dict[str, Any]:
         """How the held-out scores came about."""
         return {"held_out": str(self._way)}
-
-
-def held_out_scale(scored: Scored) -> Tensor:
-    """Location and unit (2, 2) of image scores and of patch scores of normal images."""
-    rows = []
-    for values, high in ((scored.image, _IMAGE_QUANTILE), (scored.grid, _PATCH_QUANTILE)):
-        ordered = values.flatten().sort().values
-        median = ordered[len(ordered) // 2]
-        top = ordered[min(len(ordered) - 1, int(high * len(ordered)))]
-        unit = top - median
-        rows.append(torch.stack([median, unit if unit > 0 else torch.ones_like(unit)]))
-    return torch.stack(rows)
-
-
-def angles_of(rotations: float | Sequence[float] | None) -> list[float]:
-    """Degrees of the copies: those named, or of n evenly spaced turns all but the first."""
-    if not isinstance(rotations, int | float):
-        return list(map(float, rotations or []))
-    return [360.0 * turn / rotations for turn in range(1, int(rotations))]
-
-
-def turned(image: Tensor, degrees: float) -> Tensor:
-    """Images (B, C, H, W) turned counterclockwise about their centre, in the same frame.
-
-    For parts that lie anyhow; ours. Right angles of square images are exact; otherwise bilinear,
-    and what lies beyond the frame has the colour of its edge.
-    """
-    if degrees == 0:
-        return image
-    quarter, rest = divmod(degrees, 90.0)
-    if rest == 0 and (image.shape[2] == image.shape[3] or quarter % 2 == 0):
-        return image.rot90(int(quarter), (2, 3))
-    H, W = image.shape[2:]
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # from places in the copy to those in the image, in units of half a width and half a height
-    back = image.new_tensor([[cos, -sin * H / W, 0.0], [sin * W / H, cos, 0.0]])
-    grid = F.affine_grid(back.expand(len(image), 2, 3), list(image.shape), align_corners=False)
-    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)

@@ -44,9 +44,13 @@ Storage = StrEnum("Storage", ["float32", "float16"])
 #: scaled: the common ports' variant, distances / sqrt(D), the match left out.
 Reweight = StrEnum("Reweight", ["none", "paper", "scaled"])
 
-#: How an ensemble brings its members to one scale; held_out: by held-out scores of normal images;
-#: test_set: official, by the range of all images predicted in one go.
-Normalisation = StrEnum("Normalisation", ["held_out", "test_set"])
+#: How memories are brought to one scale; held_out: by held-out scores of normal images; test_set:
+#: official, by the range of all images predicted in one go; none: SuperAD, the patch scores are
+#: averaged as they are, and the image score is that of their mean.
+Normalisation = StrEnum("Normalisation", ["held_out", "test_set", "none"])
+
+#: joint: one memory of the vectors of all layers together; per_layer: one memory for each.
+Memories = StrEnum("Memories", ["joint", "per_layer"])
 
 
 @dataclass
@@ -113,6 +117,7 @@ class PatchCoreOptions:
     """The `model` group."""
 
     windows: WindowOptions | None  # through which large images are seen
+    memories: Memories
     embedding: Embedding
     patch_size: int  # side of the neighbourhood in feature cells, odd; 1 means none
     patch_stride: int  # step between patches in feature cells
@@ -126,6 +131,8 @@ class PatchCoreOptions:
     reweight: Reweight
     reweight_neighbors: int  # b of Eq. 7
     squared: bool  # report squared Euclidean distances
+    foreground: float | None  # of the first component; below it patches score 0; None: all score
+    references: float | None  # share of the training images that are remembered; None: all
     score: ImageScore
     top_share: float  # of an image's patches, for `top`; at least one patch
     sigma: float  # Gaussian blur of the map in pixels
@@ -144,11 +151,13 @@ class PatchCoreOptions:
                 found=f"model.patch_size={self.patch_size}, model.patch_stride={self.patch_stride}",
                 do="use 1, 3 or 5 with stride 1; the paper uses 3",
             )
-        if self.score == ImageScore.top and self.reweight != Reweight.none:
+        several = self.score == ImageScore.top or self.foreground is not None
+        if several and self.reweight != Reweight.none:
             raise ConfigError(
                 "Eq. 7 weights the one worst patch of an image.",
-                found=f"model.score=top with model.reweight={self.reweight}",
-                do="use model.score=max, or model.reweight=none",
+                found=f"model.score={self.score}, model.foreground={self.foreground} with "
+                f"model.reweight={self.reweight}",
+                do="use model.score=max model.foreground=null, or model.reweight=none",
             )
         search, method = self.search, self.coreset.method
         if search.window is not None and not (

@@ -12,6 +12,9 @@ from torch import Tensor
 from src.models.patchcore.nearest import nearest
 from src.models.patchcore.options import Distance, ImageScore, PatchCoreOptions, Reweight
 
+# Ours: the unit of a member is the distance from the median to this quantile of held-out scores.
+_IMAGE_QUANTILE, _PATCH_QUANTILE = 0.95, 0.99
+
 
 class Scored(NamedTuple):
     """Scores of B images."""
@@ -23,6 +26,18 @@ class Scored(NamedTuple):
     def joined(cls, parts: Iterable[Scored]) -> Scored:
         """The scores of several batches, one behind the other."""
         return cls(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def held_out_scale(scored: Scored) -> Tensor:
+    """Location and unit (2, 2) of image scores and of patch scores of normal images."""
+    rows = []
+    for values, high in ((scored.image, _IMAGE_QUANTILE), (scored.grid, _PATCH_QUANTILE)):
+        ordered = values.flatten().sort().values
+        median = ordered[len(ordered) // 2]
+        top = ordered[min(len(ordered) - 1, int(high * len(ordered)))]
+        unit = top - median
+        rows.append(torch.stack([median, unit if unit > 0 else torch.ones_like(unit)]))
+    return torch.stack(rows)
 
 
 def length(gap: Tensor, distance: Distance) -> Tensor:

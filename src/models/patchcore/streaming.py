@@ -211,7 +211,7 @@ class StreamingCoreset:
             quota = max(1, int(self.capacity * share**0.5) - len(bank))
         found = greedy_coreset(
             points, min(quota, len(part)), start=self.options.start, seed=self.seed,
-            block=self.options.block, stop_radius=self.options.stop_radius, track=False,
+            block=self.options.block, stop_radius=self.options.stop_radius,
             known_gap=nearest(points, kept, 1).distance[:, 0] if len(bank) else None,
         )  # fmt: skip
         bank.add(part.values[found.rows.to(points.device)], part.origin[found.rows])

@@ -98,6 +98,11 @@ class Windowed(nn.Module):
         parts = [self._row(image, row, columns) for row in rows]
         return [torch.cat(layer, 2) for layer in zip(*parts, strict=True)]
 
+    def describe(self, image: Tensor) -> Tensor:
+        """One vector (B, C) for each image, of the network on the image shrunk to one window."""
+        view = F.interpolate(image, size=(self.size,) * 2, mode="bilinear", antialias=True)
+        return self.network.describe(view)
+
     def _row(self, image: Tensor, row: Window, columns: list[Window]) -> list[Tensor]:
         """The kept part of one row of windows of each layer."""
         size, cell = self.size, self.cell

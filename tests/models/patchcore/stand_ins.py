@@ -30,7 +30,8 @@ def options(**changes) -> PatchCoreOptions:
         "reweight_neighbors": 4, "squared": False, "sigma": 2.0, "normalisation": "held_out",
         "memory_budget_gb": None, "rotations": [], "weights": None, "seed": 0, "search": search(),
         "normalise": "none", "score": "max", "top_share": 0.05, "held_out": "leave_one_out",
-        "folds": None, "windows": None,
+        "folds": None, "windows": None, "memories": "joint", "foreground": None,
+        "references": None,
         "coreset": coreset(**changes.pop("coreset", {})),
     }  # fmt: skip
     return PatchCoreOptions(**(values | changes))
@@ -51,6 +52,9 @@ class TwoMaps(torch.nn.Module):
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         fine = torch.nn.functional.conv2d(image, self.fine, stride=4).relu()
         return [fine, torch.nn.functional.conv2d(fine, self.coarse, stride=2).relu()]
+
+    def describe(self, image: torch.Tensor) -> torch.Tensor:
+        return self(image)[-1].mean((2, 3))
 
 
 class Noise(Dataset):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from src.models.patchcore.module import PatchCore, held_out_scale
-from src.models.patchcore.scores import Scored
+from src.models.patchcore.module import PatchCore
+from src.models.patchcore.scores import Scored, held_out_scale
 from tests.models.patchcore.stand_ins import SIZE, Noise, TwoMaps, build, fitted, trainer
 
 
