@@ -60,8 +60,6 @@ def select(features: Tensor, options: CoresetOptions, seed: int) -> Coreset:
     """The rows of features (N, D) that a bank keeps, ascending."""
     N, D = features.shape
     size, empty = options.size(N), torch.empty(0)
-    if options.method == CoresetMethod.none:
-        return Coreset(torch.arange(N), empty, empty)
     if options.method == CoresetMethod.random:
         return Coreset(random_coreset(N, size, seed), empty, empty)
     dim = options.projected_dim(D)

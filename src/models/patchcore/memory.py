@@ -25,6 +25,7 @@ from src.models.patchcore.coreset import greedy_coreset, select
 from src.models.patchcore.foreground import foreground
 from src.models.patchcore.options import (
     Backend,
+    CoresetMethod,
     Distance,
     HeldOut,
     Normalise,
@@ -32,6 +33,7 @@ from src.models.patchcore.options import (
     Reweight,
 )
 from src.models.patchcore.patches import PatchEmbedder, fit_normalisation, normalise
+from src.models.patchcore.places import cover_places
 from src.models.patchcore.region import Region
 from src.models.patchcore.scores import (
     Scored,
@@ -114,12 +116,13 @@ class PatchMemory(nn.Module):
         log.info("PatchCore plan: %s", plan)
         if not cost.streams:
             return Rows(count, patches.flatten(0, 2))
-        if self.options.references is not None:
+        if self.options.references is not None or self.options.search.window is not None:
             raise ConfigError(
-                "References are chosen from images whose patches are all held.",
-                found=f"model.references={self.options.references} with "
-                f"model.memory_budget_gb={self.budget_gb:g} for this memory",
-                do=f"allow {cost.peak_bytes / 1e9:.3g} GB for it, or set model.references=null",
+                "References and windows of places need the patches of all images at once.",
+                found=f"model.references={self.options.references}, model.search.window="
+                f"{self.options.search.window} with {self.budget_gb:g} GB for this memory",
+                do=f"allow it {cost.peak_bytes / 1e9:.3g} GB (model.memory_budget_gb), or set both "
+                "to null",
             )
         self.fit_basis(patches)
         cost = FitCost.of(count, self.scaled(patches[:1]).shape[3], coreset, self.budget_gb)
@@ -178,13 +181,18 @@ class PatchMemory(nn.Module):
                 block=self.options.coreset.block,
             ).rows.sort().values  # fmt: skip
             grids, index = grids[cover.to(grids.device)], index[cover]
-        _, h, w, D = grids.shape
-        features = grids.reshape(-1, D)
-        chosen = select(features, self.options.coreset, self.options.seed)
-        whole_bank = len(chosen.rows) == len(features)
-        rows = features if whole_bank else features[chosen.rows.to(features.device)]
-        bank.fill(rows, self.region.origins(patch_origins(index, h, w)[chosen.rows]))
-        return chosen.radius
+        n, h, w, D = grids.shape
+        features, coreset, radius = grids.reshape(-1, D), self.options.coreset, torch.empty(0)
+        origin = self.region.origins(patch_origins(index, h, w))
+        if coreset.method == CoresetMethod.none:
+            bank.fill(features, origin)
+            return radius
+        if self.options.search.window is not None:
+            rows = cover_places(grids.flatten(1, 2), coreset.size(n))
+        else:
+            rows, radius, _ = select(features, coreset, self.options.seed)
+        bank.fill(features[rows.to(features.device)], origin[rows.to(origin.device)])
+        return radius
 
     def fit_basis(self, grids: Tensor) -> None:
         """Learn `normalise` from raw patches (n, h, w, D) of normal images."""

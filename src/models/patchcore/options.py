@@ -52,6 +52,10 @@ Normalisation = StrEnum("Normalisation", ["held_out", "test_set", "none"])
 #: joint: one memory of the vectors of all layers together; per_layer: one memory for each.
 Memories = StrEnum("Memories", ["joint", "per_layer"])
 
+#: ours: a share of the patches of each place below which a window of places misses what is normal;
+#: juice_bottle, image AUROC: all .959, 0.3 .960, 0.1 .942, 0.03 .911.
+LEAST_OF_A_PLACE = 0.1
+
 
 @dataclass
 class CoresetOptions:
@@ -159,22 +163,30 @@ class PatchCoreOptions:
                 f"model.reweight={self.reweight}",
                 do="use model.score=max model.foreground=null, or model.reweight=none",
             )
-        search, method = self.search, self.coreset.method
-        if search.window is not None and not (
-            (method, search.backend, self.reweight, self.weights)
-            == (CoresetMethod.none, Backend.flat, Reweight.none, None)
-        ):
-            raise ConfigError(
-                "A window of places compares a patch with all good ones around its place.",
-                found=f"model.search.window={search.window}, model.coreset.method={method}, "
-                f"model.search.backend={search.backend}, model.reweight={self.reweight}, "
-                f"model.weights={self.weights}",
-                do="use model.coreset.method=none model.search.backend=flat model.reweight=none "
-                "model.weights=null, or model.search.window=null",
-            )
+        if self.search.window is not None:
+            self._require_places()
         if self.normalise != Normalise.none and self.embedding == Embedding.official:
             raise ConfigError(
                 "model.normalise works on channels, which the official embedding mixes.",
                 found=f"model.normalise={self.normalise} with model.embedding=official",
                 do="use model.embedding=concat, or model.normalise=none",
+            )
+
+    def _require_places(self) -> None:
+        """Refuse what a window of places cannot have."""
+        search, coreset = self.search, self.coreset
+        enough = coreset.ratio is not None and coreset.ratio >= LEAST_OF_A_PLACE
+        kept = coreset.method == CoresetMethod.none or (
+            coreset.method == CoresetMethod.greedy and enough and coreset.stop_radius is None
+        )
+        others = (search.backend, self.reweight, self.weights)
+        if not kept or others != (Backend.flat, Reweight.none, None):
+            raise ConfigError(
+                "A window of places needs many good patches of every place.",
+                found=f"model.search.window={search.window}, model.coreset is {coreset.method} {coreset.ratio}, "
+                f"{search.backend} search, model.reweight={self.reweight}, "
+                f"model.weights={self.weights}",
+                do="use model.coreset.method=none, or ratio=0.3 without stop_radius; with "
+                "model.search.backend=flat model.reweight=none model.weights=null; or set "
+                "model.search.window=null",
             )

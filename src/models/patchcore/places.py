@@ -25,6 +25,35 @@ def by_place(origin: Tensor) -> Tensor:
     return (place[:, 1] * (int(place[:, 2].max()) + 1) + place[:, 2]).argsort(stable=True)
 
 
+def cover_places(grids: Tensor, size: int) -> Tensor:
+    """Rows that cover the patches of each place best, `size` of every place, greedily.
+
+    Of each place the first is the patch farthest from its mean, each further one that which is
+    farthest from those kept.
+
+    Args:
+        grids: (n, P, D) float32, the places of n images.
+        size: from 1 to n.
+
+    Returns: numbers (P * size,) among the n * P rows, ascending.
+    """
+    (n, P, _), kept = grids.shape, []
+    for tile in tiles(P, max(1, _TILE_VALUES * 16 // (n * n))):
+        centred = grids[:, tile].transpose(0, 1)
+        centred = centred - centred.mean(1, keepdim=True)  # (p, n, D)
+        gap = centred.square().sum(2)  # (p, n)
+        pairs = torch.baddbmm(gap[:, None], centred, centred.transpose(1, 2), alpha=-2.0)
+        pairs += gap[:, :, None]  # (p, n, n) squared distances
+        each, picks = torch.arange(len(gap), device=gap.device), []
+        for _ in range(size):
+            picks.append(gap.argmax(1))
+            gap = torch.minimum(gap, pairs[each, picks[-1]])
+            gap[each, picks[-1]] = -1.0
+        kept.append(torch.stack(picks, 1))
+    places = torch.arange(P, device=grids.device)[:, None]
+    return (torch.cat(kept) * P + places).flatten().sort().values
+
+
 def surroundings(origin: Tensor, radius: int) -> Tensor:
     """The places around each, of rows in the order of `by_place`, as many of every place.
 

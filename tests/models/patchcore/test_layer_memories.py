@@ -95,5 +95,5 @@ def test_each_fold_chooses_its_references_among_the_others():
 
 
 def test_references_need_all_patches_at_once():
-    with pytest.raises(ConfigError, match="References are chosen"):
+    with pytest.raises(ConfigError, match="References and windows"):
         fitted(references=0.5, memory_budget_gb=0.001)

@@ -8,7 +8,7 @@ import torch
 from src.errors import ConfigError
 from src.models.patchcore.bank import MemoryBank
 from src.models.patchcore.options import SearchOptions
-from src.models.patchcore.places import surroundings
+from src.models.patchcore.places import cover_places, surroundings
 from src.models.patchcore.streaming import patch_origins
 from tests.models.patchcore.stand_ins import SIZE, Noise, build, fitted, options, search
 
@@ -120,11 +120,46 @@ ALONE: dict[str, torch.Tensor] = {}
 
 
 @pytest.mark.parametrize(
-    "change", [{"coreset": {}}, {"reweight": "paper"}, {"search": search(window=1, backend="ivf")}]
+    "change",
+    [
+        {"coreset": {"ratio": 0.01}},
+        {"coreset": {"stop_radius": 1.0}},
+        {"coreset": {"method": "random"}},
+        {"reweight": "paper"},
+        {"search": search(window=1, backend="ivf")},
+    ],
 )
 def test_a_window_wants_every_patch_and_an_exact_search(change):
-    with pytest.raises(ConfigError, match="window of places"):
+    with pytest.raises(ConfigError, match="window of places needs"):
         options(**({"coreset": NONE, "search": search(window=1)} | change))
+
+
+def test_a_coreset_of_each_place_is_the_greedy_cover_of_its_patches():
+    grids = torch.rand(9, 6, 4, generator=torch.Generator().manual_seed(0))
+    rows = cover_places(grids, 3)
+    assert rows.tolist() == sorted(rows.tolist())
+    for place in range(6):
+        points = grids[:, place].double()
+        gap, expected = (points - points.mean(0)).norm(dim=1), []
+        for _ in range(3):
+            expected.append(int(gap.argmax()))
+            gap = torch.minimum(gap, torch.cdist(points, points[expected[-1:]])[:, 0])
+        found = [row // 6 for row in rows.tolist() if row % 6 == place]
+        assert found == sorted(expected)
+
+
+def test_a_bank_of_places_keeps_as_many_rows_of_each_also_in_folds():
+    model = fitted(held_out="cross", folds=3, coreset={"ratio": 0.5}, search=search(window=1))
+    bank = model.memory.bank
+    assert len(bank) == 4 * 8 * 12
+    assert (bank.origin[:, 1] * 12 + bank.origin[:, 2]).bincount().tolist() == [4] * 96
+    source = model.patches(Noise(9).images)[0]
+    image, row, column = bank.origin.long().unbind(1)
+    torch.testing.assert_close(bank.vectors(), source[image - 100, row, column])
+    fresh = torch.randn(40, 3, *SIZE, generator=torch.Generator().manual_seed(5))
+    assert model.held_out_scores().image.median() == pytest.approx(
+        float(model(fresh).score.median()), rel=0.1
+    )
 
 
 def test_an_exported_graph_searches_around_places_too():
