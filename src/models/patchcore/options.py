@@ -183,8 +183,8 @@ class PatchCoreOptions:
         if not kept or others != (Backend.flat, Reweight.none, None):
             raise ConfigError(
                 "A window of places needs many good patches of every place.",
-                found=f"model.search.window={search.window}, model.coreset is {coreset.method} {coreset.ratio}, "
-                f"{search.backend} search, model.reweight={self.reweight}, "
+                found=f"model.search.window={search.window}, model.coreset is {coreset.method} "
+                f"{coreset.ratio}, {search.backend} search, model.reweight={self.reweight}, "
                 f"model.weights={self.weights}",
                 do="use model.coreset.method=none, or ratio=0.3 without stop_radius; with "
                 "model.search.backend=flat model.reweight=none model.weights=null; or set "
