@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Of `model.json`; raised when saved models of before cannot be read any more.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class AnomalyModule(pl.LightningModule):

@@ -41,5 +41,5 @@ def first_component(vectors: Tensor) -> Tensor:
         power = power / power.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
         power = power @ power
     at = power.diagonal(dim1=1, dim2=2).argmax(1)  # the largest weight: a column without rounding
-    direction = F.normalize(power[torch.arange(len(power), device=at.device), at], dim=1)
+    direction = F.normalize(power[torch.arange(power.shape[0], device=at.device), at], dim=1)
     return (centred @ direction[:, :, None])[..., 0]

@@ -42,7 +42,7 @@ class Region(nn.Module):
                 found=f"no centre of {grid[0]} x {grid[1]} patches lies in it",
                 do="make the white part larger, or the view (transform.resize)",
             )
-        self.roi, self.inside = roi, counts.flatten().nonzero()[:, 0]
+        self.roi, self.inside = roi.clone(), counts.flatten().nonzero()[:, 0]
         self.place = torch.where(counts, counts.flatten().cumsum(0).view(grid) - 1, -1)
 
     @property

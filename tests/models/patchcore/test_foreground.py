@@ -82,7 +82,7 @@ def test_the_component_is_that_of_an_exact_decomposition():
     torch.testing.assert_close(cosine, torch.ones_like(cosine), rtol=0, atol=1e-4)
 
 
-def test_background_scores_nothing_in_tests_and_folds_but_is_remembered():
+def test_background_scores_nothing_but_is_remembered():
     changes = {"held_out": "cross", "folds": 3, "score": "top"}
     plain, masked = fitted(**changes), fitted(**changes, foreground=1.0)
     assert torch.equal(plain.memory.bank.rows, masked.memory.bank.rows)
@@ -92,9 +92,6 @@ def test_background_scores_nothing_in_tests_and_folds_but_is_remembered():
     (before,), (after,) = plain._scores(images), masked._scores(images)
     torch.testing.assert_close(after.grid, before.grid * shown)
     torch.testing.assert_close(after.image, image_score(after.grid.flatten(1), masked.options))
-    lower = masked.held_out_scores().image
-    assert (lower <= plain.held_out_scores().image + 1e-6).all()
-    assert (lower < plain.held_out_scores().image).any()
 
 
 def test_held_out_scores_are_masked_each_by_its_own_image():

@@ -156,10 +156,6 @@ def test_a_bank_of_places_keeps_as_many_rows_of_each_also_in_folds():
     source = model.patches(Noise(9).images)[0]
     image, row, column = bank.origin.long().unbind(1)
     torch.testing.assert_close(bank.vectors(), source[image - 100, row, column])
-    fresh = torch.randn(40, 3, *SIZE, generator=torch.Generator().manual_seed(5))
-    assert model.held_out_scores().image.median() == pytest.approx(
-        float(model(fresh).score.median()), rel=0.1
-    )
 
 
 def test_an_exported_graph_searches_around_places_too():
