@@ -66,8 +66,9 @@ class FeatureExtractor(nn.Module):
         self.channels_at_end = getattr(model, "output_fmt", "NCHW") == "NHWC"
         if padding_mode:
             _set_padding(model, padding_mode)
-        network = _cut(model, [layer.removesuffix(_NORMED) for layer in self.layers], name)
-        if any(layer.endswith(_NORMED) for layer in self.layers):
+        self._bare = [layer.removesuffix(_NORMED) for layer in self.layers]
+        network = _cut(model, self._bare, name)
+        if self._bare != list(self.layers):
             network.norm = model.norm
         fill(network, name, model, weights)
         self.weights_sha256 = digest(network)
@@ -119,12 +120,10 @@ class FeatureExtractor(nn.Module):
     def _outputs(self, image: Tensor) -> list[Tensor]:
         """What the network gives at each layer: maps, or tokens with those before the patches."""
         with autocast(image, self.precision):
-            found = self.network(image)
+            found, pairs = self.network(image), zip(self._bare, self.layers, strict=True)
             return [
-                self.network.norm(found[layer.removesuffix(_NORMED)])
-                if layer.endswith(_NORMED)
-                else found[layer]
-                for layer in self.layers
+                found[bare] if bare == name else self.network.norm(found[bare])
+                for bare, name in pairs
             ]
 
     def _as_map(self, feature: Tensor, image: Tensor) -> Tensor:

@@ -163,30 +163,22 @@ class PatchCoreOptions:
                 f"model.reweight={self.reweight}",
                 do="use model.score=max model.foreground=null, or model.reweight=none",
             )
-        if self.search.window is not None:
-            self._require_places()
         if self.normalise != Normalise.none and self.embedding == Embedding.official:
             raise ConfigError(
                 "model.normalise works on channels, which the official embedding mixes.",
                 found=f"model.normalise={self.normalise} with model.embedding=official",
                 do="use model.embedding=concat, or model.normalise=none",
             )
-
-    def _require_places(self) -> None:
-        """Refuse what a window of places cannot have."""
-        search, coreset = self.search, self.coreset
-        enough = coreset.ratio is not None and coreset.ratio >= LEAST_OF_A_PLACE
-        kept = coreset.method == CoresetMethod.none or (
-            coreset.method == CoresetMethod.greedy and enough and coreset.stop_radius is None
-        )
-        others = (search.backend, self.reweight, self.weights)
-        if not kept or others != (Backend.flat, Reweight.none, None):
+        kept, plain = self.coreset, (self.search.backend, self.reweight, self.weights)
+        many = kept.stop_radius is None and (kept.ratio or 0.0) >= LEAST_OF_A_PLACE
+        many = kept.method == CoresetMethod.none or (kept.method == CoresetMethod.greedy and many)
+        if self.search.window is not None and not (
+            many and plain == (Backend.flat, Reweight.none, None)
+        ):
             raise ConfigError(
-                "A window of places needs many good patches of every place.",
-                found=f"model.search.window={search.window}, model.coreset is {coreset.method} "
-                f"{coreset.ratio}, {search.backend} search, model.reweight={self.reweight}, "
-                f"model.weights={self.weights}",
+                "A window of places needs many good patches of every place, searched exactly.",
+                found=f"model.search.window={self.search.window}, model.coreset is {kept.method} "
+                f"{kept.ratio}; search, reweight, weights: {', '.join(map(str, plain))}",
                 do="use model.coreset.method=none, or ratio=0.3 without stop_radius; with "
-                "model.search.backend=flat model.reweight=none model.weights=null; or set "
-                "model.search.window=null",
+                "model.search.backend=flat model.reweight=none model.weights=null",
             )
