@@ -159,7 +159,10 @@ def test_images_turn_in_their_frame():
     wide = torch.zeros(1, 1, 8, 16)
     wide[..., 2:6, 6:10] = 1
     assert torch.equal(turned(wide, 180), wide.rot90(2, (2, 3)))
-    torch.testing.assert_close(turned(wide, 90), wide, atol=1e-3, rtol=0)  # a square
+    upright = turned(wide, 90)
+    torch.testing.assert_close(upright[..., 4:12], wide[..., 4:12], atol=1e-3, rtol=0)  # a square
+    mirrored = upright[..., 4:8].flip(3)  # what lies beyond the frame, as in AnomalyDINO
+    torch.testing.assert_close(upright[..., :4], mirrored, atol=1e-3, rtol=0)
     flat = torch.full((1, 1, 8, 16), 0.7)
     torch.testing.assert_close(turned(flat, 33), flat)  # nothing black comes in from outside
 
