@@ -34,6 +34,8 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch
 
 
 def test_what_is_stored_of_the_notebook_is_small_and_names_no_machine():
+    stored = nbformat.read(NOTEBOOK, as_version=4)
     assert NOTEBOOK.stat().st_size < 500_000
+    assert sum("image/png" in out for out in outputs(stored)) == 4
     assert "/home/" not in NOTEBOOK.read_text()
     assert "/tmp/" not in NOTEBOOK.read_text()
