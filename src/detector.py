@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from src.data.images import open_rgb
+from src.data.record import categories_of
 from src.data.transforms import ImageTransform
-from src.errors import ConfigError, SavedModelError
+from src.errors import ConfigError, SavedModelError, only
 from src.models.base import AnomalyModule, read_model_card
 from src.models.build import build_model
 from src.result import Prediction, Threshold
@@ -46,11 +47,14 @@ class Detector:
     device: torch.device
 
     @classmethod
-    def load(cls, directory: Path, device: str = "auto") -> Detector:
+    def load(cls, directory: Path, device: str = "auto", category: str | None = None) -> Detector:
         """Load the run folder that `python -m src.run` printed.
+
+        `category`: whose threshold decides, where several were learnt; None: the one for all.
 
         Raises:
             SavedModelError: no finished run there, or its files are damaged.
+            ConfigError: the category has no threshold.
         """
         run = SavedRun(directory.expanduser())
         if not run.finished:
@@ -65,6 +69,9 @@ class Detector:
         model = build_model(config, transform.size)
         model.load(run.directory / "model")
         threshold = Threshold.from_json(run.read_json("model/threshold.json"))
+        if category is not None:
+            only("category", [category], threshold.each or categories_of(config.data))
+            threshold = threshold.of(category)
         model.own_mask = threshold.own_mask
         chosen = _device(device)
         config.hardware.update(

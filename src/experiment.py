@@ -132,7 +132,7 @@ def calibrate(work: Work) -> Threshold | None:
     """The threshold from normal images the model has not seen; None for a labelled oracle."""
     normal = normal_scores(work)
     work.run.write_calibration(normal)
-    return build_rule(work.cfg.threshold).fit(normal)
+    return build_rule(work.cfg.threshold).fit_each(normal)
 
 
 def normal_scores(work: Work) -> NormalScores | None:
@@ -150,7 +150,8 @@ def normal_scores(work: Work) -> NormalScores | None:
         normal, samples = own, data.train_samples
     else:
         return None
-    return normal._replace(paths=[data.entry_of(sample).path for sample in samples])
+    paths = [data.entry_of(sample).path for sample in samples]
+    return normal._replace(paths=paths, categories=[sample.category for sample in samples])
 
 
 def evaluate(

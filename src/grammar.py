@@ -27,7 +27,14 @@ NAMES = frozenset(
 )
 #: Keys that hold one of the above or a [list] of them.
 LISTS = frozenset(
-    ("backbone.weights", "categories", "checkpoints", "data.abnormal_dir", "data.exclude")
+    (
+        "backbone.weights",
+        "categories",
+        "checkpoints",
+        "data.abnormal_dir",
+        "data.category",
+        "data.exclude",
+    )
 )
 
 _WORD = re.compile(r"(\+{0,2})([\w./@]+)=(.*)", re.DOTALL)

@@ -147,6 +147,7 @@ _METRICS = (
 
 #: Every metric by its key, in the order in which tables show them.
 METRICS = {metric.key: metric for metric in _METRICS}
+_NODES = {key.split("/")[0] for key in METRICS}
 HEADLINES = tuple(metric for metric in _METRICS if metric.headline)
 
 #: What every metric of pixels depends on besides the maps; each table says how it was chosen.
@@ -164,19 +165,23 @@ _INTERVAL = (
 )
 LOW, HIGH = "_ci_low", "_ci_high"  # endings of the keys of an interval
 _VARIANT = re.compile(
-    rf"(({LOW}|{HIGH}|_defective_only|(?<=auroc)_delong|(?<=pro)_\d+|(?<=pimo)_(median|p10))+"
-    "|(?<=^test/recall)/.*)$"
+    rf"({LOW}|{HIGH}|_defective_only|(?<=auroc)_delong|(?<=pro)_\d+|(?<=pimo)_(median|p10))+$"
+)
+#: Of a detector of several categories also measured for each, as test/aupro/bottle.
+PER_CATEGORY = tuple(
+    f"test/{x}" for x in ["image_auroc", "pixel_auroc", "aupro", "recall", "false_alarm_rate"]
 )
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of a key, with or without `test/`; variants such as test/aupro_05 included.
+    """The metric of a key, with or without `test/`; test/aupro_05, test/recall/hole included.
 
     Raises:
         ConfigError: there is no such metric; the message names the nearest.
     """
-    key = name if "/" in name and not name.startswith("recall/") else f"test/{name}"
-    key = _VARIANT.sub("", key)
+    node, _, rest = name.partition("/")
+    node, rest = (node, rest) if node in _NODES else ("test", name)
+    key = _VARIANT.sub("", f"{node}/{rest.split('/')[0]}")
     if key not in METRICS:
         raise ConfigError("There is no such metric.", found=name, do=did_you_mean(key, METRICS))
     return METRICS[key]

@@ -113,7 +113,7 @@ RULES: Mapping[str, Rule] = {
         (TEXT, " ".join(NAMES)),
         (PATH, " ".join(PATHS)),
         (either(TEXT, several(TEXT)), " ".join([*LISTS, "overrides"])),
-        (whole(1), """batch_size limit_train limit_test samples_per_epoch limit decoders workers
+        (whole(1), """batch_size shots limit_test samples_per_epoch limit decoders workers
             count threads num_nodes window resamples side step milliseconds max_side cells nprobe
             log_every_n_steps checkpoint_every_n_epochs checkpoint_keep_every_n_epochs size train
             check_val_every_n_epoch neighbors target_dim pretrain_dim projection_dim parity.images
@@ -132,6 +132,7 @@ RULES: Mapping[str, Rule] = {
     )
     for name in names.split()
 } | {
+    "curve.shots": several(either(whole(1), choice("all"))),
     "data.rotations": either(whole(2, 360), several(NUMBER)),
     "evaluation.size": either(whole(1), choice("original")),
     "data.view.resize": either(whole(1), PAIR, choice("auto")),

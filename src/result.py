@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +57,13 @@ class NormalScores(NamedTuple):
     map_max: Tensor  # (n,) highest value of each anomaly map
     way: Calibration = Calibration.held_out
     paths: Sequence[str] = ()  # of the images, below the data root
+    categories: Sequence[str] = ()  # of the images
+
+    def of(self, category: str) -> NormalScores:
+        """Those of one category."""
+        rows = [i for i, name in enumerate(self.categories) if name == category]
+        paths, names = [self.paths[i] for i in rows], [category] * len(rows)
+        return NormalScores(self.image[rows], self.map_max[rows], self.way, paths, names)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,11 @@ class Threshold:
     attained: float | None = None  # probability that n calibration images promise on average
     n: int = 0  # calibration images
     oracle: bool = False  # True: test labels were used
+    each: Mapping[str, Threshold] = field(default_factory=dict, hash=False)  # of several categories
+
+    def of(self, category: str) -> Threshold:
+        """That of a category; the one for all where it has none of its own."""
+        return self.each.get(category, self)
 
     @property
     def own_mask(self) -> bool:
@@ -95,19 +107,22 @@ class Threshold:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
-        return dataclasses.asdict(self)
+        plain = dataclasses.asdict(dataclasses.replace(self, each={}))
+        each = {name: one.to_json() for name, one in self.each.items()}
+        return plain | {"each": each} if each else {k: v for k, v in plain.items() if k != "each"}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Threshold:
         """Inverse of `to_json`; SavedModelError when keys are missing or unknown."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        if not isinstance(values, dict) or {*values, "each"} != names:
             raise SavedModelError(
                 "The saved threshold is not usable.",
                 found=f"{sorted(values) if isinstance(values, dict) else values!r}",
                 do=f"it must have exactly the keys {sorted(names)}; run the experiment again",
             )
-        return cls(**values)
+        each = {name: cls.from_json(one) for name, one in values.get("each", {}).items()}
+        return cls(**values | {"each": each})
 
 
 @dataclass(frozen=True, slots=True)

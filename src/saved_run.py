@@ -228,8 +228,15 @@ class SavedRun:
                     "score": float(score),
                     "map_max": float(top),
                     "way": normal.way.value,
+                    "category": category,
                 }
-                for path, score, top in zip(normal.paths, normal.image, normal.map_max, strict=True)
+                for path, score, top, category in zip(
+                    normal.paths,
+                    normal.image,
+                    normal.map_max,
+                    normal.categories or [""] * len(normal.paths),
+                    strict=True,
+                )
             ]
             self.write_rows("calibration.csv", rows)
 
@@ -245,7 +252,8 @@ class SavedRun:
             score, top = (
                 torch.tensor([float(row[x]) for row in rows]) for x in ("score", "map_max")
             )
-            return NormalScores(score, top, Calibration(rows[0]["way"]), [r["path"] for r in rows])
+            paths, names = ([row.get(x, "") for row in rows] for x in ("path", "category"))
+            return NormalScores(score, top, Calibration(rows[0]["way"]), paths, names)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Declare the run finished."""

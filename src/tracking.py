@@ -17,6 +17,7 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from src.data.record import place_of
 from src.data.transforms import ImageTransform
 from src.models.base import AnomalyModule
 
@@ -91,7 +92,7 @@ def _wandb_logger(cfg: DictConfig, directory: Path, mode: str) -> WandbLogger:
         entity=options.entity,
         group=options.group,
         tags=list(options.tags),
-        name=f"{cfg.model.name}-{cfg.data.category or cfg.data.name}-seed{cfg.seed}",
+        name=f"{cfg.model.name}-{place_of(cfg.data)[1]}-seed{cfg.seed}",
         save_dir=directory,
         mode=mode,
         log_model=False,

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from src.data.doctor import Report, examine
 from src.data.images import open_rgb
 from src.data.measured import ImageFacts
-from src.data.record import list_samples, partial_of, place_of
+from src.data.record import list_samples, place_of, prepare_data
 from src.data.samples import summary
 from src.data.transforms import ImageTransform
 from src.data.viewing import settle_depth, view_of
@@ -44,8 +44,7 @@ def check_data_set(cfg: DictConfig) -> int:
     if cfg.run:
         return rank_by_suspicion(SavedRun(Path(cfg.run)))
     data, (root, category) = cfg.data, place_of(cfg.data)
-    if data.get("prepare") is not None:
-        partial_of(data.prepare)(root, category)
+    prepare_data(data)
     found = list_samples(data)
     samples, _ = settle_depth(found, data.get("bit_depth"))
     train = [sample.image_path for sample in samples if sample.split == "train"]

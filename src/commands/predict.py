@@ -42,7 +42,7 @@ def predict_images(cfg: DictConfig) -> int:
             found=f"images in {root}",
             do="give results a folder of their own, such as out=predictions",
         )
-    detector = Detector.load(Path(cfg.run), cfg.device)
+    detector = Detector.load(Path(cfg.run), cfg.device, cfg.category)
     scorer, console = Scorer(detector, out, root, cfg.save), Console()
     card = {  # what the rows of one folder have in common
         "detector": detector.identity(),

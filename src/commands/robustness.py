@@ -119,17 +119,16 @@ def _contaminated(cfg: DictConfig, detector: Detector, samples: list[Sample], fo
     config = detector.config
     dirty = AnomalyDataModule(config)
     clean_index = dirty.index
-    trained = sum(s.split == "train" for s in clean_index(dirty.root, dirty.category))
+    trained = sum(s.split == "train" for s in clean_index())
     count = max(1, round(cfg.contamination * trained))
     defective = [sample for sample in samples if sample.label == DEFECTIVE]
     order = np.random.default_rng(cfg.seed).permutation(len(defective))[:count]
     slipped = {defective[i].image_path for i in order}
 
-    def index(root: Path, category: str) -> Found:
+    def index() -> Found:
         """The data set with some defective test images filed as good training images."""
         good = partial(replace, label=NORMAL, defect="good", split="train", mask_path=None)
-        found = clean_index(root, category)
-        return Found(good(one) if one.image_path in slipped else one for one in found)
+        return Found(good(s) if s.image_path in slipped else s for s in clean_index())
 
     dirty.index = index
     dirty.setup()

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from scipy.optimize import isotonic_regression
 
+from src.data.record import place_of
 from src.errors import DataError, SavedModelError, did_you_mean
 from src.files import write_text
 from src.identity import without_content
@@ -30,8 +31,7 @@ from src.saved_run import SavedRun
 #: Column of the table -> key of config.yaml.
 _CONFIG = {
     "model": "model.name", "backbone": "backbone.name", "ratio": "model.coreset.ratio",
-    "neighbors": "model.neighbors", "data": "data.name", "category": "data.category",
-    "seed": "seed", "protocol": "protocol",
+    "neighbors": "model.neighbors", "data": "data.name", "seed": "seed", "protocol": "protocol",
 }  # fmt: skip
 _LATENCY = "speed/latency_p50_ms"
 _MARKER_AREA = (30.0, 700.0)  # square points of the smallest and the largest model
@@ -90,6 +90,7 @@ def runs_table(folder: Path) -> pd.DataFrame:
         except (SavedModelError, OmegaConfBaseException):
             continue
         row = {name: OmegaConf.select(config, key) for name, key in _CONFIG.items()}
+        row["category"] = place_of(config.data)[1]
         weights = path / "model" / "model.safetensors"
         row["model_mb"] = weights.stat().st_size / 1e6 if weights.is_file() else np.nan
         rows.append(row | {"run": str(path)} | metrics)
@@ -104,7 +105,17 @@ def coreset_curve(table: pd.DataFrame, metric: str = "test/image_auroc") -> Figu
     """
     grid = table.pivot_table(index="ratio", columns="category", values=metric, aggfunc="mean")
     figure, axes = new_figure(6.2, 3.8)
-    lines = {str(name): grid[name].dropna() for name in grid.columns}
+    draw_curve(axes, grid, _metric_name(metric))
+    axes.set_xscale("log")
+    axes.set_xticks(grid.index, [f"{100 * value:g} %" for value in grid.index])
+    axes.minorticks_off()
+    axes.set(xlabel="patches kept in the memory bank")
+    return figure
+
+
+def draw_curve(axes: Axes, grid: pd.DataFrame, name: str) -> None:
+    """A named line a column of `grid` over its index, the mean of the complete ones in front."""
+    lines = {str(column): grid[column].dropna() for column in grid.columns}
     for line in lines.values():
         axes.plot(line.index, line.to_numpy(), "-", color=NORMAL_COLOUR, alpha=0.35, lw=1.0)
     complete = grid.dropna(axis=1)
@@ -113,13 +124,9 @@ def coreset_curve(table: pd.DataFrame, metric: str = "test/image_auroc") -> Figu
         label = f"mean of {complete.shape[1]} categories"
         axes.plot(mean.index, mean.to_numpy(), "o-", color=INK, lw=2.2, ms=5, label=label)
         axes.legend(frameon=False, loc="lower right")
-    _name_lines(axes, {name: line for name, line in lines.items() if len(line)})
-    axes.set_xscale("log")
-    axes.set_xticks(grid.index, [f"{100 * value:g} %" for value in grid.index])
-    axes.minorticks_off()
-    axes.set(xlabel="patches kept in the memory bank", ylabel=_metric_name(metric))
+    _name_lines(axes, {column: line for column, line in lines.items() if len(line)})
+    axes.set(ylabel=name)
     axes.margins(x=0.14)
-    return figure
 
 
 def pareto_figure(table: pd.DataFrame, accuracy: str = "test/image_auroc") -> Figure:

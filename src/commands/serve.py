@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from src.data.record import place_of
 from src.deployment.scoring import Readable, detect_readable, read_fitting
 from src.detector import Detection, Detector
 from src.errors import DataError
@@ -80,7 +81,9 @@ class Facts(BaseModel):
 def serve(cfg: DictConfig) -> None:
     """Load the run and serve it until interrupted."""
     application = build_application(
-        Detector.load(Path(cfg.run), cfg.device), cfg.limits.files, cfg.limits.file_megabytes
+        Detector.load(Path(cfg.run), cfg.device, cfg.category),
+        cfg.limits.files,
+        cfg.limits.file_megabytes,
     )
     print(f"http://{cfg.host}:{cfg.port}  (Ctrl-C stops)")
     uvicorn.run(application, host=cfg.host, port=cfg.port, log_level="warning")
@@ -110,7 +113,7 @@ def build_application(detector: Detector, max_files: int, max_megabytes: float) 
         return Facts(
             method=method_title(str(config.model.name)),
             data=str(config.data.name),
-            category=shown(str(config.data.category or Path(str(config.data.root)).name)),
+            category=shown(place_of(config.data)[1]),
             backbone=config.backbone.name,
             threshold=threshold.image,
             rule=threshold.rule,

@@ -1,10 +1,11 @@
-"""One category of one data set, split and served as batches."""
+"""One category of a data set, or several together, split and served as batches."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ from src.data.record import (
     FITTED,
     DataRecord,
     Entry,
-    lister,
-    partial_of,
+    list_samples,
     path_below,
     place_of,
+    prepare_data,
 )
 from src.data.samples import DEFECTIVE, Found, Sample, some, summary
-from src.data.splits import LEAST_VALIDATION, hold_out, limit_test, limit_train
+from src.data.splits import limit_test, split_training
 from src.data.transforms import ImageTransform
 from src.data.viewing import AUTO, fitting_size, read_roi, settle_depth
 from src.errors import ConfigError, DataError
@@ -44,12 +45,11 @@ log = logging.getLogger(__name__)
 
 
 class AnomalyDataModule(pl.LightningDataModule):
-    """Training normals, held-out normals for calibration, and the test set of one category.
+    """Training normals, held-out normals for calibration, and the test set.
 
     Training and calibration hold normal images only; those for calibration come from a folder of
     their own (`calibration.dir`) or are held out of the training images. Test labels and masks are
-    in the batches, but only evaluation may read them. Fewer than `LEAST_VALIDATION` images for
-    validation train instead.
+    in the batches, but only evaluation may read them. `splits` says which images do what.
 
     Args:
         cfg: of a run; conf/base/data.yaml says what the keys of `data` mean.
@@ -62,8 +62,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         super().__init__()
         self.cfg, self.options = cfg, cfg.data
         self.name, (self.root, self.category) = cfg.data.name, place_of(cfg.data)
-        self.index, prepare = lister(cfg.data), cfg.data.get("prepare")
-        self.prepare = None if prepare is None else partial_of(prepare)
+        self.index: Callable[[], Found] = partial(list_samples, cfg.data)
         method: str = (cfg.get("model") or {}).get("_target_", "")
         self.single_pass = bool(method) and getattr(get_class(method), "single_pass", False)
         if cfg.data.get("rotations") and not self.single_pass:
@@ -91,14 +90,13 @@ class AnomalyDataModule(pl.LightningDataModule):
     # --- Lightning's order: prepare once per machine, set up in each process -----------------
 
     def prepare_data(self) -> None:
-        """Download or generate the category when it is not there."""
-        if self.prepare is not None:
-            self.prepare(self.root, self.category)
+        """Download or generate what is not there."""
+        prepare_data(self.options)
 
     def look(self) -> DataRecord:
         """List the samples with what is in their files; a second call does nothing."""
         if not self.found:
-            self.found = self.index(self.root, self.category)
+            self.found = self.index()
             self.record = DataRecord.of(self.found, self.root)
             entries = zip(self.found, self.record.entries, strict=True)
             self._entries = {sample.image_path: entry for sample, entry in entries}
@@ -127,12 +125,10 @@ class AnomalyDataModule(pl.LightningDataModule):
             paths = [sample.image_path for sample in train]
             size = fitting_size(paths, cfg.data.view.side, cfg.data.view.step)
             self.transform = ImageTransform.from_config({**cfg.transform, "resize": size})
-        train = limit_train(train, self.options.limit_train, seed)
-        train, held_out = hold_out(train, 0.0 if given else cfg.calibration.fraction, seed)
+        self.train_samples, held_out, self.validation_samples = split_training(
+            train, cfg, given=bool(given)
+        )
         self.calibration_samples = given or held_out
-        kept, chosen = hold_out(train, cfg.validation.fraction, seed, "validation")
-        few = len(chosen) < LEAST_VALIDATION
-        self.train_samples, self.validation_samples = (train, []) if few else (kept, chosen)
         learnt = [*self.train_samples, *self.calibration_samples, *self.validation_samples]
         test = self._unseen(test, {self.entry_of(sample).content for sample in learnt})
         self.test_samples = limit_test(test, self.options.limit_test, seed)

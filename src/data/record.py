@@ -10,12 +10,12 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.contents import content_hashes
 from src.data.images import mask_files
@@ -161,9 +161,23 @@ def partial_of(node: DictConfig) -> Callable[..., Any]:
 
 
 def place_of(data: DictConfig) -> tuple[Path, str]:
-    """Root folder and category of the `data` node."""
+    """Root folder of the `data` node and the name of what it holds: `bottle`, `bottle+screw`."""
     root = Path(str(data.root)).expanduser().absolute()
-    return root, str(data.get("category") or root.name)
+    return root, "+".join(categories_of(data))
+
+
+def categories_of(data: DictConfig) -> list[str]:
+    """The categories of the `data` node: those named, or the name of its root folder."""
+    named = data.get("category") or Path(str(data.root)).expanduser().absolute().name
+    several = isinstance(named, ListConfig)
+    return list(dict.fromkeys(map(str, named))) if several else [str(named)]
+
+
+def prepare_data(data: DictConfig) -> None:
+    """Download or draw what is missing, for data sets that can."""
+    if data.get("prepare") is not None:
+        for category in categories_of(data):
+            partial_of(data.prepare)(place_of(data)[0], category)
 
 
 def with_data_at(config: DictConfig, root: str | None) -> DictConfig:
@@ -174,29 +188,29 @@ def with_data_at(config: DictConfig, root: str | None) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(config, {"data": {"root": place}}))
 
 
-def lister(data: DictConfig) -> Callable[[Path, str], Found]:
-    """What lists the samples of the `data` node below a root, for a category."""
-    index, folder = partial_of(data.index), data.get("calibration_dir")
-
-    def listed(root: Path, category: str) -> Found:
-        found: Found = index(root, category)
-        if folder:  # good parts that set the threshold and nothing else
-            there = walk(root / folder)
-            if not there.images:
-                raise no_images(root / folder)
-            found = Found([*found, *normals(there.images, "calibration")], found.findings)
-        return excluding(found, data.get("exclude") or [], root)
-
-    return listed
-
-
 def list_samples(data: DictConfig) -> Found:
     """The samples of the `data` node as they lie on disk; nothing is downloaded or drawn.
+
+    Of several categories one after the other, each defect by the name `category/defect`.
 
     Raises:
         DataError: they are not there.
     """
-    return lister(data)(*place_of(data))
+    root, names, found = place_of(data)[0], categories_of(data), Found([])
+    for name in names:
+        part: Found = partial_of(data.index)(root, name)
+        found.findings += part.findings
+        for sample in part:
+            defect = f"{name}/{sample.defect}" if len(names) > 1 else sample.defect
+            found.append(replace(sample, category=name, defect=defect))
+    if folder := data.get("calibration_dir"):  # good parts that set the threshold and nothing else
+        there = walk(root / folder)
+        if not there.images:
+            raise no_images(root / folder)
+        for one in normals(there.images, "calibration"):
+            folders = path_below(one.image_path, root).split("/")
+            found.append(replace(one, category=next((n for n in names if n in folders), "")))
+    return excluding(found, data.get("exclude") or [], root)
 
 
 def excluding(found: Found, names: Sequence[str], root: Path) -> Found:

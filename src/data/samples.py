@@ -26,6 +26,7 @@ class Sample:
     channel_paths: tuple[Path, ...] = ()  # further files that complete the image (height maps)
     bit_depth: int | None = None  # bits that a deep grey file fills; None: 16 (see viewing.py)
     saturation: Path | None = None  # when a part of each region is enough (see saturation.py)
+    category: str = ""  # the product; of several together, `defect` begins with it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defect", shown(self.defect))  # it is printed, not opened

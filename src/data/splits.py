@@ -1,12 +1,13 @@
-"""Seeded draws from sample lists: calibration hold-out, train/test split of normals, limits."""
+"""Which good images train, calibrate and validate: shots, hold-outs, limits; all by the seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import chain, groupby, zip_longest
 
 import torch
+from omegaconf import DictConfig
 
 from src.data.samples import DEFECTIVE, Sample
 from src.errors import ConfigError
@@ -35,11 +36,48 @@ def hold_out(
     return kept, held
 
 
-def limit_train(train: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """At most `limit` training samples, drawn with `seed`."""
-    if limit is None or limit >= len(train):
-        return list(train)
-    return [train[i] for i in _draw(len(train), limit, seed)]
+def split_training(
+    good: Sequence[Sample], cfg: DictConfig, *, given: bool
+) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    """Images that train, calibrate and validate, out of good ones, category by category.
+
+    `given`: images for calibration come from elsewhere. Otherwise they are the good images that
+    `data.shots` leaves out (unless `calibration.beyond_shots` is false), or a share held out.
+    """
+    groups = groupby(good, key=lambda sample: sample.category)
+    parts = [_split(list(group), cfg, given=given) for _, group in groups]
+    train, calibration, validation = (list(chain(*lists)) for lists in zip(*parts, strict=True))
+    return train, calibration, validation
+
+
+def _split(
+    good: list[Sample], cfg: DictConfig, *, given: bool
+) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    train, others = choose_shots(good, cfg.data.get("shots"), cfg.seed)
+    held: list[Sample] = []
+    if len(others) > 1 and not given and cfg.calibration.beyond_shots:
+        held = [replace(sample, split="calibration") for sample in others]
+    elif not given:
+        train, held = hold_out(train, cfg.calibration.fraction, cfg.seed)
+    kept, chosen = hold_out(train, cfg.validation.fraction, cfg.seed, "validation")
+    return (train, held, []) if len(chosen) < LEAST_VALIDATION else (kept, held, chosen)
+
+
+def choose_shots(
+    good: Sequence[Sample], shots: int | None, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """The few images of a few-shot protocol, and the others; null: all images.
+
+    As AnomalyDINO (Damm et al., WACV 2025, run_anomalydino.py): of the images in their order, the
+    slice [seed * shots : (seed + 1) * shots]. A slice that runs over the end goes on with the first
+    image; the original takes fewer.
+    """
+    count = len(good)
+    if shots is None or shots >= count:
+        return list(good), []
+    chosen = {(seed * shots + k) % count for k in range(shots)}
+    others = [good[i] for i in range(count) if i not in chosen]
+    return [good[i] for i in sorted(chosen)], others
 
 
 def limit_test(test: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:

@@ -136,9 +136,10 @@ class Scorer:
 class Actor:
     """A loaded detector in a process of its own, on any node."""
 
-    def __init__(self, run: str, device: str, out: str, root: str, save: DictConfig) -> None:
+    def __init__(self, run: str, out: str, root: str, cfg: DictConfig) -> None:
         logging.disable(logging.INFO)  # the command itself has said which model it is
-        self.score = Scorer(Detector.load(Path(run), device), Path(out), Path(root), save)
+        detector = Detector.load(Path(run), cfg.device, cfg.category)
+        self.score = Scorer(detector, Path(out), Path(root), cfg.save)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
         """Paths as bytes, which any file name is, in; pickled results in their order out."""
@@ -170,7 +171,7 @@ def spread(paths: Sequence[Path], root: Path, cfg: DictConfig) -> Iterator[list[
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=cluster.share["CPU"],
             num_gpus=cluster.share["GPU"],
-            fn_constructor_args=(run, cfg.device, out, folder, cfg.save),
+            fn_constructor_args=(run, out, folder, cfg),
         )
         for batch in found.iter_batches(batch_size=cfg.batch_size, prefetch_batches=0):
             yield [pickle.loads(one) for one in batch["found"]]  # made by our own actors

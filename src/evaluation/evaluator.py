@@ -11,6 +11,7 @@ mask that still marks a pixel on the grid. What the grid covers is said and chos
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from src.evaluation.ranking import Counts
 from src.evaluation.threshold import F1Oracle
 from src.evaluation.uncertainty import rate_interval
 from src.evaluation.view import DefectPixels, View
-from src.metrics import HIGH, LOW
+from src.metrics import HIGH, LOW, PER_CATEGORY
 from src.result import Curve, DefectRecall, Prediction, Threshold, no_own_mask
 
 CURVE_POINTS = 400
@@ -46,6 +47,7 @@ class ImageRow(NamedTuple):
     pixels: DefectPixels | None = None  # of a mask that the network may not see all of
     own_alarm: bool | None = None  # the method's own mask marks a pixel; None: it made none
     own_counts: tuple[int, int] | None = None  # true and false positive pixels of that mask
+    category: str = ""  # which threshold decides, where there are several
 
     @property
     def has_mask(self) -> bool:
@@ -55,7 +57,7 @@ class ImageRow(NamedTuple):
     def decision(self, threshold: Threshold) -> bool:
         """Whether the image raises an alarm."""
         if not threshold.own_mask:
-            return self.score > threshold.image
+            return self.score > threshold.of(self.category).image
         if self.own_alarm is None:
             raise no_own_mask()
         return self.own_alarm
@@ -106,6 +108,7 @@ class Evaluator:
             mask = masks[b] if kept is None else masks[b] & kept
             state = mask_state(label[b], marked[b], bool(mask.any()), pixels)
             row = ImageRow(label[b], scores[b], highest[b], state, pixels)
+            row = row._replace(category=self.view.category(image))
             if own is not None and detected is not None:
                 found = detected[b] > 0.5
                 hits = int((found & mask).sum())
@@ -162,6 +165,7 @@ class Evaluator:
                 intervals |= uncertainty.pixel_intervals(
                     self._pixels, self.limits, self.resamples, self.seed
                 )
+        metrics |= self._by_category(threshold)
         for key, interval in intervals.items():
             if interval.low == interval.low:  # an undefined one is left out
                 metrics |= {f"{key}{LOW}": interval.low, f"{key}{HIGH}": interval.high}
@@ -275,6 +279,19 @@ class Evaluator:
 
     # --- parts of compute ---------------------------------------------------------------------
 
+    def _by_category(self, threshold: Threshold) -> dict[str, float]:
+        """`PER_CATEGORY` of each of several categories, by its own threshold."""
+        names = dict.fromkeys(row.category for row in self._known_rows().values())
+        found: dict[str, float] = {}
+        for name in names if len(names) > 1 else ():
+            part = copy.copy(self)
+            part.resamples = 0
+            part._rows = {i: row for i, row in self._rows.items() if row.category == name}
+            part._pixels = self._pixels.only(part._rows)
+            metrics = part.compute(threshold.of(name), None)
+            found |= {f"{key}/{name}": metrics[key] for key in PER_CATEGORY if key in metrics}
+        return found
+
     def _chosen(self) -> Threshold:
         if self._threshold is None:
             raise RuntimeError("call compute(threshold, samples) first: decisions need a threshold")
@@ -299,7 +316,8 @@ class Evaluator:
     def _counts(self, threshold: Threshold) -> tuple[Counts, Counts]:
         """True and false positive pixels per image (n,) of the mask at the threshold."""
         if not threshold.own_mask:
-            return self._pixels.counts_above(threshold.pixel)
+            rows = (self._rows[index] for index in self._pixels.index.tolist())
+            return self._pixels.counts_above([threshold.of(row.category).pixel for row in rows])
         counts = [self._rows[index].own_counts for index in self._pixels.index.tolist()]
         tp, fp = np.array(counts, dtype=np.int64).reshape(-1, 2).T
         return tp, fp

@@ -7,9 +7,10 @@ What exceeds the memory budget goes to a temporary file. All results are exact i
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -151,10 +152,25 @@ class PixelStore:
         tp, fp = (np.stack(part) for part in zip(*rows, strict=True))
         return tp, fp
 
-    def counts_above(self, threshold: float) -> tuple[Counts, Counts]:
-        """True and false positives (n,) per image of the detection score > threshold."""
-        tp, fp = self.counts_from(np.array([first_above(threshold)]))
-        return tp[:, 0], fp[:, 0]
+    def counts_above(self, threshold: float | Sequence[float]) -> tuple[Counts, Counts]:
+        """True and false positives (n,) per image of the detection score > threshold.
+
+        One threshold for all images, or one for each.
+        """
+        cuts = map(first_above, np.broadcast_to(threshold, len(self)).tolist())
+        rows = [
+            [scores.size - np.searchsorted(scores, cut) for scores in (image.defect, image.normal)]
+            for cut, image in zip(cuts, self._ordered(), strict=True)
+        ]
+        tp, fp = np.array(rows, dtype=np.int64).reshape(-1, 2).T
+        return tp, fp
+
+    def only(self, images: Collection[int]) -> PixelStore:
+        """Some of the images, by their indices; nothing is copied."""
+        part = copy.copy(self)
+        part._images = {index: self._images[index] for index in images if index in self._images}
+        part._ranking = None
+        return part
 
     def histograms(self, bins: int) -> PixelHistograms:
         """Scores of each image counted in about `bins` bins, for resampling images."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar, cast
 
@@ -52,7 +53,9 @@ class Rule:
                 "A threshold needs the scores of two normal images at least, better of 100.",
                 found=f"{count} calibration image{'s' * (count != 1)}",
                 do="give more good images; where the method cannot hold out its own training "
-                "images, set calibration.fraction=0.1 to keep a tenth of them for it",
+                "images, set calibration.fraction=0.1 to keep a tenth of them for it; with "
+                "data.shots=1, calibration.beyond_shots=true, or threshold=f1_oracle to measure "
+                "the ranking alone",
             )
         image = np.sort(finite(normal.image.float(), what="calibration scores"))
         map_max = np.sort(finite(normal.map_max.float(), what="calibration map maxima"))
@@ -61,6 +64,15 @@ class Rule:
         return Threshold(
             float(image[k - 1]), float(map_max[k - 1]), self.name, alpha, attained, count
         )
+
+    def fit_each(self, normal: NormalScores | None) -> Threshold | None:
+        """`fit`, with a threshold of its own for each of several categories."""
+        threshold = self.fit(normal)
+        names = dict.fromkeys(normal.categories) if normal else {}
+        if threshold is None or normal is None or len(names) < 2:
+            return threshold
+        each = {name: one for name in names if name and (one := self.fit(normal.of(name)))}
+        return replace(threshold, each=each)
 
     def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:
         """Which of n sorted scores, 1..n, and the wanted probability of a false alarm."""

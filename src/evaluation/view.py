@@ -135,6 +135,10 @@ class View:
         """Folder and file of an image."""
         return "/".join(self.samples[index].image_path.parts[-2:])
 
+    def category(self, index: int) -> str:
+        """Category of an image; of no samples: empty."""
+        return self.samples[index].category if self.samples else ""
+
     def _mask(self, sample: Sample) -> NDArray[np.bool_]:
         """Mask of one image, (H, W); nothing is marked without a file."""
         size = image_size(sample.image_path)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
+from src.data.record import place_of
 from src.evaluation.operating_points import POINTS, OperatingPoint, deciding
 from src.evaluation.view import pixel_convention
 from src.metrics import HEADLINES
 from src.reporting.wording import (
+    CATEGORY_NAMES,
     aim,
+    category_rows,
     checkpoint_choice,
     deciding_sentence,
     interval,
@@ -27,13 +28,17 @@ def print_result(run: SavedRun, *, repeated: bool = False) -> None:
     if repeated:
         print(f"Already finished (force=true repeats it): {run.directory}")
     metrics, config, console = run.metrics(), run.config(), Console()
-    part = config.data.category or Path(config.data.root).name
-    title = f"{config.model.name} on {config.data.name} {part}"
+    title = f"{config.model.name} on {config.data.name} {place_of(config.data)[1]}"
     table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
     for metric in HEADLINES:
         if (key := metric.key) in metrics and not metric.unit:  # times are told below
             table.add_row(metric.name, number(metrics[key]), interval(metrics, key))
     console.print(table)
+    if rows := category_rows(metrics):
+        table = Table("category", *CATEGORY_NAMES, title="each by its own threshold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     if "test/pixel_auroc" in metrics:
         console.print(pixel_convention(config))
     if chosen := checkpoint_choice(config.protocol, metrics):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from src.evaluation.operating_points import Deciding, OperatingPoint
 from src.evaluation.threshold import images_needed
-from src.metrics import HEADLINES, HIGH, LOW
+from src.metrics import HEADLINES, HIGH, LOW, METRICS, PER_CATEGORY
 from src.reporting.records import ProtocolFacts, ReportData
 from src.result import Calibration, Threshold
 
@@ -51,6 +51,7 @@ _GUARANTEE = {
     "alarms less often than this and finds fewer defects. Nothing is proven; calibration.method="
     "cross comes nearer.",
 }
+CATEGORY_NAMES = tuple(METRICS[key].name for key in PER_CATEGORY)
 _SPACE = "\N{NO-BREAK SPACE}"  # keeps numbers and units on one line
 
 
@@ -75,6 +76,16 @@ def interval(metrics: Mapping[str, float], key: str) -> str:
     """The 95 % interval of a metric as text; nothing without one."""
     low, high = (metrics.get(f"{key}{end}", math.nan) for end in (LOW, HIGH))
     return f"{low:.4f}{_SPACE}to{_SPACE}{high:.4f}" if math.isfinite(low + high) else ""
+
+
+def category_rows(metrics: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """Name and `PER_CATEGORY` of each category and their mean; none of a detector of one."""
+    first = f"{PER_CATEGORY[0]}/"
+    names = [key.removeprefix(first) for key in metrics if key.startswith(first)]
+    values = [[metrics.get(f"{key}/{name}", math.nan) for key in PER_CATEGORY] for name in names]
+    means = [sum(column) / len(names) for column in zip(*values, strict=True)]
+    pairs = zip([*names, "mean"], [*values, means], strict=True) if names else []
+    return [(name, *map(number, row)) for name, row in pairs]
 
 
 def share(value: float) -> str:

@@ -184,7 +184,7 @@ def test_debug_in_any_spelling_shows_the_stack_trace(start):
         ("seed=-1", "from 0"),
         ("seed=first", "from 0"),
         ("trainer.max_steps=1e4", "a whole number"),
-        ("data.limit_train=-3", "at least 1"),
+        ("data.shots=-3", "at least 1"),
         ("model.coreset.ratio=10%", "above 0 and not above 1"),
         ("model.coreset.ratio=10", "above 0 and not above 1"),
         ("calibration.fraction=20", "at least 0 and below 1"),

@@ -210,7 +210,7 @@ def test_a_mask_of_another_shape_is_refused_and_a_coarser_one_accepted(mvtec_roo
 
 
 def test_limits_shrink_the_sets_and_keep_both_classes(mvtec_root):
-    data = AnomalyDataModule(config(mvtec_root, limit_train=8, limit_test=3))
+    data = AnomalyDataModule(config(mvtec_root, shots=8, limit_test=3))
     data.setup()
     assert len(data.train_samples) + len(data.calibration_samples) == 8
     assert {s.label for s in data.test_samples} == {0, 1}
@@ -244,8 +244,8 @@ def test_a_defective_image_among_the_training_images_is_refused(mvtec_root):
     from dataclasses import replace
 
     data = AnomalyDataModule(config(mvtec_root))
-    listed = data.index(mvtec_root, "bolt")
-    data.index = lambda root, category: Found([replace(listed[0], label=1), *listed[1:]])
+    listed = data.index()
+    data.index = lambda: Found([replace(listed[0], label=1), *listed[1:]])
     with pytest.raises(DataError, match="1 of them defective"):
         data.setup()
 

@@ -157,7 +157,7 @@ def test_linked_folders_are_seen_and_unread_pictures_are_named(run, photos, tmp_
     [("data.test_fraction=20", "data.test_fraction=0.2"),
      ("calibration.fraction=10", "calibration.fraction=0.1"),
      ("data.test_fraction=-0.1", "at least 0"), ("data.limit_test=-3", "limit_test"),
-     ("data.limit_train=0.5", "limit_train"), ("data.bit_depth=40", "bit_depth")],
+     ("data.shots=0.5", "shots"), ("data.bit_depth=40", "bit_depth")],
 )  # fmt: skip
 def test_shares_and_limits_that_mean_nothing_are_refused(run, setting, hint):
     with pytest.raises(GoodpartsError) as caught:

@@ -42,7 +42,7 @@ DRAWN = (
     "transform.resize=96", "transform.crop=null", "model.coreset.ratio=0.9",
 )  # fmt: skip
 REAL = (
-    *SMALL, "data=mvtec", "data.category=bottle", "data.limit_train=30", "data.limit_test=40",
+    *SMALL, "data=mvtec", "data.category=bottle", "data.shots=30", "data.limit_test=40",
     "transform.resize=128", "transform.crop=112", "evaluation.size=112", "model.coreset.ratio=0.5",
 )  # fmt: skip
 
