@@ -47,10 +47,10 @@ def few_shot(cfg: DictConfig) -> pd.DataFrame:
         rows.append(run_facts(last, str(job[1]), options.metrics))
     table, out = pd.DataFrame(rows), Path(options.out).expanduser()
     title = f"{cfg.model.name}, {cfg.backbone.name or 'no backbone'}"
-    notes = [
-        f"Seeds {', '.join(map(str, options.seeds))}: mean and standard deviation, in percent."
-    ]
-    notes += [f"{pixel_convention(last.config()).capitalize()}."] if last else []
+    seeds = ", ".join(map(str, options.seeds))
+    notes = [f"Mean and standard deviation over the seeds {seeds}, in percent."]
+    if last:
+        notes += [f"P{pixel_convention(last.config())[1:]}."]
     texts = [as_markdown(curve_table(table, metric)) for metric in options.metrics]
     texts += [as_markdown(basis_table(table))]
     write_text(out / "few_shot.md", "\n".join([f"# {title}", "", *notes, "", *texts]))
@@ -107,12 +107,10 @@ def curve_table(table: pd.DataFrame, metric: str) -> Table:
 
 def basis_table(table: pd.DataFrame) -> Table:
     """How many scores of which kind set the threshold, and the false alarms that they promise."""
-    first = table.groupby(["category", "shots"], sort=False).first()
-    texts = {
-        place: f"{row.images} {row.calibration.replace("_", " ")}"
-        + ("" if row.promised is None else f", {100 * row.promised:.2g} %")
-        for place, row in first.iterrows()
-    }
+    texts = {}
+    for place, row in table.groupby(["category", "shots"], sort=False).first().iterrows():
+        promised = "" if row.promised is None else f", {100 * row.promised:.2g} %"
+        texts[place] = f"{row.images} {row.calibration}{promised}".replace("_", " ")
     return _by_shots("What set the threshold, and false alarms promised on average", texts)
 
 
@@ -125,17 +123,17 @@ def _by_shots(title: str, texts: Mapping[Any, str]) -> Table:
 
 def curve_figure(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """A panel a metric: a line a category, their mean in front with its spread over the seeds."""
-    figure, panels = new_panels(4.3 * len(metrics), 3.6, len(metrics))
+    figure, panels = new_panels(3.6 * len(metrics), 3.4, len(metrics))
     shots = list(dict.fromkeys(table["shots"]))
     places = table.assign(place=table["shots"].map(shots.index))
     for axes, metric in zip(panels, metrics, strict=True):
         grid = places.pivot_table(index="place", columns="category", values=metric)
-        draw_curve(axes, grid, find_metric(metric).name)
         found = over_seeds(table, metric)
-        front = MEAN if grid.shape[1] > 1 else grid.columns[0]
-        low, high = zip(*((v.mean() - v.std(), v.mean() + v.std())
-                          for v in (found[front, k] for k in shots)), strict=True)  # fmt: skip
+        front = MEAN if grid.shape[1] > 1 else str(grid.columns[0])
+        ends = [(v.mean() - v.std(), v.mean() + v.std()) for v in (found[front, k] for k in shots)]
+        low, high = zip(*ends, strict=True)
         axes.fill_between(range(len(shots)), low, high, color=NORMAL_COLOUR, alpha=0.15, lw=0)
+        draw_curve(axes, grid, find_metric(metric).name)
         axes.set_xticks(range(len(shots)), shots)
         axes.set(xlabel="good images")
     return figure

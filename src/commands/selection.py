@@ -123,7 +123,7 @@ def draw_curve(axes: Axes, grid: pd.DataFrame, name: str) -> None:
         mean = complete.mean(axis=1)
         label = f"mean of {complete.shape[1]} categories"
         axes.plot(mean.index, mean.to_numpy(), "o-", color=INK, lw=2.2, ms=5, label=label)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="best", fontsize=8)
     _name_lines(axes, {column: line for column, line in lines.items() if len(line)})
     axes.set(ylabel=name)
     axes.margins(x=0.14)
