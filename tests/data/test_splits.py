@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from src.composing import compose_checked
 from src.data.samples import DEFECTIVE, NORMAL, Sample
-from src.data.splits import hold_out, limit_test, limit_train
+from src.data.splits import choose_shots, hold_out, limit_test, split_training
 from src.errors import ConfigError
 
 TRAIN = [Sample(Path(f"/{i}.png"), None, NORMAL, "good", "train") for i in range(37)]
@@ -56,13 +57,38 @@ def test_a_limited_test_set_keeps_both_classes_and_takes_every_defect_in_turn(li
 
 def test_limits_beyond_the_set_or_null_change_nothing():
     assert limit_test(TEST, None, 0) == limit_test(TEST, 80, 0) == TEST
-    assert limit_train(TRAIN, None, 0) == limit_train(TRAIN, 99, 0) == TRAIN
-    assert len(limit_train(TRAIN, 5, 0)) == 5
+    assert choose_shots(TRAIN, None, 0) == choose_shots(TRAIN, 37, 3) == (TRAIN, [])
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shots_are_the_slices_of_anomaly_dino(shots, seed):
+    chosen, others = choose_shots(TRAIN, shots, seed)
+    assert chosen == TRAIN[seed * shots : (seed + 1) * shots]  # run_anomalydino.py
+    assert [one for one in TRAIN if one not in chosen] == others
+
+
+def test_a_slice_beyond_the_end_goes_on_with_the_first_images():
+    chosen, others = choose_shots(TRAIN, 16, seed=2)  # 32..47 of 37
+    assert chosen == TRAIN[:11] + TRAIN[32:] and len(others) == 21
+
+
+def test_every_category_has_its_own_shots_and_its_own_share_for_calibration():
+    two = [replace(one, category=name) for name in "ab" for one in TRAIN[: 20 + 10 * (name == "b")]]
+    words = ["data.shots=4", "calibration.fraction=0.5", "seed=1"]
+    train, held, _ = split_training(two, compose_checked("run", words), given=False)
+    assert [(one.category, one.image_path.stem) for one in train] == [
+        (name, str(k)) for name in "ab" for k in range(4, 8)
+    ]
+    assert [one.category for one in held] == ["a"] * 16 + ["b"] * 26
+    train, held, _ = split_training(two, compose_checked("run", words[1:]), given=False)
+    assert [one.category for one in held] == ["a"] * 10 + ["b"] * 15
+    assert split_training(two, compose_checked("run", words), given=True)[1] == []
 
 
 def test_limits_that_leave_no_class_are_refused():
     with pytest.raises(ConfigError, match=r"limit_test=2"):
         limit_test(TEST, 1, 0)
-    with pytest.raises(ConfigError, match=r"limit_train=1"):
-        compose_checked("run", ["data.limit_train=0"])
+    with pytest.raises(ConfigError, match=r"shots=1"):
+        compose_checked("run", ["data.shots=0"])
     assert len(limit_test(TEST[:5], 1, 0)) == 1  # one class only: one image is fine
