@@ -156,6 +156,9 @@ RULES: Mapping[str, Rule] = {
         "auto, cpu, gpu or cuda, or one GPU such as cuda:1",
         lambda x: isinstance(x, str) and bool(re.fullmatch(r"auto|cpu|mps|(gpu|cuda)(:\d+)?", x)),
     ),
+    "hardware.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "logger.names": several(choice("csv", "tensorboard", "wandb")),
+    "logger.wandb.mode": choice("online", "offline", "disabled"),
     "hardware.precision": choice(
         "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
     ),

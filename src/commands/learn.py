@@ -17,9 +17,9 @@ from rich.console import Console
 from src.commands.compare import compare_runs
 from src.composing import compose_checked
 from src.data.images import read_sample
-from src.data.record import list_record, list_samples, with_data_at
+from src.data.record import categories_of, list_record, list_samples, with_data_at
 from src.data.samples import DEFECTIVE, NORMAL
-from src.errors import DataError
+from src.errors import ConfigError, DataError
 from src.evaluation.comparison import match
 from src.experiment import Result, run_experiment
 from src.grammar import literal
@@ -34,12 +34,19 @@ def learn_images(cfg: DictConfig) -> Result:
     """A new run from the run `cfg.run` and the good parts in the folder `cfg.images`.
 
     Raises:
+        ConfigError: the run is of several categories.
         DataError: the run's own images are not there, or there is no new readable picture.
         SavedModelError: the run is not finished.
     """
     before = SavedRun(Path(cfg.run))
     before.metrics()  # fails early on an unfinished run
     config = with_data_at(before.config(), cfg.data.root)
+    if len(names := categories_of(config.data)) > 1:
+        raise ConfigError(
+            "Nobody knows of which category the confirmed parts are.",
+            found=f"a run of {', '.join(names)}",
+            do="move them to the good images of their category, and run the experiment again",
+        )
     folder = Path(str(cfg.images)).absolute()
     wider = with_confirmed(config, folder)
     if changed := before.record().difference(list_record(config.data)):

@@ -24,7 +24,6 @@ from src.data.dataset import (
     as_is,
     fits_in_cache,
 )
-from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
 from src.data.record import (
     FITTED,
@@ -133,8 +132,6 @@ class AnomalyDataModule(pl.LightningDataModule):
         test = self._unseen(test, {self.entry_of(sample).content for sample in learnt})
         self.test_samples = limit_test(test, self.options.limit_test, seed)
         self._arrange()
-        if self.name == "folder":
-            self._warn_of_crop()
 
     def leave_out(self, fitted: Collection[str]) -> None:
         """Keep images with these contents, which a model was fitted on, out of the test."""
@@ -188,17 +185,6 @@ class AnomalyDataModule(pl.LightningDataModule):
         for split in (*FITTED, "test"):
             indices = [i for i, sample in enumerate(self.samples) if sample.split == split]
             self._sets[split] = ImageDataset(self.samples, indices, self.transform, cached=cached)
-
-    def _warn_of_crop(self) -> None:
-        """Data sets have papers that crop; a user's own images should not lose borders unseen."""
-        height, width = image_size(self.train_samples[0].image_path)
-        share = self.transform.seen((height, width)).mean()
-        if share < 0.99:
-            log.warning(
-                "The centre crop sees %.0f %% of an image of %d x %d pixels; defects outside are "
-                "missed. transform.resize=[%d,%d] transform.crop=null sees all of it.",
-                100 * share, width, height, *self.image_size,
-            )  # fmt: skip
 
     def write_settled(self) -> None:
         """Put what the images decided into the config: bits of deep grey, size of the view."""
