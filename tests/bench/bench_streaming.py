@@ -36,7 +36,7 @@ from src.models.patchcore.streaming import FitCost, Rows, StreamingCoreset, patc
 
 GRID, DIM, IMAGES, BATCH = (28, 28), 256, 560, 8
 PATCHES = IMAGES * GRID[0] * GRID[1]
-OPTIONS = CoresetOptions(CoresetMethod.greedy, 0.01, CoresetStart.official, None, None, 1024)
+OPTIONS = CoresetOptions(CoresetMethod.greedy, 0.01, CoresetStart.official, None, None, 1024, None)
 BUDGET_GB = 0.128  # a quarter of what all patches need
 
 

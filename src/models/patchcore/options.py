@@ -57,6 +57,10 @@ Memories = StrEnum("Memories", ["joint", "per_layer"])
 LEAST_OF_A_PLACE = 0.1
 
 
+#: ours: the most shots of AnomalyDINO, which thins no bank; 1 % of one image would be 7 rows.
+FEW = 16
+
+
 @dataclass
 class CoresetOptions:
     """The `model.coreset` group."""
@@ -67,6 +71,7 @@ class CoresetOptions:
     projection_dim: int | None  # select in a random projection of this size; None: in full
     stop_radius: float | None  # stop once every row is this close to a kept one, feature units
     block: int  # candidate rows per pass; changes the time, never the picks
+    shots: int | None  # good images of each category; of `FEW` or fewer every row is kept
 
     def __post_init__(self) -> None:
         if self.ratio is None and (self.stop_radius is None or self.method != CoresetMethod.greedy):
@@ -81,8 +86,9 @@ class CoresetOptions:
             )
 
     def size(self, rows: int) -> int:
-        """Rows kept of `rows`; official: rounded down; ours: at least one."""
-        if self.method == CoresetMethod.none or self.ratio is None:
+        """Rows kept of `rows`; official: rounded down; ours: at least one, of few shots all."""
+        few = self.shots is not None and self.shots <= FEW
+        if few or self.method == CoresetMethod.none or self.ratio is None:
             return rows
         return max(1, int(rows * self.ratio))
 

@@ -14,7 +14,7 @@ SIZE = (32, 48)
 
 def coreset(**changes) -> CoresetOptions:
     values = {"method": "greedy", "ratio": 0.2, "start": "official", "projection_dim": None,
-              "stop_radius": None, "block": 64}  # fmt: skip
+              "stop_radius": None, "block": 64, "shots": None}  # fmt: skip
     return CoresetOptions(**(values | changes))
 
 
