@@ -24,25 +24,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 from scipy.stats import t as student
 
-from src.data.samples import DEFECTIVE, NORMAL
-from src.evaluation.uncertainty import (
-    LEVEL,
-    Interval,
-    image_metrics,
-    mean_interval,
-    percentile_interval,
-    stratified_weights,
-)
+from src.evaluation.uncertainty import LEVEL, Interval, mean_interval
 from src.metrics import HIGH, LOW
 from src.reproduction.papers import GROUPS, MEAN, Published, Variant
 from src.reproduction.planning import Job
 from src.saved_run import SavedRun
 
-RESAMPLES = 2000  # as evaluation.bootstrap
-OWN = "test/image_auroc"  # has a better interval of its own
 MIN_FREEDOM = 2  # ours: three seeds of one category; with 1, t spans half the scale
 WITHIN, BELOW, ABOVE = "within", "below", "above"
 UNJUDGED, NO_SPREAD, MISSING = "not judged", "too few seeds", "not measured"
@@ -287,7 +276,7 @@ def _mean_known(values: Sequence[float]) -> float:
 
 
 def measurements(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
-    """What finished jobs measured, by category, with every interval that their folders allow."""
+    """What finished jobs measured, by category."""
     found: dict[str, list[Measured]] = {}
     for job in jobs:
         if (folder := job.folder) is None:
@@ -298,7 +287,7 @@ def measurements(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
             Measured(
                 seed=job.seed,
                 metrics=metrics,
-                intervals=resampled_intervals(run.scores()) | stored_intervals(metrics),
+                intervals=stored_intervals(metrics),
                 config_hash=job.key.rpartition("-")[2],
                 protocol=str(run.config().get("protocol", "")),
                 seconds=metrics.get("fit/seconds", math.nan),
@@ -318,21 +307,4 @@ def stored_intervals(metrics: dict[str, float]) -> dict[str, Interval]:
         interval = Interval(metrics[name + LOW], metrics[name + HIGH])
         if interval.low <= metrics.get(name, math.nan) <= interval.high:
             found[name] = interval
-    return found
-
-
-def resampled_intervals(images: pd.DataFrame) -> dict[str, Interval]:
-    """Intervals of image AP, image F1-max and mIoU, resampling the `images` of scores.csv."""
-    known = images[images.label.isin([NORMAL, DEFECTIVE])]
-    defect = (known.label == DEFECTIVE).to_numpy()
-    if not defect.any() or defect.all():
-        return {}
-    weights = stratified_weights(defect, RESAMPLES, np.random.default_rng(0))
-    drawn = image_metrics(known.score, defect, weights)
-    found = {name: percentile_interval(values) for name, values in drawn.items() if name != OWN}
-    ious = known.iou.to_numpy()
-    seen = np.isfinite(ious)  # the images that mIoU is the mean of
-    if seen.any():
-        weights = stratified_weights(defect[seen], RESAMPLES, np.random.default_rng(0))
-        found["test/miou"] = percentile_interval(weights @ ious[seen] / seen.sum())
     return found
