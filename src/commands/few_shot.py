@@ -34,7 +34,8 @@ MEAN = "mean"
 
 def few_shot(cfg: DictConfig) -> pd.DataFrame:
     """Make what is missing of the runs, then write few_shot.{csv,md,png} to `cfg.curve.out`."""
-    options, known = cfg.curve, {}
+    options = cfg.curve
+    known: dict[str, str] = {}  # fingerprints of data sets
     categories = options.categories or [cfg.data.get("category")]
     jobs = list(product(categories, options.shots, options.seeds))
     rows, last = [], None
@@ -109,7 +110,7 @@ def basis_table(table: pd.DataFrame) -> Table:
     """How many scores of which kind set the threshold, and the false alarms that they promise."""
     texts = {}
     for place, row in table.groupby(["category", "shots"], sort=False).first().iterrows():
-        promised = "" if row.promised is None else f", {100 * row.promised:.2g} %"
+        promised = "" if pd.isna(row.promised) else f", {100 * row.promised:.2g} %"
         texts[place] = f"{row.images} {row.calibration}{promised}".replace("_", " ")
     return _by_shots("What set the threshold, and false alarms promised on average", texts)
 
@@ -130,9 +131,10 @@ def curve_figure(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         grid = places.pivot_table(index="place", columns="category", values=metric)
         found = over_seeds(table, metric)
         front = MEAN if grid.shape[1] > 1 else str(grid.columns[0])
-        ends = [(v.mean() - v.std(), v.mean() + v.std()) for v in (found[front, k] for k in shots)]
-        low, high = zip(*ends, strict=True)
-        axes.fill_between(range(len(shots)), low, high, color=NORMAL_COLOUR, alpha=0.15, lw=0)
+        values = np.array([found[front, k] for k in shots])  # (shots, seeds)
+        mean, spread = values.mean(1), values.std(1)
+        ends = mean - spread, mean + spread
+        axes.fill_between(range(len(shots)), *ends, color=NORMAL_COLOUR, alpha=0.15, lw=0)
         draw_curve(axes, grid, find_metric(metric).name)
         axes.set_xticks(range(len(shots)), shots)
         axes.set(xlabel="good images")

@@ -174,3 +174,41 @@ def test_the_run_of_several_categories_is_named_after_all_of_them(both, capsys):
     said = capsys.readouterr().out
     assert "synthetic gear+plate" in said and "each by its own threshold" in said
     assert any(line.split()[1] == "plate" for line in said.splitlines() if "plate" in line[:12])
+
+
+def test_methods_with_a_held_out_share_calibrate_each_category_on_its_own(tmp_path):
+    words = [word for word in TINY[1:] if not word.startswith("model.")]
+    words += ["model=pixel_statistics", "data=synthetic", "data.category=[gear,plate]",
+              "data.synthetic.train=8", "calibration.fraction=0.5", "threshold.alpha=0.3",
+              f"runs_dir={tmp_path}"]  # fmt: skip
+    run, metrics = run_experiment(compose_app("run", *words))
+    threshold = Threshold.from_json(run.read_json("model/threshold.json"))
+    assert {name: one.n for name, one in threshold.each.items()} == {"gear": 4, "plate": 4}
+    assert "test/recall/plate" in metrics
+
+
+def test_confirmed_parts_are_refused_by_a_run_of_several_categories(both, tmp_path):
+    from src.commands.learn import learn_images
+
+    with pytest.raises(ConfigError, match="gear, plate"):
+        learn_images(compose_app("learn", f"run={both.directory}", f"images={tmp_path}"))
+
+
+def test_calibration_images_of_another_day_belong_to_the_category_whose_folder_they_lie_in(
+    tmp_path, drawn_data
+):
+    import shutil
+
+    from src.data.record import list_samples
+
+    data = compose_app("run", *BOTH).data
+    [folder] = {s.image_path.parents[3] for s in list_samples(data) if s.category == "plate"}
+    root = shutil.copytree(folder, tmp_path / "drawn")
+    for name in ("gear", "plate"):
+        shutil.copytree(root / name / "train" / "good", root / "day2" / name)
+    words = ["data=mvtec", f"data.root={root}", "data.category=[gear,plate]",
+             "calibration.dir=day2"]  # fmt: skip
+    found = list_samples(compose_app("run", *words).data)
+    given = [sample for sample in found if sample.split == "calibration"]
+    assert len(given) == 16
+    assert all(sample.image_path.parent.name == sample.category for sample in given)
