@@ -39,7 +39,8 @@ def match_grid(detector: Detector, image: Image.Image | np.ndarray) -> MatchGrid
 def picture_of(detector: Detector, sample: Sample, sources: Sequence[Sample] = ()) -> Picture:
     """A sample as the network sees it, with what the detector finds; an alarm is explained."""
     image = read_sample(sample)
-    detector = replace(detector, threshold=detector.threshold.of(sample.category))
+    if (own := detector.threshold.of(sample.category)) != detector.threshold:
+        detector = replace(detector, threshold=own)
     found = detector.detect([image])[0]
     mask = None if sample.mask_path is None else detector.transform.mask(sample.mask_path)
     if mask is None and sample.label == NORMAL:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from scipy.optimize import isotonic_regression
 
-from src.data.record import place_of
+from src.data.record import categories_of
 from src.errors import DataError, SavedModelError, did_you_mean
 from src.files import write_text
 from src.identity import without_content
@@ -90,7 +90,7 @@ def runs_table(folder: Path) -> pd.DataFrame:
         except (SavedModelError, OmegaConfBaseException):
             continue
         row = {name: OmegaConf.select(config, key) for name, key in _CONFIG.items()}
-        row["category"] = place_of(config.data)[1]
+        row["category"] = "+".join(categories_of(config.data))
         weights = path / "model" / "model.safetensors"
         row["model_mb"] = weights.stat().st_size / 1e6 if weights.is_file() else np.nan
         rows.append(row | {"run": str(path)} | metrics)

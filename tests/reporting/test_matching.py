@@ -17,6 +17,7 @@ from src.data.transforms import ImageTransform
 from src.detector import Detection
 from src.errors import ConfigError
 from src.models.patchcore.region import Region
+from src.result import Threshold
 from src.saved_run import SavedRun
 
 
@@ -72,7 +73,7 @@ def setting(tmp_path, monkeypatch):
     })  # fmt: skip
     detector = SimpleNamespace(
         model=model, transform=transform, config=config, run=SavedRun(tmp_path / "run"),
-        device=torch.device("cpu"), threshold=SimpleNamespace(image=0.2),
+        device=torch.device("cpu"), threshold=Threshold(0.2, 0.2, "conformal"),
         detect=lambda images: [Detection(1.0, True, anomaly_map, anomaly_map > 0, {})],
     )  # fmt: skip
     (tmp_path / "run" / "figures").mkdir(parents=True)
