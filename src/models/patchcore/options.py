@@ -74,6 +74,8 @@ class CoresetOptions:
     shots: int | None  # good images of each category; of `FEW` or fewer every row is kept
 
     def __post_init__(self) -> None:
+        if self.shots is not None and self.shots <= FEW:
+            self.method = CoresetMethod.none
         if self.ratio is None and (self.stop_radius is None or self.method != CoresetMethod.greedy):
             raise ConfigError(
                 "The coreset has no size.",
@@ -86,9 +88,8 @@ class CoresetOptions:
             )
 
     def size(self, rows: int) -> int:
-        """Rows kept of `rows`; official: rounded down; ours: at least one, of few shots all."""
-        few = self.shots is not None and self.shots <= FEW
-        if few or self.method == CoresetMethod.none or self.ratio is None:
+        """Rows kept of `rows`; official: rounded down; ours: at least one."""
+        if self.method == CoresetMethod.none or self.ratio is None:
             return rows
         return max(1, int(rows * self.ratio))
 

@@ -11,12 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.models.patchcore import coreset
-from src.models.patchcore.coreset import (
-    greedy_coreset,
-    random_coreset,
-    random_projection,
-    select,
-)
+from src.models.patchcore.coreset import greedy_coreset, random_coreset, random_projection
 from tests.models.patchcore import stand_ins
 from tests.reference_patchcore import k_center_from_row, k_center_official
 
@@ -150,11 +145,4 @@ def test_random_coreset_draws_without_replacement_and_repeats_with_its_seed():
 
 @pytest.mark.parametrize(("shots", "kept"), [(1, 50), (16, 50), (17, 10), (None, 10)])
 def test_of_few_shots_every_row_is_kept(shots, kept):
-    rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    assert len(select(rows, stand_ins.coreset(shots=shots), seed=0).rows) == kept
-
-
-def test_a_radius_still_stops_a_selection_without_a_size():
-    rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    options = stand_ins.coreset(ratio=None, stop_radius=3.0, method="greedy")
-    assert len(select(rows, options, seed=0).rows) < 50
+    assert stand_ins.coreset(shots=shots, ratio=0.2).size(50) == kept
