@@ -160,7 +160,7 @@ class PixelStore:
         cuts = map(first_above, np.broadcast_to(threshold, len(self)).tolist())
         rows = [
             [scores.size - np.searchsorted(scores, cut) for scores in (image.defect, image.normal)]
-            for cut, image in zip(cuts, self._ordered(), strict=True)
+            for cut, image in zip(cuts, self.images(), strict=True)
         ]
         tp, fp = np.array(rows, dtype=np.int64).reshape(-1, 2).T
         return tp, fp
