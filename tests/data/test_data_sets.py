@@ -272,7 +272,7 @@ def test_a_real_set_goes_from_its_files_to_a_report(name, category, tmp_path):
     home = Path(os.environ.get("MVTEC_AD_ROOT", "")).parent / name
     if not (home / category).is_dir():
         pytest.skip(f"needs MVTEC_AD_ROOT with {name}/{category} beside it")
-    result = run(name, home, tmp_path, f"data.category={category}", "data.limit_train=20",
+    result = run(name, home, tmp_path, f"data.category={category}", "data.shots=20",
                  "data.limit_test=12", "calibration.fraction=0.2")  # fmt: skip
     assert 0 <= result.metrics["test/image_auroc"] <= 1
     assert 0 <= result.metrics["test/pixel_auroc"] <= 1

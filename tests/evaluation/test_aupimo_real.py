@@ -35,7 +35,7 @@ def test_aupimo_of_bottles_at_their_original_size_is_that_of_anomalib(tmp_path):
     if not (Path(str(ROOT)) / "mvtec/bottle").is_dir():
         pytest.skip(f"no {ROOT}/mvtec/bottle")
     words = ["data=mvtec", f"data.root={ROOT}/mvtec", "data.category=bottle", "transform.crop=256",
-             "backbone=efficientnet_lite0", "data.limit_train=60", f"runs_dir={tmp_path}",
+             "backbone=efficientnet_lite0", "data.shots=60", f"runs_dir={tmp_path}",
              "report.enabled=false", "evaluation.bootstrap=0"]  # fmt: skip
     run = run_experiment(compose("run", words)).run
     asked = [f"run={run.directory}", "evaluation.size=original", f"out={tmp_path / 'out'}"]
