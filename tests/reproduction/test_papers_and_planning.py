@@ -22,7 +22,10 @@ def papers_of(*names: str) -> list[Paper]:
     return load_papers(OmegaConf.create(files))
 
 
-ALL = ("anomaly_dino", "patchcore", "patchcore_vit", "uflow", "haloae", "crn", "mvtec_ad_2", "aupimo", "smoke")
+ALL = (
+    "anomaly_dino", "patchcore", "patchcore_vit", "uflow", "haloae", "crn", "mvtec_ad_2", "aupimo",
+    "smoke",
+)  # fmt: skip
 COLUMNS = [
     pytest.param(paper, variant, column, id=f"{paper.name}-{variant.name}-{column.metric}-{i}")
     for paper in papers_of(*ALL)
