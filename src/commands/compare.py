@@ -110,7 +110,8 @@ def write_ranks(cfg: DictConfig) -> int:
         pd.DataFrame(),
     )
     if len(known):
-        known = known.assign(method=configuration_labels(known))
+        places = [Path(run).parent.name for run in known["run"]]  # also of data=folder
+        known = known.assign(method=configuration_labels(known), category=places)
         table = known.pivot_table(metric.key, ["data", "category"], "method").dropna()
     ranks = rank_methods(table, lower_is_better=metric.lower_is_better)
     out = Path(cfg.out or Path(cfg.runs) / "ranks")

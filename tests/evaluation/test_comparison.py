@@ -286,7 +286,7 @@ def many_runs(tmp_path):
                 run = SavedRun(tmp_path / model / category / f"seed{seed}-0a-0b")
                 config = {
                     "model": {"name": model}, "backbone": {"name": None}, "seed": seed,
-                    "data": {"name": "parts", "category": category, "root": None},
+                    "data": {"name": "parts", "category": None, "root": None},
                     "evaluation": {"size": "original"}, "transform": {"resize": 8, "crop": 8},
                 }  # fmt: skip
                 run.start(OmegaConf.create(config), {}, force=False)
