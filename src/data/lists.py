@@ -15,20 +15,13 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from src.data.listing import holders, missing, natural_key
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.errors import DataError
 
 _SPLIT = "split_csv/1cls.csv"
-
-
-class _Row(NamedTuple):
-    image: str
-    mask: str | None
-    defect: str | None  # None: a good part
-    split: str
+_Row = tuple[str, str | None, str | None, str]  # image, mask, defect (None: a good part), split
 
 
 def index_visa(root: Path, category: str) -> Found:
@@ -44,9 +37,7 @@ def index_visa(root: Path, category: str) -> Found:
         for row in csv.DictReader(text.splitlines()):
             defect = None if row["label"] == "normal" else "anomaly"
             split = "train" if row["split"] == "train" else "test"
-            rows.setdefault(row["object"], []).append(
-                _Row(row["image"], row["mask"], defect, split)
-            )
+            rows.setdefault(row["object"], []).append((row["image"], row["mask"], defect, split))
     if category not in rows:
         raise missing(base, "VisA", _SPLIT, category, rows)
     return _listed("VisA", base, rows[category])
@@ -73,12 +64,12 @@ def index_real_iad(
     with _reading(path) as text:
         facts = json.loads(text)
         rows = [
-            _Row(row["image_path"], row.get("mask_path"), None if kind == "OK" else kind, split)
+            (row["image_path"], row.get("mask_path"), None if kind == "OK" else kind, split)
             for split in ("train", "test")
             for row in facts[split]
             for kind in [row["anomaly_class"]]
         ]
-    seen = [row for row in rows if not views or {*views} & {*Path(row.image).stem.split("_")}]
+    seen = [row for row in rows if not views or {*views} & {*Path(row[0]).stem.split("_")}]
     return _listed("Real-IAD", base, seen)
 
 

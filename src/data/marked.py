@@ -74,19 +74,15 @@ def _read(folder: Path, images: str, mask: str, split: str, *, kinds: bool) -> F
     marked, broken = each([*there], lambda path: bool(read_mask(there[path]).any()))
     for _, error in broken:
         raise error
-    defective = {path for path, any_ in zip(there, marked, strict=True) if any_}
+    bad = {path for path, any_ in zip(there, marked, strict=True) if any_}
+    kind = {path: path.relative_to(folder).parts[0] if kinds else "defect" for path in bad}
     samples = [
-        Sample(path, there[path], DEFECTIVE, _kind(path, folder, kinds=kinds), split)
-        if path in defective
+        Sample(path, there[path], DEFECTIVE, kind[path], split) if path in bad
         else Sample(path, None, NORMAL, "good", split)
         for path in named
-    ]
+    ]  # fmt: skip
     unused = about(
         sorted({*pictures} - {*masks} - {*masks.values()}), "warning", "Images that are not used.",
         remedy=f"images are called {images} and their masks {mask}; correct the names",
     )  # fmt: skip
     return Found(samples, unused)
-
-
-def _kind(path: Path, folder: Path, *, kinds: bool) -> str:
-    return path.relative_to(folder).parts[0] if kinds else "defect"
