@@ -25,8 +25,8 @@ def index_marked(
     *,
     data_set: str,
     holds: str | None,
-    train: str,
-    test: str | None,
+    train_dir: str,
+    test_dir: str | None,
     images: str,
     mask: str,
     kinds: bool,
@@ -45,18 +45,18 @@ def index_marked(
     root = root.absolute()
     base = (
         find_root(root, data_set, holds) if holds
-        else category_folder(root, category, train, data_set)
+        else category_folder(root, category, train_dir, data_set)
     )  # fmt: skip
-    learnt = _read(base / train, images, mask, "train", kinds=kinds)
+    learnt = _read(base / train_dir, images, mask, "train", kinds=kinds)
     good = [sample for sample in learnt if sample.label == NORMAL]
     bad = [sample for sample in learnt if sample.label == DEFECTIVE]
     if not good:
-        raise no_images(base / train)
-    if test is None:
+        raise no_images(base / train_dir)
+    if test_dir is None:
         good, tested = hold_out(good, test_fraction, seed, "test", least=1)
         tested += [replace(sample, split="test") for sample in bad]
         return Found([*good, *tested], learnt.findings)
-    rest = _read(base / test, images, mask, "test", kinds=kinds)
+    rest = _read(base / test_dir, images, mask, "test", kinds=kinds)
     left_out = about(
         [sample.image_path for sample in bad], "note",
         "Defective images in the training folder; they are left out.",

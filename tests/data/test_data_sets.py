@@ -11,14 +11,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from src.composing import CONF, compose
+from src.composing import CONF, compose_checked
 from src.data.images import mask_files, read_mask
 from src.data.record import DataRecord, list_samples
 from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN, summary
 from src.data.saturation import read_regions
 from src.errors import DataError
 from src.experiment import run_experiment
-from src.options import plain
 from tests.data import fake_trees as fake
 
 TINY = (
@@ -47,9 +46,8 @@ TOLD = {
 
 
 def config(name: str, root: Path, *words: str):
-    return plain(
-        compose("run", ("model=pixel_statistics", f"data={name}", f"data.root={root}", *words))
-    )
+    words = ("model=pixel_statistics", f"data={name}", f"data.root={root}", *words)
+    return compose_checked("run", words)  # as the command line would make it
 
 
 @pytest.fixture
