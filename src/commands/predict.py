@@ -93,10 +93,10 @@ def _screen(normal: NormalScores, rows: Sequence[dict[str, str]], level: float, 
     n, found = len(normal.image), int((adjusted <= level).sum())
     fewest = math.ceil(len(rows) / (level * (n + 1)))  # with the least p-value, 1 / (n + 1)
     limit = f"fewer than {fewest} never can" if fewest <= len(rows) else "none can"
-    way = "" if normal.way is Calibration.held_out else f" by {normal.way}, which is not proven"
+    way = "" if normal.way is Calibration.held_out else f"; not proven for {normal.way} scores"
     return (
         f"{found} of {len(rows)} images stand out at {100 * level:g} % false discoveries "
-        f"({limit}, by {n} calibration scores{way}): {shown(out / 'screening.csv')}"
+        f"({limit} with {n} calibration scores{way}): {shown(out / 'screening.csv')}"
     )
 
 

@@ -142,4 +142,4 @@ def test_too_few_calibration_images_for_a_batch_are_said(predict, drawn_images, 
     predict(drawn_images[0].parents[1], "false_discoveries=0.001")
     said = " ".join(capsys.readouterr().out.split())
     assert "0 of" in said
-    assert "none can, by" in said
+    assert "none can with" in said
