@@ -113,7 +113,7 @@ RULES: Mapping[str, Rule] = {
         (TEXT, " ".join(NAMES)),
         (PATH, " ".join(PATHS)),
         (either(TEXT, several(TEXT)), " ".join([*LISTS, "overrides"])),
-        (whole(1), """batch_size shots limit_test samples_per_epoch limit decoders workers
+        (whole(1), """batch_size shots at_least limit_test samples_per_epoch limit decoders workers
             count threads num_nodes window resamples side step milliseconds max_side cells nprobe
             log_every_n_steps checkpoint_every_n_epochs checkpoint_keep_every_n_epochs size train
             check_val_every_n_epoch neighbors target_dim pretrain_dim projection_dim parity.images

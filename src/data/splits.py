@@ -42,7 +42,8 @@ def split_training(
     """Images that train, calibrate and validate, out of good ones, category by category.
 
     `given`: images for calibration come from elsewhere. Otherwise they are the good images that
-    `data.shots` leaves out (unless `calibration.beyond_shots` is false), or a share held out.
+    `data.shots` leaves out (unless `calibration.beyond_shots` is false), or a share held out, of
+    `calibration.at_least` images where these are not more than a third.
     """
     groups = groupby(good, key=lambda sample: sample.category)
     parts = [_split(list(group), cfg, given=given) for _, group in groups]
@@ -58,7 +59,8 @@ def _split(
     if len(others) > 1 and not given and cfg.calibration.beyond_shots:
         held = [replace(sample, split="calibration") for sample in others]
     elif not given:
-        train, held = hold_out(train, cfg.calibration.fraction, cfg.seed)
+        least = max(2, min(cfg.calibration.at_least, len(train) // 3))
+        train, held = hold_out(train, cfg.calibration.fraction, cfg.seed, least=least)
     kept, chosen = hold_out(train, cfg.validation.fraction, cfg.seed, "validation")
     return (train, held, []) if len(chosen) < LEAST_VALIDATION else (kept, held, chosen)
 

@@ -34,6 +34,13 @@ def test_the_hold_out_depends_on_the_seed_only():
     assert hold_out(TRAIN, 0.3, 1) != hold_out(TRAIN, 0.3, 2)
 
 
+@pytest.mark.parametrize(("at_least", "held"), [(2, 4), (9, 9), (19, 12)])
+def test_small_sets_hold_out_what_alpha_needs_up_to_a_third(at_least, held):
+    words = ["calibration.fraction=0.1", f"calibration.at_least={at_least}"]
+    kept, calibration, _ = split_training(TRAIN, compose_checked("run", words), given=False)
+    assert (len(kept), len(calibration)) == (37 - held, held)
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 10])
 def test_a_hold_out_of_nothing_sensible_is_refused(fraction):
     with pytest.raises(ConfigError, match=r"calibration\.fraction"):
