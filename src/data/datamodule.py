@@ -24,6 +24,7 @@ from src.data.dataset import (
     as_is,
     fits_in_cache,
 )
+from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
 from src.data.record import (
     FITTED,
@@ -197,6 +198,13 @@ class AnomalyDataModule(pl.LightningDataModule):
         log.info("%s", summary(self.samples, self.options.exclude))
         if self.keeps_aspect:
             log.info("images are seen at %d x %d pixels (data.view)", *self.image_size[::-1])
+        height, width = image_size(self.train_samples[0].image_path)
+        share = self.transform.seen((height, width)).mean()
+        if self.name == "folder" and share < 0.99:  # data sets have papers that crop
+            log.warning(
+                "The centre crop sees %.0f %% of an image of %d x %d pixels; defects outside are "
+                "missed. transform.crop=null sees all of it.", 100 * share, width, height,
+            )  # fmt: skip
         masks, _ = measure_masks(self.test_samples)
         for finding in (*self.found.findings, *empty_masks(masks)):
             log.warning("%s", finding)

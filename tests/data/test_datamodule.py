@@ -39,7 +39,7 @@ def config(root, **data):
                 "mean": [0.485, 0.456, 0.406],
                 "std": [0.229, 0.224, 0.225],
             },
-            "calibration": {"fraction": 0.25, "beyond_shots": False},
+            "calibration": {"fraction": 0.25, "at_least": 2, "beyond_shots": False},
             "validation": {"fraction": 0.0},
             "hardware": {"num_workers": 0},
         }

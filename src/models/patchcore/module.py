@@ -169,8 +169,9 @@ class PatchCore(AnomalyModule):
         """Remember the patches of a batch of normal images and of their turned copies."""
         for degrees in (0.0, *self.rotations):
             image = turned(batch["image"], degrees)
-            first = cast(FeatureExtractor, self.backbone[0])
-            tokens = None if self.options.references is None else first.describe(image)
+            tokens = None
+            if self.options.references is not None:
+                tokens = cast(FeatureExtractor, self.backbone[0]).describe(image)
             for memory, maps in zip(self.memories, self.backbone(image), strict=True):
                 memory.add(maps, batch, tokens)
 

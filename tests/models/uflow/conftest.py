@@ -83,7 +83,7 @@ def toy_data(toy_root):
             "data": OmegaConf.to_container(OmegaConf.load(CONF / "base" / "data.yaml")) | data,
             "transform": {"resize": SIDE, "crop": None, "interpolation": "bilinear",
                           "antialias": True, "mean": [0.5] * 3, "std": [0.5] * 3},
-            "calibration": {"fraction": 0.0 if paper else fraction},
+            "calibration": {"fraction": 0.0 if paper else fraction, "at_least": 2},
             "validation": {"fraction": 0.0 if paper else validation},
             "hardware": {"num_workers": 0},
         }))  # fmt: skip
