@@ -52,11 +52,14 @@ def few_shot(cfg: DictConfig) -> pd.DataFrame:
     notes = [f"Mean and standard deviation over the seeds {seeds}, in percent."]
     if last:
         notes += [f"P{pixel_convention(last.config())[1:]}."]
-    texts = [as_markdown(curve_table(table, metric)) for metric in options.metrics]
+    shown = [metric for metric in options.metrics if table[metric].notna().any()]
+    if missing := [find_metric(key).name for key in options.metrics if key not in shown]:
+        notes += [f"Not defined without labelled test images: {', '.join(missing)}."]
+    texts = [as_markdown(curve_table(table, metric)) for metric in shown]
     texts += [as_markdown(basis_table(table))]
     write_text(out / "few_shot.md", "\n".join([f"# {title}", "", *notes, "", *texts]))
     write_text(out / "few_shot.csv", table.to_csv(index=False))
-    save_figure(curve_figure(table, options.metrics), out / "few_shot.png")
+    save_figure(curve_figure(table, shown), out / "few_shot.png")
     print(*(out / f"few_shot.{ending}" for ending in ("csv", "md", "png")), sep="\n")
     return table
 

@@ -98,6 +98,19 @@ def test_the_curve_resumes_and_its_table_holds_mean_and_deviation_over_the_seeds
     pd.testing.assert_frame_equal(again, table)
 
 
+def test_a_folder_without_defects_has_a_curve_of_what_can_be_measured(tmp_path):
+    good = data_of().train_samples[0].image_path.parent
+    words = ["backbone=efficientnet_lite0", "data.view.side=64", "data=folder",
+             f"data.root={good.parent}", "data.normal_dir=good",
+             f"runs_dir={tmp_path / 'runs'}", f"curve.out={tmp_path / 'out'}", "curve.shots=[2]",
+             "curve.seeds=[0]"]  # fmt: skip
+    few_shot.few_shot(compose_checked("few_shot", words))
+    text = (tmp_path / "out" / "few_shot.md").read_text()
+    assert "Not defined without labelled test images: Image AUROC, AUPRO, Recall." in text
+    assert "## False alarms" in text and "nan" not in text
+    assert (tmp_path / "out" / "few_shot.png").is_file()
+
+
 def test_a_point_of_the_curve_is_the_run_that_src_run_would_make():
     words = [*TINY, "report.enabled=false"]
     point = few_shot.run_config(compose_checked("few_shot", words), "plate", 4, 2)
@@ -195,7 +208,7 @@ def test_confirmed_parts_are_refused_by_a_run_of_several_categories(both, tmp_pa
 
 
 def test_calibration_images_of_another_day_belong_to_the_category_whose_folder_they_lie_in(
-    tmp_path, drawn_data
+    tmp_path, both
 ):
     import shutil
 
