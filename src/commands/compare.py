@@ -105,10 +105,8 @@ def write_ranks(cfg: DictConfig) -> int:
         DataError: too few methods or categories have the metric.
     """
     metric, runs = find_metric(cfg.metric), runs_table(Path(cfg.runs))
-    known, table = (
-        runs[runs[metric.key].notna()] if metric.key in runs else runs[:0],
-        pd.DataFrame(),
-    )
+    known = runs[runs[metric.key].notna()] if metric.key in runs else runs[:0]
+    table = pd.DataFrame()
     if len(known):
         places = [Path(run).parent.name for run in known["run"]]  # also of data=folder
         known = known.assign(method=configuration_labels(known), category=places)

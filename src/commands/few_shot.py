@@ -69,7 +69,9 @@ def run_config(cfg: DictConfig, category: Any, shots: str | int, seed: int) -> D
     one = cfg.copy()
     with open_dict(one):
         del one.curve
-        one.data.category, one.seed = category, seed
+        one.seed = seed
+        if category is not None:  # data=folder has none
+            one.data.category = category
         one.data.shots = None if shots == "all" else shots
     return one
 

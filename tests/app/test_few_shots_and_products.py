@@ -104,7 +104,10 @@ def test_a_folder_without_defects_has_a_curve_of_what_can_be_measured(tmp_path):
              f"data.root={good.parent}", "data.normal_dir=good",
              f"runs_dir={tmp_path / 'runs'}", f"curve.out={tmp_path / 'out'}", "curve.shots=[2]",
              "curve.seeds=[0]"]  # fmt: skip
-    few_shot.few_shot(compose_checked("few_shot", words))
+    cfg = compose_checked("few_shot", words)
+    alone = compose_checked("run", [*words[:6], "data.shots=2", "report.enabled=false"])
+    assert config_hash(few_shot.run_config(cfg, None, 2, 0)) == config_hash(alone)
+    few_shot.few_shot(cfg)
     text = (tmp_path / "out" / "few_shot.md").read_text()
     assert "Not defined without labelled test images: Image AUROC, AUPRO, Recall." in text
     assert "## False alarms" in text and "nan" not in text
