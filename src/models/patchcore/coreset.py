@@ -7,13 +7,16 @@ selects the same rows with three certificates:
 * Block. Take the B rows with the largest distance; every other row is at most `cut` away. Run the
   greedy loop inside the block: as distances only fall, its best row is the best of all rows while
   it is not below `cut`. The picks are then applied together as one matrix product.
-* Frozen rows. A pick s made at radius r is at least r away from every earlier centre, so by the
-  triangle inequality it cannot improve a row whose own distance is at most r/2. Only rows beyond
-  r/2 are multiplied. The start value of the official sampler, a mean of distances, obeys the same
-  inequality.
+* Rows in waiting. Distances only fall, so one that has not been updated for a while is an upper
+  bound, and its row cannot be picked before the radius has come down to it. Only rows beyond a
+  level just below the block are multiplied; the others wait, most of them for ever.
+* Far picks. A pick s made at radius r is at least r away from every earlier centre, so by the
+  triangle inequality it cannot improve a row whose own distance is at most r/2: a row that has
+  waited skips these picks. The start value of the official sampler, a mean of distances, obeys
+  the same inequality.
 * Self distance. A picked row is marked, so duplicates are never picked twice.
 
-Cost per pick, N rows of d values, a fraction `a` of them active, p picks per pass:
+Cost per pick, N rows of d values, a fraction `a` of them beyond the level, p picks per pass:
   FLOP   2 N a d                        (one matrix product column)
   bytes  4 N (a d + 5) / p              (rows, norms, distances and the top-B scan, once per pass)
 against 2 N d FLOP and 8 N d + 56 N bytes for the official loop. At p = 100 this is bound by
@@ -40,10 +43,11 @@ from src.models.patchcore.options import CoresetMethod, CoresetOptions, CoresetS
 # the row minimum costs 4 % of the product (measured; 512 to 4096 differ by less than 6 %).
 _TILE_ROWS = 2048
 _GPU_TILE_VALUES = 64 << 20  # on a GPU memory is the bound: 256 MB of distances
-# Rows within this factor of r/2 stay active, so that rounding cannot freeze a row too early.
-_FREEZE_MARGIN = 1.0 - 1e-3
-# Gathering the active rows costs about as much as multiplying a tenth of them (measured).
-_GATHER_BELOW = 0.8
+# Picks within this factor of twice a distance are applied, so that rounding cannot skip one.
+_FAR_MARGIN = 1.0 + 1e-3
+# Of the smallest squared distance in a block: rows beyond it are kept up to date. 0.65 to 0.9 cost
+# the same within 15 % (measured).
+_LEVEL = 0.8
 _OFFICIAL_STARTS = 10  # official: mean distance to ten random rows
 
 
@@ -66,7 +70,7 @@ def select(features: Tensor, options: CoresetOptions, seed: int) -> Coreset:
     points = features if dim == D else random_projection(features, dim, seed)
     found = greedy_coreset(
         points, size, start=options.start, seed=seed, block=options.block,
-        stop_radius=options.stop_radius,
+        stop_radius=options.stop_radius, distances=False,
     )  # fmt: skip
     return found._replace(rows=found.rows.sort().values)
 
@@ -80,6 +84,7 @@ def greedy_coreset(
     block: int,
     known_gap: Tensor | None = None,
     stop_radius: float | None = None,
+    distances: bool = True,
 ) -> Coreset:
     """Exact greedy k-center on the device of `features`; rows come in the order of their picks.
 
@@ -93,6 +98,7 @@ def greedy_coreset(
         block: B, candidate rows per pass; any value gives the same rows.
         known_gap: (N,) squared distance of every row to rows kept elsewhere; replaces `start`.
         stop_radius: stop early once every row is within this distance of a kept one.
+        distances: False leaves `Coreset.distance` empty, which saves most of the time.
     """
     N = len(features)
     size = min(size, N)
@@ -107,11 +113,15 @@ def greedy_coreset(
             radius = search.advance(min(block, N), stop_radius)
             bar.set_postfix(radius=f"{radius:.3g}", refresh=False)
             bar.update(search.count - bar.n)
-    return search.result()
+    return search.result(distances)
 
 
 class _Search:
-    """State of one selection: squared distances `gap` (N,), -1 for rows already kept."""
+    """State of one selection.
+
+    `gap` (N,): squared distance of every row to the first `met` (N,) picks, -1 for kept rows.
+    Rows above `level` are brought up to date before each pass, the others wait.
+    """
 
     def __init__(self, features: Tensor, size: int) -> None:
         N = len(features)
@@ -121,6 +131,8 @@ class _Search:
         self.count = 0
         self.covered = False
         self.gap = features.new_empty(N)
+        self.met = torch.zeros(N, dtype=torch.int32, device=features.device)
+        self.level = np.inf
 
     def begin(self, start: CoresetStart, seed: int) -> None:
         """Distances before the first pick."""
@@ -139,6 +151,7 @@ class _Search:
         self.gap.copy_(self._gaps_to(np.array([row]))[:, 0])
         self.gap[row] = -1.0
         self.rows[0], self.gaps[0], self.count = row, np.inf, 1
+        self.met.fill_(1)
 
     def _gaps_to(self, rows: np.ndarray) -> Tensor:
         """Squared distances (N, m) of every row to the rows with numbers (m,), >= 0."""
@@ -151,7 +164,7 @@ class _Search:
 
         Returns the distance at which the last pick was made.
         """
-        best, candidates = self.gap.topk(block)  # (B,)
+        best, candidates = self._farthest(block)
         points, norms = self.features[candidates], self.norms[candidates]
         pairs = norms[:, None] + linear(points, points.mul(-2.0), norms)  # (B, B)
         stop = -1.0 if stop_radius is None else stop_radius * stop_radius
@@ -163,33 +176,56 @@ class _Search:
         chosen = candidates[torch.as_tensor(picks, device=candidates.device)]
         end = self.count + len(picks)
         self.rows[self.count : end], self.gaps[self.count : end] = chosen.cpu().numpy(), gaps
-        self._lower(chosen, 0.25 * max(float(gaps[-1]), 0.0) * _FREEZE_MARGIN)
         self.gap[chosen] = -1.0
         self.count = end
         return float(max(gaps[-1], 0.0)) ** 0.5
 
-    def _lower(self, picks: Tensor, frozen: float) -> None:
-        """Lower the gaps above `frozen` by the distances to the rows `picks` (p,).
+    def _farthest(self, block: int) -> tuple[Tensor, Tensor]:
+        """The largest gaps (B,), up to date, and their rows (B,)."""
+        while True:
+            self._update()
+            best, rows = self.gap.topk(block)
+            smallest = float(best[-1])
+            if smallest >= self.level:
+                return best, rows
+            self.level = _LEVEL * smallest if smallest > 0.0 else -1.0  # at last, all but the kept
+
+    def _update(self) -> None:
+        """Let the rows above the level meet the picks that they have not met."""
+        stale = ((self.gap > self.level) & (self.met < self.count)).nonzero()[:, 0]
+        met = self.met[stale]
+        for first in met.bincount().nonzero()[:, 0].tolist():
+            rows = stale[met == first]
+            reach = 4.0 * float(self.gap[rows].max()) * _FAR_MARGIN
+            near = int((self.gaps[: self.count] > reach).argmin())  # the first pick that is not far
+            self._meet(rows, max(first, near))
+        self.met[stale] = self.count
+
+    def _meet(self, rows: Tensor, first: int) -> None:
+        """Lower the gaps of rows (n,) by the distances to all picks from number `first` on.
 
         A running minimum is all that is wanted here, so `nearest` with its candidates and exact
         distances would do more than is needed.
         """
-        factor, offset = self.features[picks].mul_(-2.0), self.norms[picks]
-        moving = (self.gap > frozen).nonzero()[:, 0]
-        gathers = len(moving) < _GATHER_BELOW * len(self.gap)
-        total = len(moving) if gathers else len(self.gap)
+        place = torch.from_numpy(self.rows[first : self.count]).to(rows.device)
+        factor, offset = self.features[place].mul_(-2.0), self.norms[place]
         on_cpu = self.gap.device.type == "cpu"
-        for tile in tiles(total, _TILE_ROWS if on_cpu else _GPU_TILE_VALUES // len(picks)):
-            where: Tensor | slice = moving[tile] if gathers else tile
-            gaps = linear(self.features[where], factor, offset)  # (t, p): |s|^2 - 2 x.s
+        for tile in tiles(len(rows), _TILE_ROWS if on_cpu else _GPU_TILE_VALUES // len(place)):
+            where = rows[tile]
+            points = self.features.index_select(0, where)
+            gaps = linear(points, factor, offset)  # (t, p): |s|^2 - 2 x.s
             low = gaps.amin(1).add_(self.norms[where]).clamp_min_(0.0)
             self.gap[where] = torch.minimum(self.gap[where], low)
 
-    def result(self) -> Coreset:
-        """Rows kept so far and the distances of all rows to them."""
+    def result(self, distances: bool) -> Coreset:
+        """Rows kept so far and, if wanted, the distances of all rows to them."""
+        if distances:
+            self.level = -1.0
+            self._update()
         rows = torch.from_numpy(self.rows[: self.count].copy())
         gaps = torch.from_numpy(self.gaps[: self.count].copy()).clamp_min_(0.0)
-        return Coreset(rows, gaps.sqrt_(), self.gap.clamp_min(0.0).sqrt_())
+        gap = self.gap if distances else self.gap[:0]
+        return Coreset(rows, gaps.sqrt_(), gap.clamp_min(0.0).sqrt_())
 
 
 def pick_in_block(
