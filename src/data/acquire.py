@@ -11,8 +11,8 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,8 +26,7 @@ from src.errors import DataError, DownloadError, did_you_mean
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError,
            RuntimeError, NotImplementedError, OSError)  # fmt: skip
 
-Progress = Callable[[int], object]  # told of each file's bytes
-Counts = Mapping[str, int]  # folder below the category -> number of images
+Counts = Mapping[str, Mapping[str, int]]  # category -> folder in it -> number of images
 Archive = Mapping[str, Any]  # `file` and `mirrors` (url, checksum)
 
 
@@ -40,7 +39,7 @@ def prepare_archives(
     archives: Mapping[str, Archive],
     categories: Sequence[str],
     holds: Sequence[str],
-    counts: Mapping[str, Counts] | None,
+    counts: Counts | None,
     page: str,
     licence: str,
 ) -> None:
@@ -78,7 +77,14 @@ def prepare_archives(
             do=f"read its licence ({licence}) at {page}, get it there, and unpack it into {root}",
         )
     failure = None
-    with _locked(root):
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".download.lock")
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock.acquire(timeout=0))
+        except Timeout:
+            tqdm.write(f"waiting for another process that downloads to {root}")
+            held.enter_context(lock.acquire())
         for archive in placed or usable:
             if _complete(root, paths):
                 return
@@ -90,21 +96,25 @@ def prepare_archives(
         raise failure
 
 
-def _install(
-    root: Path,
-    archive: Archive,
-    paths: Sequence[str],
-    counts: Mapping[str, Counts],
-    page: str,
-) -> None:
+def _complete(folder: Path, paths: Sequence[str]) -> Path | None:
+    """The folder at or below `folder` that holds all paths of a category."""
+    bases = holders(folder, paths[0], depth=DEEPEST)
+    return next((base for base in bases if all((base / path).exists() for path in paths)), None)
+
+
+def _install(root: Path, archive: Archive, paths: Sequence[str], counts: Counts, page: str) -> None:
     """Fetch one archive, unpack it beside the data, check it, and move its folders in place."""
     from src.data.download import Mirror, fetch, require_space  # slow to load, rarely needed
 
     file = root / archive["file"]
     placed = file.exists()
-    sums = [mirror.get("checksum") for mirror in archive["mirrors"]]
     mirrors = [Mirror(None if placed else m["url"], m.get("checksum")) for m in archive["mirrors"]]
-    fetch(mirrors, file, advice=_by_hand(file, next(filter(None, sums), None), page))
+    checksum = next((f" ({mirror.checksum})" for mirror in mirrors if mirror.checksum), "")
+    fetch(mirrors, file, advice=(
+        f"(1) get {file.name}{checksum} from {page} or a colleague; (2) put it at {file}; (3) run "
+        "the same command again, it will be verified and unpacked. Or unpack it yourself into "
+        f"{root}. Addresses can be changed with data.archives (conf/data)."
+    ))  # fmt: skip
     size = file.stat().st_size
     require_space(root, int(1.1 * size), f"unpack {file.name}")  # ours: images hardly compress
     try:
@@ -116,10 +126,10 @@ def _install(
             unpack(file, Path(scratch), max_bytes=20 * size + 10**9, progress=bar.update)
             base = _complete(Path(scratch), paths)
             if base is None:
+                there = sorted(path.name for path in Path(scratch).iterdir())
                 raise DownloadError(
                     f"{file} does not hold the data set.",
-                    found=", ".join(sorted(p.name for p in Path(scratch).iterdir())[:8])
-                    or "nothing",
+                    found=", ".join(there[:8]) or "nothing",
                     do=f"delete {file.name} and correct data.archives in conf/data",
                 )
             _check_counts(base, counts)
@@ -131,10 +141,10 @@ def _install(
             file.unlink()
 
 
-def _check_counts(base: Path, counts: Mapping[str, Counts]) -> None:
+def _check_counts(base: Path, counts: Counts) -> None:
     """Compare the unpacked categories with the published numbers of images."""
-    for category in filter(lambda name: (base / name).is_dir(), counts):
-        for part, expected in counts[category].items():
+    for category, parts in counts.items():
+        for part, expected in parts.items() if (base / category).is_dir() else ():
             found = len(list_images(base / category / part, recursive=True))
             if found != expected:
                 raise DownloadError(
@@ -144,46 +154,14 @@ def _check_counts(base: Path, counts: Mapping[str, Counts]) -> None:
                 )
 
 
-def _complete(folder: Path, paths: Sequence[str]) -> Path | None:
-    """The folder at or below `folder` that holds all paths of a category."""
-    bases = holders(folder, paths[0], depth=DEEPEST)
-    return next((base for base in bases if all((base / path).exists() for path in paths)), None)
-
-
-def _by_hand(file: Path, checksum: str | None, page: str) -> str:
-    """Step by step, for a person with a browser."""
-    check = f" ({checksum})" if checksum else ""
-    return (
-        f"(1) get {file.name}{check} from {page} or a colleague; (2) put it at {file}; (3) run the "
-        "same command again, it will be verified and unpacked. Or unpack it yourself into "
-        f"{file.parent}. Addresses can be changed with data.archives (conf/data)."
-    )
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """The lock of a data set's folder, with a word while another process holds it."""
-    root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / ".download.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        tqdm.write(f"waiting for another process that downloads to {root}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-# --- archives, which nobody trusts -------------------------------------------------------------
-
-
-def unpack(archive: Path, target: Path, *, max_bytes: int, progress: Progress) -> None:
-    """Unpack a tar (any compression) or zip archive into the folder `target`.
+def unpack(
+    archive: Path, target: Path, *, max_bytes: int, progress: Callable[[int], object]
+) -> None:
+    """Unpack a tar (any compression) or zip archive, which nobody trusts, into the folder `target`.
 
     Only plain files and folders below the target are written (Python's "data" filter), and never
-    more than `max_bytes`. The caller removes `target` when this fails.
+    more than `max_bytes`; `progress` is told of each file's. The caller removes `target` when this
+    fails.
 
     Raises:
         DownloadError: not an archive, damaged, unsafe members, or larger than `max_bytes`.
@@ -191,14 +169,21 @@ def unpack(archive: Path, target: Path, *, max_bytes: int, progress: Progress) -
     left = max_bytes
     target.mkdir(parents=True, exist_ok=True)
 
+    def unsafe(found: str) -> DownloadError:
+        return DownloadError(
+            f"{archive} is not safe to unpack; nothing of it was kept.",
+            found=found,
+            do="delete the file, and check where it came from before trying again",
+        )
+
     def account(name: str, size: int) -> None:
         nonlocal left
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name.split("/")[0]:
-            raise _unsafe(archive, f"the name {name!r}")
+            raise unsafe(f"the name {name!r}")
         left -= size
         if left < 0:
-            raise _unsafe(archive, f"more than {max_bytes / 1e9:.2f} GB unpacked")
+            raise unsafe(f"more than {max_bytes / 1e9:.2f} GB unpacked")
         progress(size)
 
     try:
@@ -211,7 +196,7 @@ def unpack(archive: Path, target: Path, *, max_bytes: int, progress: Progress) -
         with tarfile.open(archive, mode="r:*") as tar:
             for member in tar:
                 if not (member.isreg() or member.isdir()):
-                    raise _unsafe(archive, f"a link or special file, {member.name!r}")
+                    raise unsafe(f"a link or special file, {member.name!r}")
                 account(member.name, member.size)
                 tar.extract(member, target, filter="data")
             # Compressed files carry their checksum at the very end, after tar's own end mark.
@@ -223,11 +208,3 @@ def unpack(archive: Path, target: Path, *, max_bytes: int, progress: Progress) -
             found=f"{type(error).__name__}: {error}",
             do="delete the file and run again to fetch it anew",
         ) from error
-
-
-def _unsafe(archive: Path, found: str) -> DownloadError:
-    return DownloadError(
-        f"{archive} is not safe to unpack; nothing of it was kept.",
-        found=found,
-        do="delete the file, and check where it came from before trying again",
-    )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,14 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.utils.data import default_convert
 
 from src import processes
-from src.data.dataset import (
-    CheckedLoader,
-    EpochShuffle,
-    ImageDataset,
-    Share,
-    as_is,
-    fits_in_cache,
-)
+from src.data.dataset import CheckedLoader, EpochShuffle, ImageDataset, Share, fits_in_cache
 from src.data.images import image_size
 from src.data.measured import empty_masks, measure_masks
-from src.data.record import (
-    FITTED,
-    DataRecord,
-    Entry,
-    list_samples,
-    path_below,
-    place_of,
-    prepare_data,
-)
+from src.data.record import FITTED, DataRecord, Entry, list_samples, path_below, place_of
+from src.data.record import prepare_data as prepare
 from src.data.samples import DEFECTIVE, Found, Sample, some, summary
 from src.data.splits import limit_test, split_training
 from src.data.transforms import ImageTransform
@@ -51,8 +37,7 @@ class AnomalyDataModule(pl.LightningDataModule):
     their own (`calibration.dir`) or are held out of the training images. Test labels and masks are
     in the batches, but only evaluation may read them. `splits` says which images do what.
 
-    Args:
-        cfg: of a run; conf/base/data.yaml says what the keys of `data` mean.
+    conf/base/data.yaml says what the keys of `cfg.data` mean.
 
     Raises:
         ConfigError: turned copies for a method without a memory bank.
@@ -62,7 +47,6 @@ class AnomalyDataModule(pl.LightningDataModule):
         super().__init__()
         self.cfg, self.options = cfg, cfg.data
         self.name, (self.root, self.category) = cfg.data.name, place_of(cfg.data)
-        self.index: Callable[[], Found] = partial(list_samples, cfg.data)
         method: str = (cfg.get("model") or {}).get("_target_", "")
         self.single_pass = bool(method) and getattr(get_class(method), "single_pass", False)
         if cfg.data.get("rotations") and not self.single_pass:
@@ -87,27 +71,25 @@ class AnomalyDataModule(pl.LightningDataModule):
         self._shuffle: EpochShuffle | None = None
         self._resume_at: dict[str, Any] = {}
 
-    # --- Lightning's order: prepare once per machine, set up in each process -----------------
-
     def prepare_data(self) -> None:
-        """Download or generate what is not there."""
-        prepare_data(self.options)
+        """Download or generate what is not there; once per machine."""
+        prepare(self.options)
 
     def look(self) -> DataRecord:
         """List the samples with what is in their files; a second call does nothing."""
         if not self.found:
-            self.found = self.index()
+            self.found = list_samples(self.options)
             self.record = DataRecord.of(self.found, self.root)
             entries = zip(self.found, self.record.entries, strict=True)
             self._entries = {sample.image_path: entry for sample, entry in entries}
         return self.record
 
     def setup(self, stage: str | None = None) -> None:
-        """List and split the samples; a second call does nothing."""
+        """List and split the samples, in each process; a second call does nothing."""
         if self.samples:
             return
         self.look()
-        cfg, seed = self.cfg, self.cfg.seed
+        cfg = self.cfg
         self.found, self.bit_depth = settle_depth(self.found, self.bit_depth)
         train, given, test = (
             [sample for sample in self.found if sample.split == split]
@@ -120,7 +102,14 @@ class AnomalyDataModule(pl.LightningDataModule):
                 found=f"{len(train)} training images, {len(bad)} of them defective",
                 do=f"check the folders below {self.root}, or run python -m src.check",
             )
-        self._check_apart(train, given)
+        contents = {self.entry_of(sample).content for sample in train}
+        if twice := [one.image_path for one in given if self.entry_of(one).content in contents]:
+            raise DataError(
+                "Pictures that set the threshold are also in training.",
+                found=some(twice),
+                do="keep calibration.dir outside of the training folder, and take these pictures "
+                "out of one of them",
+            )
         if self.keeps_aspect:
             paths = [sample.image_path for sample in train]
             size = fitting_size(paths, cfg.data.view.side, cfg.data.view.step)
@@ -131,7 +120,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         self.calibration_samples = given or held_out
         learnt = [*self.train_samples, *self.calibration_samples, *self.validation_samples]
         test = self._unseen(test, {self.entry_of(sample).content for sample in learnt})
-        self.test_samples = limit_test(test, self.options.limit_test, seed)
+        self.test_samples = limit_test(test, self.options.limit_test, cfg.seed)
         self._arrange()
 
     def leave_out(self, fitted: Collection[str]) -> None:
@@ -188,7 +177,7 @@ class AnomalyDataModule(pl.LightningDataModule):
             self._sets[split] = ImageDataset(self.samples, indices, self.transform, cached=cached)
 
     def write_settled(self) -> None:
-        """Put what the images decided into the config: bits of deep grey, size of the view."""
+        """Put into the config what the images decided: bits of deep grey, size of the view."""
         OmegaConf.update(self.cfg, "data.bit_depth", self.bit_depth, force_add=True)
         if self.keeps_aspect:
             OmegaConf.update(self.cfg, "transform.resize", list(self.image_size))
@@ -246,8 +235,6 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    # --- checkpoints: a resumed run sees the images that an uninterrupted one would see ---------
-
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position of the shuffled training images."""
         return self._shuffle.state_dict() if self._shuffle is not None else {}
@@ -259,8 +246,6 @@ class AnomalyDataModule(pl.LightningDataModule):
         before (2.6, `estimated_stepping_batches`).
         """
         self._resume_at = state_dict
-
-    # --- facts -------------------------------------------------------------------------------
 
     @property
     def roi_file(self) -> Path | None:
@@ -279,45 +264,23 @@ class AnomalyDataModule(pl.LightningDataModule):
         """(H, W) of every image and mask in the batches."""
         return self.transform.size
 
-    # --- inner -------------------------------------------------------------------------------
-
     def _set(self, split: str) -> ImageDataset:
         self.setup()
         return self._sets[split]
 
-    def _loader(
-        self,
-        data: ImageDataset,
-        *,
-        sampler: EpochShuffle | None = None,
-        drop_last: bool = False,
-        shared: bool = False,
-    ) -> CheckedLoader:
+    def _loader(self, data: ImageDataset, *, shared: bool = False, **options: Any) -> CheckedLoader:
         # A cached batch is an index into one tensor: processes would only add copies.
         workers = 0 if data.cached or not len(data) else worker_count(self.cfg.hardware.num_workers)
         return CheckedLoader(
             Share(data) if shared and processes.count() > 1 else data,
             batch_size=self.options.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
             num_workers=workers,
             persistent_workers=workers > 0,
-            collate_fn=as_is,
+            collate_fn=default_convert,  # `__getitems__` made the batch
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.cfg.seed),  # seeds the workers
+            **options,
         )
-
-    def _check_apart(self, train: Sequence[Sample], given: Sequence[Sample]) -> None:
-        """Refuse pictures for the threshold that are also learnt from."""
-        learnt = {self.entry_of(sample).content for sample in train}
-        twice = [one.image_path for one in given if self.entry_of(one).content in learnt]
-        if twice:
-            raise DataError(
-                "Pictures that set the threshold are also in training.",
-                found=some(twice),
-                do="keep calibration.dir outside of the training folder, and take these pictures "
-                "out of one of them",
-            )
 
 
 def worker_count(wanted: int | str | None) -> int:

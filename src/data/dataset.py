@@ -18,29 +18,18 @@ from src.errors import DataError
 
 Batch = dict[str, Tensor]
 
-#: Largest set that `data.cache: auto` keeps in memory. ours: 1 GB is all of MVTec's largest
-#: category (391 images) at 256 px five times over, and small beside the features.
+#: Largest set that `data.cache: auto` keeps in memory. ours: five times MVTec's largest category
+#: (391 images) at 256 px, and small beside the features.
 _CACHE_BYTES = 10**9
 
 
 class ImageDataset(Dataset[Batch]):
-    """Some of the samples, as batches.
-
-    Args:
-        samples: every sample of the data module.
-        indices: positions in `samples` that belong to this set.
-        transform: geometry and normalisation.
-        cached: keep transformed pixels and masks in memory after the first use.
-    """
+    """The samples at `indices` as batches; `cached`: kept in memory after the first use."""
 
     def __init__(
-        self,
-        samples: Sequence[Sample],
-        indices: Sequence[int],
-        transform: ImageTransform,
-        *,
+        self, samples: Sequence[Sample], indices: Sequence[int], transform: ImageTransform, *,
         cached: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.samples, self.indices, self.transform = samples, list(indices), transform
         self.cached = cached
         # pixels (n, 3, H, W) uint8 or float32, masks (n, H, W) bool
@@ -64,8 +53,7 @@ class ImageDataset(Dataset[Batch]):
         """
         rows = [self.indices[p] for p in positions]
         if self.cached:
-            pixels, masks = self._cache()
-            pixels, masks = pixels[list(positions)], masks[list(positions)]
+            pixels, masks = (kept[list(positions)] for kept in self._cache())
         else:
             pixels, masks = _stacked([self._load(self.samples[row]) for row in rows])
         return {
@@ -160,20 +148,16 @@ class EpochShuffle(Sampler[int]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there at the next pass; an empty state changes nothing."""
-        if not state:
-            return
-        self.epoch, self.given = int(state["epoch"]), int(state["given"])
-        self._resumed = True
+        if state:
+            self.epoch, self.given = int(state["epoch"]), int(state["given"])
+            self._resumed = True
 
 
 class CheckedLoader(DataLoader[Batch]):
     """A DataLoader over `ImageDataset` that raises a worker's DataError in the main process.
 
-    torch rebuilds exceptions of workers from one string, which would lose the three parts of
-    ours; so they come as values and are raised here.
-
-    With an `EpochShuffle` it also knows how far an epoch has come, so that Lightning's checkpoints
-    resume at the next batch.
+    torch rebuilds exceptions of workers from one string, which would lose the three parts of ours;
+    so they come as values. With an `EpochShuffle` Lightning's checkpoints resume at the next batch.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -197,11 +181,6 @@ class CheckedLoader(DataLoader[Batch]):
         """Inverse of `state_dict`."""
         if isinstance(self.sampler, EpochShuffle):
             self.sampler.load_state_dict(state)
-
-
-def as_is(batch: Any) -> Any:
-    """Collate function: `__getitems__` already made the batch."""
-    return batch
 
 
 def fits_in_cache(count: int, transform: ImageTransform) -> bool:

@@ -23,12 +23,9 @@ from urllib3.util import Retry
 from src.errors import DownloadError
 
 _BLOCK = 1 << 14  # bytes; what arrived of a block is lost when the connection breaks
-#: Seconds without a byte after which a connection counts as dead.
-STALL_S = 30.0
-#: Tries per mirror; each continues where the last one stopped.
-TRIES = 4
-#: Pauses before the tries of a busy server in seconds: 0, 2, 4, 8 times this.
-PAUSE_S = 1.0
+STALL_S = 30.0  # without a byte: the connection counts as dead
+TRIES = 4  # per mirror; each continues where the last one stopped
+PAUSE_S = 1.0  # a busy server is asked again after 0, 2, 4, 8 times this
 _AGENT = "goodparts (data set download)"
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 ZENODO = "zenodo:"  # zenodo:<record>: address and checksum are asked of the record
@@ -111,8 +108,7 @@ def _on_zenodo(record: str, name: str) -> tuple[str, str]:
     except (KeyError, TypeError) as error:
         raise ValueError("the answer is not the metadata of a Zenodo record") from error
     if name not in known.registry:
-        listed = ", ".join(sorted(known.registry)) or "no files"
-        raise ValueError(f"the Zenodo record has no {name}, it has {listed}")
+        raise ValueError(f"the Zenodo record has no {name}, it has {sorted(known.registry)}")
     return repository.download_url(name), known.registry[name]
 
 
@@ -130,16 +126,16 @@ def _continue(url: str, partial: Path) -> None:
     """Bring `url` to `partial`, in several connections if need be."""
     retry = Retry(TRIES - 1, status_forcelist=_BUSY, backoff_factor=PAUSE_S, backoff_max=60, read=0)
     with requests.Session() as session:
-        session.headers["User-Agent"] = _AGENT
-        session.headers["Accept-Encoding"] = "identity"  # ranges count plain bytes
+        # identity: ranges count plain bytes
+        session.headers.update({"User-Agent": _AGENT, "Accept-Encoding": "identity"})
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
-        for attempt in range(TRIES):
+        for left in reversed(range(TRIES)):
             try:
                 _transfer(session, url, partial)
-                return
+                break
             except _BrokenOffError:
-                if attempt == TRIES - 1:
+                if not left:
                     raise
 
 
@@ -158,24 +154,15 @@ def _transfer(session: requests.Session, url: str, partial: Path) -> None:
         place = answer.headers.get("Content-Range", "")
         if start and not place.startswith(f"bytes {start}-"):
             raise ValueError("the server continued at another place")
-        try:
-            _copy(answer, partial, start)
-        except requests.RequestException as error:
-            raise _BrokenOffError(f"the connection broke: {error}") from error
-
-
-def _copy(answer: requests.Response, partial: Path, start: int) -> None:
-    """Body to disk, with a progress bar; requests refuses a body that is too short."""
-    length = answer.headers.get("Content-Length", "")
-    total = start + int(length) if length.isdigit() else None
-    if total is not None:
-        require_space(partial.parent, total - start, f"download {partial.name}")
-    with (
-        partial.open("r+b" if start else "wb") as out,
-        tqdm(total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True) as bar,
-    ):
-        out.seek(start)
-        out.truncate()
-        for block in answer.iter_content(_BLOCK):
-            out.write(block)
-            bar.update(len(block))
+        length = int(answer.headers.get("Content-Length", 0))
+        require_space(partial.parent, length, f"download {partial.name}")
+        total = start + length if length else None
+        with (
+            partial.open("ab" if start else "wb") as out,
+            tqdm(total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True) as bar,
+        ):
+            try:
+                for block in answer.iter_content(_BLOCK):  # refuses a body that is too short
+                    bar.update(out.write(block))
+            except requests.RequestException as error:
+                raise _BrokenOffError(f"the connection broke: {error}") from error

@@ -47,13 +47,21 @@ def gather(
     homes = list(distinct.values())
     mask_dir = mask_dir and distinct.get(mask_dir.resolve(), mask_dir)
     beside = mask_dir in homes
-    named = [folder for folder in (good, good_test, *homes) if folder]
-    named += [mask_dir] if mask_dir and not beside else []
-    _require_one_meaning(named)
+    named = [f for f in (good, good_test, *homes, None if beside else mask_dir) if f]
+    if twice := [a for i, a in enumerate(named) if a.resolve() in map(Path.resolve, named[:i])]:
+        raise ConfigError(
+            f"The folder {twice[0]} has two meanings.",
+            found="it is named twice among good parts, defective parts and masks",
+            do="give each of them a folder of its own",
+        )
     seen = {f: walk(f, skip=[other for other in named if other != f]) for f in named}
-    masks = seen[mask_dir].images if mask_dir else []
-    if mask_dir and beside:
-        masks = _beside(mask_dir, masks)
+    files = masks = seen[mask_dir].images if mask_dir else []
+    if beside and not (masks := look_like_masks(files)) and files:
+        raise DataError(
+            f"Images and masks in {mask_dir} cannot be told apart.",
+            found="data.mask_dir is a folder of data.abnormal_dir, and no file is called x_mask",
+            do="call the mask of x.png x_mask.png, or put the masks into a folder of their own",
+        )
     marks = set(masks)
     owner = {path: home for home in homes for path in seen[home].images if path not in marks}
     inside = [
@@ -63,66 +71,23 @@ def gather(
     for path in inside:
         del owner[path]
     train, tested = seen[good].images, seen[good_test].images if good_test else []
-    bad, unpaired = _defective(owner, masks, mask_dir)
-    misplaced = _misplaced(inside, [*train, *tested, *owner])
-    samples = [*normals(train, "train"), *normals(tested + inside, "test"), *bad]
-    empty = [f for f in named if not seen[f].images and not (f in homes and walk(f).images)]
-    return Found(samples, [*_unusable([*seen.values()]), *unpaired, *misplaced]), empty
-
-
-def _defective(
-    owner: dict[Path, Path], masks: list[Path], mask_dir: Path | None
-) -> tuple[list[Sample], list[Finding]]:
-    """Samples of the images in `owner` (image -> its folder), and the masks that fit none."""
-    samples = [
-        Sample(path, None, DEFECTIVE, _defect(path, home), "test") for path, home in owner.items()
+    bad = [  # the first folder below the one that was named is the defect
+        Sample(path, None, DEFECTIVE, (*path.relative_to(home).parts[:-1], home.name)[0], "test")
+        for path, home in owner.items()
     ]
-    if mask_dir is None:
-        return samples, []
-    masks = _whole(masks, mask_dir, {_name(path, home) for path, home in owner.items()})
-    pairs = pair_masks(samples, owner, masks, mask_dir)
-    samples = [replace(sample, mask_path=pairs.get(sample.image_path)) for sample in samples]
-    return samples, pairing_findings(samples, masks, set(pairs.values()))
+    findings = _doubts([*seen.values()], inside, [*train, *tested, *owner])
+    if mask_dir:
+        bad, unpaired = _with_masks(bad, owner, masks, mask_dir)
+        findings += unpaired
+    empty = [f for f in named if not seen[f].images and not (f in homes and walk(f).images)]
+    samples = [*normals(train, "train"), *normals(tested + inside, "test"), *bad]
+    return Found(samples, findings), empty
 
 
-def _whole(masks: list[Path], mask_dir: Path, images: set[PurePath]) -> list[Path]:
-    """The masks; where several in a folder `dent/007` mark `dent/007.png`, that folder."""
-    parents = {mask.parent for mask in masks} - {mask_dir}
-    whole = {folder for folder in parents if _name(folder, mask_dir) in images}
-    return list(dict.fromkeys(m.parent if m.parent in whole else m for m in masks))
-
-
-def _defect(path: Path, home: Path) -> str:
-    """The first folder below `home` names the defect."""
-    below = path.relative_to(home)
-    return below.parts[0] if len(below.parts) > 1 else home.name
-
-
-def _beside(folder: Path, files: list[Path]) -> list[Path]:
-    """The masks among images and masks of one folder."""
-    masks = look_like_masks(files)
-    if files and not masks:
-        raise DataError(
-            f"Images and masks in {folder} cannot be told apart.",
-            found="data.mask_dir is a folder of data.abnormal_dir, and no file is called x_mask",
-            do="call the mask of x.png x_mask.png, or put the masks into a folder of their own",
-        )
-    return masks
-
-
-def _require_one_meaning(named: Sequence[Path]) -> None:
-    real = [folder.resolve() for folder in named]
-    for i, folder in enumerate(named):
-        if real[i] in real[:i]:
-            raise ConfigError(
-                f"The folder {folder} has two meanings.",
-                found="it is named twice among good parts, defective parts and masks",
-                do="give each of them a folder of its own",
-            )
-
-
-def _unusable(listings: Sequence[Listing]) -> list[Finding]:
-    """Pictures that no list of images holds."""
+def _doubts(
+    listings: Sequence[Listing], inside: Sequence[Path], images: Sequence[Path]
+) -> list[Finding]:
+    """Pictures that no list of images holds; good parts `inside` a folder of defects; masks."""
     foreign = [path for listing in listings for path in listing.foreign]
     broken = [path for listing in listings for path in listing.broken]
     kinds = Counter(path.suffix.lower() for path in foreign).most_common()
@@ -136,17 +101,10 @@ def _unusable(listings: Sequence[Listing]) -> list[Finding]:
             broken, "warning", "Image names that lead to no file; they are left out.",
             remedy="repair or remove these links",
         ),
-    ]  # fmt: skip
-
-
-def _misplaced(inside: Sequence[Path], images: Sequence[Path]) -> list[Finding]:
-    """Good parts `inside` a folder of defects, and masks among the images."""
-    folders = ", ".join(sorted({str(path.parent) for path in inside}))
-    return [
         *about(
             inside, "note",
             "Good parts inside the folder of defective images; they count as good test images.",
-            found=f"{len(inside)} in {folders}",
+            found=f"{len(inside)} in {', '.join(sorted({str(path.parent) for path in inside}))}",
             remedy="name that folder in data.normal_test_dir, or rename it if these parts are "
             "defective",
         ),
@@ -157,9 +115,6 @@ def _misplaced(inside: Sequence[Path], images: Sequence[Path]) -> list[Finding]:
     ]  # fmt: skip
 
 
-# --- which mask belongs to which image: never one of another defect, never a guess --------------
-
-
 def image_stem(stem: str) -> str:
     """Stem of the image that a mask of this stem marks: `007_mask1` -> `007`."""
     return _SUFFIX.sub("", stem) or stem
@@ -167,64 +122,57 @@ def image_stem(stem: str) -> str:
 
 def look_like_masks(files: Sequence[Path]) -> list[Path]:
     """Files that lie beside the image whose name and a suffix they bear: `7_gt` beside `7`."""
-    stems = ((path, path.stem) for path in files)
-    marked = {path: stem for path, name in stems if (stem := image_stem(name)) != name}
+    marked = {path: stem for path in files if (stem := image_stem(path.stem)) != path.stem}
     names = {path.with_suffix("") for path in files} if marked else set()
     return [path for path, stem in marked.items() if path.with_name(stem) in names]
 
 
-def pair_masks(
-    samples: Sequence[Sample], homes: Mapping[Path, Path], masks: Sequence[Path], mask_dir: Path
-) -> dict[Path, Path]:
-    """Image -> its mask.
+def _with_masks(
+    samples: list[Sample], homes: Mapping[Path, Path], masks: Sequence[Path], mask_dir: Path
+) -> tuple[list[Sample], list[Finding]]:
+    """Give each image its mask: never one of another defect, never a guess.
 
     A mask has the path of its image: below `mask_dir` as below the folder of defective images,
-    with or without the name of that folder and a suffix such as `_mask`. Otherwise the bare name
-    decides, if only one image and one mask have it and the mask lies in no folder of another
-    defect. A path or name that two images or two masks share decides nothing.
+    which `homes` gives, with or without the name of that folder and a suffix such as `_mask`.
+    Otherwise the bare name decides, if only one image and one mask have it and the mask lies in no
+    folder of another defect. A path or name that two images or two masks share decides nothing.
 
-    Args:
-        samples: all defective images.
-        homes: for each image the folder of defective images in which it was found.
-        masks: files below `mask_dir`.
-        mask_dir: folder of the masks.
+    Returns:
+        The samples, and the masks that mark nothing, with the reason.
     """
     defect = {sample.image_path: sample.defect for sample in samples}
     below = {image: _name(image, homes[image]) for image in defect}
-    named = {image: homes[image].name / path for image, path in below.items()}
+    wanted = {*below.values()}  # several masks in a folder dent/007 of dent/007.png are one
+    whole = {
+        m.parent for m in masks if m.parent != mask_dir and _name(m.parent, mask_dir) in wanted
+    }
+    masks = list(dict.fromkeys(m.parent if m.parent in whole else m for m in masks))
     places = {mask: _name(mask, mask_dir) for mask in masks}
     pairs: dict[Path, Path] = {}
-    for wanted in (named, below):
-        pairs = _unique(wanted, places, pairs) | pairs
+    for names in ({image: homes[image].name / path for image, path in below.items()}, below):
+        pairs |= _unique(names, places, pairs)
     stems = {image: PurePath(image.stem) for image in defect}
     bare = {mask: PurePath(mask.stem) for mask in masks}
     one_type = len(set(defect.values())) == 1
     for image, mask in _unique(stems, bare, pairs).items():
         folders = places[mask].parts[:-1]
         if one_type or not folders or defect[image] in folders:
-            pairs.setdefault(image, mask)
-    return pairs
-
-
-def pairing_findings(
-    samples: Sequence[Sample], masks: Sequence[Path], used: set[Path]
-) -> list[Finding]:
-    """Masks that mark nothing, with the reason: a name that no image has, or that several have."""
-    stems = {sample.image_path.stem for sample in samples}
-    spare = [mask for mask in masks if mask not in used]
-    known = {m: m.stem in stems or image_stem(m.stem) in stems for m in spare}
-    clashing = [mask for mask in spare if known[mask]]
-    lost = [mask for mask in spare if not known[mask]]
-    return [
+            pairs[image] = mask
+    used, known = {*pairs.values()}, {image.stem for image in defect}
+    spare = {m: bool({m.stem, image_stem(m.stem)} & known) for m in masks if m not in used}
+    findings = [
         *about(
-            clashing, "warning", "Masks whose image is not certain, so they are not used.",
+            [mask for mask, clashes in spare.items() if clashes],
+            "warning", "Masks whose image is not certain, so they are not used.",
             remedy="give each the path of its image: masks/dent/7_mask.png for bad/dent/7.png",
         ),
         *about(
-            lost, "warning", "Masks without an image.",
+            [mask for mask, clashes in spare.items() if not clashes],
+            "warning", "Masks without an image.",
             remedy="rename them to the stem of their image, or remove them",
         ),
     ]  # fmt: skip
+    return [replace(one, mask_path=pairs.get(one.image_path)) for one in samples], findings
 
 
 def _name(path: Path, folder: Path) -> PurePath:

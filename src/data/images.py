@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from src.data.listing import list_images
+from src.data.listing import FORMATS, list_images
 from src.data.samples import Sample
 from src.errors import DataError
 
@@ -21,20 +21,18 @@ MAX_PIXELS = 2**27
 # Pillow's own bomb check is a process-wide constant: it must not refuse what we allow.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-# Only formats decoded in-process: EPS would start another program. Phone JPEGs turn into MPO.
-_FORMATS = (
-    "PNG", "JPEG", "BMP", "TIFF", "GIF", "PPM",
-    *(("WEBP",) if features.check("webp") else ()),
-    *(("AVIF",) if features.check("avif") else ()),
-    *(("JPEG2000",) if features.check("jpg_2000") else ()),
-)  # fmt: skip
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def read_image(path: Path, bit_depth: int | None = None) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of the first frame, upright as EXIF says.
+    """`open_rgb` as uint8 (H, W, 3)."""
+    return np.asarray(open_rgb(path, bit_depth))
+
+
+def open_rgb(path: Path, bit_depth: int | None = None) -> Image.Image:
+    """RGB of the first frame, upright as EXIF says.
 
     Deep grey (16 and 32 bits) is scaled so that 2**bit_depth - 1 becomes 255, never by the content
     of the image, so that two images of one camera stay comparable; None: 16 bits. Transparent
@@ -43,11 +41,6 @@ def read_image(path: Path, bit_depth: int | None = None) -> np.ndarray:
     Raises:
         DataError: no image, empty, truncated, floating-point, or larger than `MAX_PIXELS`.
     """
-    return np.asarray(open_rgb(path, bit_depth))
-
-
-def open_rgb(path: Path, bit_depth: int | None = None) -> Image.Image:
-    """The same as `read_image`, as a Pillow image of mode RGB."""
     image, _ = _decode(path)
     return _to_rgb(image, path, background="white", white=2 ** (bit_depth or 16) - 1)
 
@@ -132,13 +125,10 @@ def _stack(what: str, planes: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack(planes, axis=2)
 
 
-# --- decoding -------------------------------------------------------------------------------
-
-
 def _open(path: Path) -> Image.Image:
     """Header of an image file, with every failure turned into a DataError."""
     try:
-        image = Image.open(path, formats=_FORMATS)
+        image = Image.open(path, formats=list(FORMATS))
     except FileNotFoundError as error:
         raise DataError(
             f"There is no image {path}.",
@@ -174,7 +164,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
         found = f"more than {MAX_PIXELS / 1e6:.0f} million pixels"
     elif path.is_dir():
         found = "a folder"
-    elif path.is_file() and path.stat().st_size == 0:
+    elif path.is_file() and not path.stat().st_size:
         found = "an empty file"
     elif isinstance(error, UnidentifiedImageError):
         found = "bytes of no known image format"
@@ -188,13 +178,9 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _to_rgb(
-    image: Image.Image,
-    path: Path,
-    *,
-    background: str,
-    white: int = 65535,
-    keep_faint: bool = False,
-) -> Image.Image:
+    image: Image.Image, path: Path, *,
+    background: str, white: int = 65535, keep_faint: bool = False,
+) -> Image.Image:  # fmt: skip
     """Any mode to RGB, deep `white` to 255; `keep_faint` keeps what is not 0 above 0 (masks)."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image

@@ -8,20 +8,22 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from PIL import features
 
 from src.errors import DataError, did_you_mean
 
-#: File names taken for images, in any letter case: what this Pillow decodes by itself.
-EXTENSIONS = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".gif",
-    ".ppm", ".pgm", ".pbm", ".pnm",
-    *((".webp",) if features.check("webp") else ()),
-    *((".avif",) if features.check("avif") else ()),
-    *((".jp2", ".j2k") if features.check("jpg_2000") else ()),
-)  # fmt: skip
+#: What this Pillow decodes by itself (EPS would start another program), and its file names.
+FORMATS = {
+    "PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"), "GIF": (".gif",), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    **({"WEBP": (".webp",)} if features.check("webp") else {}),
+    **({"AVIF": (".avif",)} if features.check("avif") else {}),
+    **({"JPEG2000": (".jp2", ".j2k")} if features.check("jpg_2000") else {}),
+}  # fmt: skip
+EXTENSIONS = tuple(chain(*FORMATS.values()))  # in any letter case
 # Pictures that are not read; they are named, so that nobody takes them for part of the data set.
 _FOREIGN = {
     ".avif", ".webp", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".heic", ".heif", ".hif", ".svg",
@@ -54,15 +56,11 @@ def list_images(directory: Path, *, recursive: bool = False) -> list[Path]:
 
 
 def walk(folder: Path, *, skip: Collection[Path] = (), recursive: bool = True) -> Listing:
-    """Every visible file below `folder` that is a picture.
+    """Every visible file below `folder`, which may be absent, that is a picture.
 
     Links to folders are followed. A folder that is reached twice counts once, under its own path
-    if that lies below `folder`; links back to `folder` or above it lead nowhere new.
-
-    Args:
-        folder: where to look; it has no files if it does not exist.
-        skip: folders below it that are left out, whatever path leads there.
-        recursive: also in subfolders.
+    if that lies below `folder`; links back to `folder` or above it lead nowhere new. Those in
+    `skip` are left out, whatever path leads there.
 
     Raises:
         DataError: a folder that must not be read.
@@ -175,14 +173,12 @@ def missing(
             found=", ".join(sorted(known, key=natural_key)),
             do=f"{did_you_mean(category, known)} Set data.category to it.",
         )
-    if root.is_dir():
-        names = [entry.name for entry in sorted(root.iterdir())[:8]]
-        found = f"{root} with {', '.join(names) if names else 'nothing'} in it"
-    else:
-        found = f"no folder {root}"
+    there = [entry.name for entry in sorted(root.iterdir())[:8]] if root.is_dir() else []
     return DataError(
         f"{data_set} was not found; expected {expected}.",
-        found=found,
+        found=f"{root} with {', '.join(there) or 'nothing'} in it"
+        if root.is_dir()
+        else f"no folder {root}",
         do="set data.root to the folder of the data set, or DATA_DIR in .env to the folder above "
         "it; or set data.download=true where the data set can be downloaded",
     )

@@ -53,11 +53,11 @@ class Finding:
 
 
 def about(
-    files: Sequence[Path], severity: str, what: str, *, remedy: str, found: str = ""
+    files: Iterable[Path], severity: str, what: str, *, remedy: str, found: str = ""
 ) -> list[Finding]:
     """The finding that these files have something in common; nothing when there are none."""
-    found = found or some(files)
-    one = Finding(severity, what, found=found, remedy=remedy, files=tuple(files))
+    files = tuple(files)
+    one = Finding(severity, what, found=found or some(files), remedy=remedy, files=files)
     return [one] if files else []
 
 
@@ -77,24 +77,21 @@ def some(files: Sequence[Path]) -> str:
 
 def summary(samples: Sequence[Sample], excluded: Sequence[str] = ()) -> str:
     """The line "train n, calibration n, test good n, defective n (types), masks n, excluded n"."""
-    bad = Counter(s.defect for s in samples if s.label == DEFECTIVE)
-    test = sum(s.split == "test" for s in samples)
-    calibration = sum(s.split == "calibration" for s in samples)
-    types = [f"{name} {count}" for name, count in bad.items()]
+    bad = [s for s in samples if s.label == DEFECTIVE]
+    types = [f"{name} {count}" for name, count in Counter(s.defect for s in bad).items()]
     if len(types) > _TYPES_SHOWN:
         types[_TYPES_SHOWN:] = [f"{len(types) - _TYPES_SHOWN} more types"]
-    masks = sum(s.mask_path is not None for s in samples if s.label == DEFECTIVE)
+    split = Counter(s.split for s in samples)
     unknown = sum(s.label == UNKNOWN for s in samples)
-    parts = [
-        f"train {len(samples) - test - calibration}",
-        *([f"calibration {calibration}"] if calibration else []),
-        f"test good {test - bad.total() - unknown}",
-        f"defective {bad.total()}" + (f" ({', '.join(types)})" if types else ""),
-        f"masks {masks}",
-        *([f"without a label {unknown}"] if unknown else []),
-    ]
-    if samples and (bits := samples[0].bit_depth):
-        parts.append(f"deep grey of {bits} bits (white is {2**bits - 1}; data.bit_depth)")
-    if excluded:
-        parts.append(f"excluded {len(excluded)} ({', '.join(excluded[:_TYPES_SHOWN])})")
-    return ", ".join(parts)
+    deep = samples[0].bit_depth if samples else None
+    parts = {
+        f"train {len(samples) - split['test'] - split['calibration']}": True,
+        f"calibration {split['calibration']}": split["calibration"],
+        f"test good {split['test'] - len(bad) - unknown}": True,
+        f"defective {len(bad)}" + (f" ({', '.join(types)})" if types else ""): True,
+        f"masks {sum(s.mask_path is not None for s in bad)}": True,
+        f"without a label {unknown}": unknown,
+        f"deep grey of {deep} bits (white is {2 ** (deep or 0) - 1}; data.bit_depth)": deep,
+        f"excluded {len(excluded)} ({', '.join(excluded[:_TYPES_SHOWN])})": excluded,
+    }
+    return ", ".join(part for part, there in parts.items() if there)

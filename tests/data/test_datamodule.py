@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from src.composing import CONF, compose_checked
 from src.data.datamodule import AnomalyDataModule, worker_count
 from src.data.images import read_image, read_mask
+from src.data.record import list_samples
 from src.data.samples import Found
 from src.errors import ConfigError, DataError
 
@@ -240,12 +242,11 @@ def test_wrong_values_are_refused_with_the_right_ones(key, value, words):
         compose_checked("run", [f"data.{key}={value}"])
 
 
-def test_a_defective_image_among_the_training_images_is_refused(mvtec_root):
-    from dataclasses import replace
-
+def test_a_defective_image_among_the_training_images_is_refused(mvtec_root, monkeypatch):
     data = AnomalyDataModule(config(mvtec_root))
-    listed = data.index()
-    data.index = lambda: Found([replace(listed[0], label=1), *listed[1:]])
+    listed = list_samples(data.options)
+    wrong = Found([replace(listed[0], label=1), *listed[1:]])
+    monkeypatch.setattr("src.data.datamodule.list_samples", lambda _: wrong)
     with pytest.raises(DataError, match="1 of them defective"):
         data.setup()
 
