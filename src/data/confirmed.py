@@ -30,19 +30,14 @@ def index_with_confirmed(
             raise no_images(folder)
         findings += found.findings
         contents = content_hashes(sample.image_path for sample in found)
-        fresh: list[Sample] = []
+        fresh: dict[str, Sample] = {}
         again: list[Path] = []
-        wrong: list[Path] = []
         for sample in found:
             content = contents[str(sample.image_path)]
-            if content in bad:
-                wrong.append(sample.image_path)
-            elif content in seen:
+            if content in seen or fresh.setdefault(content, sample) is not sample:
                 again.append(sample.image_path)
-            else:
-                fresh.append(sample)
-            seen.add(content)
-        if wrong:
+        seen |= fresh.keys()
+        if wrong := [one.image_path for one in found if contents[str(one.image_path)] in bad]:
             raise DataError(
                 "Pictures confirmed as good are defective ones of the data set.",
                 found=some(wrong),
@@ -52,5 +47,5 @@ def index_with_confirmed(
             again, "note", "Confirmed pictures that are known already; they count once.",
             remedy="nothing: copies would make the model look better than it is",
         )  # fmt: skip
-        samples += fresh
+        samples += fresh.values()
     return Found(samples, [*samples.findings, *findings])

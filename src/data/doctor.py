@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -20,8 +19,9 @@ from src.data.images import is_deep, same_view
 from src.data.measured import (
     ImageFacts,
     MaskFacts,
+    each,
     empty_masks,
-    measure,
+    measure_image,
     measure_masks,
     near_duplicates,
 )
@@ -80,21 +80,22 @@ def examine(
         published: expected number of images in each split.
         masks_named: whether the configuration says where masks are, so that this is no advice.
     """
-    images, broken = measure(samples)
+    images, broken = each(samples, measure_image)
     masks, broken_masks = measure_masks(samples)
     findings = [
         *(samples.findings if isinstance(samples, Found) else []),
         *_unreadable("image", {s.image_path: error for s, error in broken}),
         *_unreadable("mask", {s.mask_path or Path(): error for s, error in broken_masks}),
         *_counts(samples, published or {}), *_sizes(images), *_misfits(images, transform),
-        *_formats(images), *_missing_masks(samples, masks_named), *empty_masks(masks),
-        *_masks(images, masks), *_copies(images), *_names(samples), *_looks(images),
+        *_masks(samples, images, masks, masks_named), *_copies(images), *_looks(images),
+        *about(
+            [s.image_path for s in samples
+             if s.label == NORMAL and SUSPICIOUS.search(s.image_path.stem)],
+            "warning", "Normal images with the name of a defect.", remedy="check their labels",
+        ),
     ]  # fmt: skip
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     return Report(list(samples), images, findings)
-
-
-# --- what is there --------------------------------------------------------------------------
 
 
 def _unreadable(kind: str, broken: Mapping[Path, DataError]) -> list[Finding]:
@@ -102,7 +103,7 @@ def _unreadable(kind: str, broken: Mapping[Path, DataError]) -> list[Finding]:
     found = "; ".join(f"{count} x {reason}" for reason, count in reasons)
     remedy = next((error.do for error in broken.values()), "")
     what = f"{len(broken)} {kind}s cannot be read."
-    return about([*broken], "error", what, remedy=remedy, found=found)
+    return about(broken, "error", what, remedy=remedy, found=found)
 
 
 def _counts(samples: Sequence[Sample], published: Mapping[str, int]) -> Iterator[Finding]:
@@ -136,52 +137,17 @@ def _counts(samples: Sequence[Sample], published: Mapping[str, int]) -> Iterator
             )  # fmt: skip
 
 
-def _sizes(images: Sequence[ImageFacts]) -> list[Finding]:
+def _sizes(images: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Sizes, shapes and pixel formats that differ, and deep grey that is hardly used."""
     sizes = Counter(image.size for image in images).most_common()
     shapes = {round(width / height, 2) for (height, width), _ in sizes}
     severity, differ = ("warning", "shapes") if len(shapes) > 1 else ("note", "sizes")
-    return about(
+    yield from about(
         _files(i for i in images if i.size != sizes[0][0]),
         severity, f"Images of different {differ}.",
         found=", ".join(f"{count} x {w} x {h}" for (h, w), count in sizes[:4]),
         remedy="check the camera settings; different fields of view look like defects",
     )  # fmt: skip
-
-
-def _misfits(images: Sequence[ImageFacts], transform: ImageTransform | None) -> Iterator[Finding]:
-    """Images that the view does not fit, distorts or shrinks."""
-    distorted: dict[str, list[Path]] = {}  # what becomes of a size -> its images
-    shrunk: dict[str, list[Path]] = {}
-    for height, width in {image.size: None for image in images} if transform else {}:
-        files = _files(i for i in images if i.size == (height, width))
-        try:
-            (rows, columns), _ = cast(ImageTransform, transform).geometry((height, width))
-        except DataError as error:
-            yield from about(files, "error", error.what, found=error.found, remedy=error.do)
-            continue
-        down, across = height / rows, width / columns
-        told = f"{len(files)} of {width} x {height} pixels become {columns} x {rows}"
-        if max(down / across, across / down) > MOST_STRETCH:
-            distorted[told] = files
-        if max(down, across) > MOST_SHRINK:
-            shrunk[told] = files
-    yield from about(
-        [path for files in distorted.values() for path in files],
-        "warning", "The view distorts the images.",
-        found="; ".join([*distorted][:3]),
-        remedy="leave data.view.resize out, which keeps the shape of most images, or sort them by "
-        "shape into runs of their own; squeezed images cost accuracy",
-    )  # fmt: skip
-    yield from about(
-        [path for files in shrunk.values() for path in files],
-        "warning", "The view shrinks the images to less than a quarter.",
-        found="; ".join([*shrunk][:3]),
-        remedy="expect to miss fine defects; data.view.side=448 sees twice as much for four times "
-        "the work",
-    )  # fmt: skip
-
-
-def _formats(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     modes = Counter(image.mode for image in images).most_common()
     yield from about(
         _files(i for i in images if i.mode != modes[0][0]), "warning", "Mixed pixel formats.",
@@ -198,61 +164,76 @@ def _formats(images: Sequence[ImageFacts]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-# --- masks ----------------------------------------------------------------------------------
+def _misfits(images: Sequence[ImageFacts], transform: ImageTransform | None) -> Iterator[Finding]:
+    """Images that the view does not fit, distorts or shrinks."""
+    if transform is None:
+        return
+    distorted: dict[str, list[Path]] = {}  # what becomes of a size -> its images
+    shrunk: dict[str, list[Path]] = {}
+    for height, width in {image.size: None for image in images}:
+        files = _files(i for i in images if i.size == (height, width))
+        try:
+            (rows, columns), _ = transform.geometry((height, width))
+        except DataError as error:
+            yield from about(files, "error", error.what, found=error.found, remedy=error.do)
+            continue
+        down, across = height / rows, width / columns
+        told = f"{len(files)} of {width} x {height} pixels become {columns} x {rows}"
+        if max(down / across, across / down) > MOST_STRETCH:
+            distorted[told] = files
+        if max(down, across) > MOST_SHRINK:
+            shrunk[told] = files
+    for what, found, remedy in (
+        ("The view distorts the images.", distorted,
+         "leave data.view.resize out, which keeps the shape of most images, or sort them by shape "
+         "into runs of their own; squeezed images cost accuracy"),
+        ("The view shrinks the images to less than a quarter.", shrunk,
+         "expect to miss fine defects; data.view.side=448 sees twice as much for four times the "
+         "work"),
+    ):  # fmt: skip
+        files = [path for some in found.values() for path in some]
+        yield from about(files, "warning", what, found="; ".join([*found][:3]), remedy=remedy)
 
 
-def _masks(images: Sequence[ImageFacts], masks: Sequence[MaskFacts]) -> list[Finding]:
-    size_of = {image.sample.image_path: image.size for image in images}
-    shapes = [(m, size_of[m.sample.image_path]) for m in masks if m.sample.image_path in size_of]
-    return [
-        *about(
-            [m.file for m, size in shapes if not same_view(m.size, size)],
-            "error", "Masks that do not fit their image.", remedy="export them at the image's size",
-        ),
-        *about(
-            [m.file for m, size in shapes if m.size != size and same_view(m.size, size)],
-            "note", "Masks of another resolution.", remedy="fine, but borders become coarse",
-        ),
-        *about(
-            [m.file for m in masks if m.sample.label == DEFECTIVE and m.area > 0.6],
-            "warning", "Masks that cover most of the image; inverted?",
-            remedy="white must be the defect, black the rest",
-        ),
-        *about(
-            [m.file for m in masks if m.sample.label == NORMAL and m.area > 0],
-            "error", "Masks with defects on normal images.",
-            remedy="move the image to the defective ones, or remove the mask",
-        ),
-    ]  # fmt: skip
-
-
-def _missing_masks(samples: Sequence[Sample], masks_named: bool) -> list[Finding]:
+def _masks(
+    samples: Sequence[Sample], images: Sequence[ImageFacts], masks: Sequence[MaskFacts], named: bool
+) -> Iterator[Finding]:
+    """Masks that are missing, do not fit, or mark the wrong thing."""
     bad = [s for s in samples if s.label == DEFECTIVE]
     without = [s.image_path for s in bad if s.mask_path is None]
-    if len(without) < len(bad) or not bad:
-        return about(
-            without, "warning", "Defective images without a mask.",
-            remedy="add their masks; pixel metrics do not count these images",
-        )  # fmt: skip
-    what, more = ("No masks.", "") if masks_named else (
-        "No masks are named.", "; set data.mask_dir if you have masks")  # fmt: skip
-    found = f"{len(bad)} defective images"
-    return [Finding("note", what, found=found, remedy=f"expect no pixel metrics{more}")]
-
-
-# --- copies and labels ----------------------------------------------------------------------
+    if bad and len(without) == len(bad):
+        what, more = ("No masks.", "") if named else (
+            "No masks are named.", "; set data.mask_dir if you have masks")  # fmt: skip
+        found = f"{len(bad)} defective images"
+        yield Finding("note", what, found=found, remedy=f"expect no pixel metrics{more}")
+        without = []
+    size_of = {image.sample.image_path: image.size for image in images}
+    sizes = [(m, size_of.get(m.sample.image_path, m.size)) for m in masks]
+    for files, severity, what, remedy in (
+        (without, "warning", "Defective images without a mask.",
+         "add their masks; pixel metrics do not count these images"),
+        ([m.file for m, size in sizes if not same_view(m.size, size)],
+         "error", "Masks that do not fit their image.", "export them at the image's size"),
+        ([m.file for m, size in sizes if m.size != size and same_view(m.size, size)],
+         "note", "Masks of another resolution.", "fine, but borders become coarse"),
+        ([m.file for m in masks if m.sample.label == DEFECTIVE and m.area > 0.6],
+         "warning", "Masks that cover most of the image; inverted?",
+         "white must be the defect, black the rest"),
+        ([m.file for m in masks if m.sample.label == NORMAL and m.area > 0],
+         "error", "Masks with defects on normal images.",
+         "move the image to the defective ones, or remove the mask"),
+    ):  # fmt: skip
+        yield from about(files, severity, what, remedy=remedy)
+    yield from empty_masks(masks)
 
 
 def _copies(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Identical pictures (same pixels) and near copies, within and across splits and labels."""
-    if len(images) < 2:
-        return
     first: dict[str, ImageFacts] = {}
     same = [(first.setdefault(image.digest, image), image) for image in images]
     same = [(a, b) for a, b in same if a is not b]
     alike = [(a, b) for a, b in same if a.sample.label == b.sample.label]
-    small = np.array([image.small for image in images])
-    near = [(images[i], images[j]) for i, j in near_duplicates(small)]
+    near = [(images[i], images[j]) for i, j in near_duplicates([image.small for image in images])]
     near = [(a, b) for a, b in near if a.digest != b.digest]
     for severity, what, remedy, pairs in (
         ("error", "The same picture is called normal and defective.",
@@ -275,54 +256,38 @@ def _copies(images: Sequence[ImageFacts]) -> Iterator[Finding]:
         yield from about(files, severity, what, remedy=remedy, found=found)
 
 
-def _names(samples: Sequence[Sample]) -> list[Finding]:
-    normal = [s.image_path for s in samples if s.label == NORMAL]
-    return about(
-        [path for path in normal if SUSPICIOUS.search(path.stem)],
-        "warning", "Normal images with the name of a defect.", remedy="check their labels",
-    )  # fmt: skip
-
-
-# --- looks ----------------------------------------------------------------------------------
-
-
 def _looks(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Blank, overexposed and unusual training images, and light that differs in the test."""
     blank = _files(i for i in images if i.contrast < 1)
-    remedy = "remove them or photograph the part again"
-    yield from about(blank, "error", "Blank images.", remedy=remedy)
+    yield from about(
+        blank, "error", "Blank images.", remedy="remove them or photograph the part again"
+    )
     normal = [i for i in images if i.sample.label == NORMAL and i.contrast >= 1]
-    train = [i for i in normal if i.sample.split == "train"]
-    test = [i for i in normal if i.sample.split == "test"]
+    train, test = ([i for i in normal if i.sample.split == split] for split in ("train", "test"))
     if len(train) < FEW_IMAGES:
         return
     for name in ("brightness", "contrast", "sharpness"):
-        yield from _light(name, train, test)
+        values = np.array([getattr(i, name) for i in train])
+        centre = float(np.median(values))
+        # estimated from the median absolute deviation, at least 1 % of the level
+        deviation = 1.4826 * float(np.median(np.abs(values - centre)))
+        spread = max(deviation, 0.01 * abs(centre), 1e-6)
+        odd = _files(i for i in train if abs(getattr(i, name) - centre) > STANDS_OUT * spread)
+        what = f"Training images of unusual {name}."
+        yield from about(odd, "warning", what, remedy="look at them; remove bad shots")
+        there = float(np.median([getattr(i, name) for i in test])) if len(test) >= 5 else centre
+        if abs(there - centre) > 3 * spread:
+            yield Finding(
+                "warning", f"Normal test images differ from training in {name}.",
+                found=f"median {there:.1f}, in training {centre:.1f}",
+                remedy="take both under the same light, or expect false alarms",
+            )  # fmt: skip
     clipped = float(np.median([i.clipped for i in normal]))
     if clipped > 0.25:
         yield Finding(
             "note", "Over- or underexposed.",
             found=f"half of the images have more than {clipped:.0%} black or white pixels",
             remedy="shorten or lengthen the exposure, unless this is the background",
-        )  # fmt: skip
-
-
-def _light(name: str, train: Sequence[ImageFacts], test: Sequence[ImageFacts]) -> Iterator[Finding]:
-    """Training images that stand out by one statistic, and a test that differs in it."""
-    values = np.array([getattr(i, name) for i in train])
-    centre = float(np.median(values))
-    # estimated from the median absolute deviation, at least 1 % of the level
-    deviation = 1.4826 * float(np.median(np.abs(values - centre)))
-    spread = max(deviation, 0.01 * abs(centre), 1e-6)
-    odd = [i for i in train if abs(getattr(i, name) - centre) > STANDS_OUT * spread]
-    what = f"Training images of unusual {name}."
-    yield from about(_files(odd), "warning", what, remedy="look at them; remove bad shots")
-    there = float(np.median([getattr(i, name) for i in test])) if len(test) >= 5 else centre
-    if abs(there - centre) > 3 * spread:
-        yield Finding(
-            "warning", f"Normal test images differ from training in {name}.",
-            found=f"median {there:.1f}, in training {centre:.1f}",
-            remedy="take both under the same light, or expect false alarms",
         )  # fmt: skip
 
 

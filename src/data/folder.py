@@ -30,8 +30,7 @@ def index_folder(
     """Samples below `root`, which does not depend on the category.
 
     conf/data/folder.yaml explains the folders, which may also be absolute. Among those of defect
-    types one that is called good, ok or normal holds good parts for the test. Masks have the
-    relative path or the stem of their image (`pair_masks`).
+    types one that is called good, ok or normal holds good parts for the test.
 
     Raises:
         DataError: a folder that was named is missing or has no images.

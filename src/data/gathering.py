@@ -27,11 +27,8 @@ def gather(
 ) -> tuple[Found, list[Path]]:
     """List every image of the folders once and give defective ones their masks.
 
-    Args:
-        good: good parts for training; a named folder inside another is taken out of the outer one.
-        good_test: good parts for the test.
-        defective: folders whose subfolders are defect types.
-        mask_dir: masks; may be one of `defective`, where they lie beside their images.
+    A named folder inside another is taken out of the outer one. Subfolders of `defective` are
+    defect types. `mask_dir` may be one of these, where masks lie beside their images.
 
     Returns:
         The samples (training, good test parts, defective ones), and the named folders that have

@@ -68,9 +68,9 @@ def index_real_iad(
             for split in ("train", "test")
             for row in facts[split]
             for kind in [row["anomaly_class"]]
+            if not views or {*views} & {*Path(row["image_path"]).stem.split("_")}
         ]
-    seen = [row for row in rows if not views or {*views} & {*Path(row[0]).stem.split("_")}]
-    return _listed("Real-IAD", base, seen)
+    return _listed("Real-IAD", base, rows)
 
 
 def _holder(root: Path, data_set: str, inside: str) -> Path:

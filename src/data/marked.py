@@ -48,8 +48,7 @@ def index_marked(
         else category_folder(root, category, train_dir, data_set)
     )  # fmt: skip
     learnt = _read(base / train_dir, images, mask, "train", kinds=kinds)
-    good = [sample for sample in learnt if sample.label == NORMAL]
-    bad = [sample for sample in learnt if sample.label == DEFECTIVE]
+    good, bad = ([s for s in learnt if s.label == label] for label in (NORMAL, DEFECTIVE))
     if not good:
         raise no_images(base / train_dir)
     if test_dir is None:
@@ -75,9 +74,9 @@ def _read(folder: Path, images: str, mask: str, split: str, *, kinds: bool) -> F
     for _, error in broken:
         raise error
     bad = {path for path, any_ in zip(there, marked, strict=True) if any_}
-    kind = {path: path.relative_to(folder).parts[0] if kinds else "defect" for path in bad}
     samples = [
-        Sample(path, there[path], DEFECTIVE, kind[path], split) if path in bad
+        Sample(path, there[path], DEFECTIVE,
+               path.relative_to(folder).parts[0] if kinds else "defect", split) if path in bad
         else Sample(path, None, NORMAL, "good", split)
         for path in named
     ]  # fmt: skip

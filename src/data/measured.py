@@ -17,8 +17,7 @@ from src.data.images import image_header, read_mask, read_sample
 from src.data.samples import DEFECTIVE, Finding, Sample, about
 from src.errors import DataError
 
-# Copies are told by small grey pictures, so that size, container and brightness do not matter.
-_SIDE = 32
+_SIDE = 32  # of small grey pictures: size, container and brightness of copies do not matter
 #: Root-mean-square grey levels, after removing the mean, that copies may differ by. ours:
 #: recompressed and halved copies reach 0.9, the closest two distinct MVTec bottles 2.1.
 MAX_LEVELS = 1.25
@@ -56,19 +55,20 @@ class MaskFacts:
         return cast(Path, self.sample.mask_path)
 
 
-Unreadable = list[tuple[Sample, DataError]]
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-def measure(samples: Sequence[Sample]) -> tuple[list[ImageFacts], Unreadable]:
-    """Every image in order, and those that cannot be read with the reason."""
-    return each(samples, _measure_image)
-
-
-def measure_masks(samples: Sequence[Sample]) -> tuple[list[MaskFacts], Unreadable]:
+def measure_masks(
+    samples: Sequence[Sample],
+) -> tuple[list[MaskFacts], list[tuple[Sample, DataError]]]:
     """Every mask in order, and those that cannot be read with the reason."""
-    return each([s for s in samples if s.mask_path is not None], _measure_mask)
+
+    def measured(sample: Sample) -> MaskFacts:
+        mask = read_mask(cast(Path, sample.mask_path))
+        return MaskFacts(sample, (mask.shape[0], mask.shape[1]), float(mask.mean()))
+
+    return each([s for s in samples if s.mask_path is not None], measured)
 
 
 def empty_masks(masks: Sequence[MaskFacts]) -> list[Finding]:
@@ -95,7 +95,8 @@ def each(items: Sequence[S], one: Callable[[S], T]) -> tuple[list[T], list[tuple
     return good, broken
 
 
-def _measure_image(sample: Sample) -> ImageFacts:
+def measure_image(sample: Sample) -> ImageFacts:
+    """What there is to say of an image file."""
     _, mode = image_header(sample.image_path)
     picture = read_sample(sample)
     pixels = np.asarray(picture)
@@ -114,25 +115,15 @@ def _measure_image(sample: Sample) -> ImageFacts:
     )  # fmt: skip
 
 
-def _measure_mask(sample: Sample) -> MaskFacts:
-    mask = read_mask(cast(Path, sample.mask_path))  # measure_masks chose those that have one
-    return MaskFacts(sample, (mask.shape[0], mask.shape[1]), float(mask.mean()))
-
-
-# --- the same picture saved twice, also after resizing, recompression or brightening ------------
-
-
 def thumbnail(grey: Image.Image) -> np.ndarray:
-    """Grey levels float32 (1024,) of a 32 x 32 picture, without their mean."""
+    """Grey levels float32 (1024,) of a 32 x 32 picture without their mean, to know copies by."""
     small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32).reshape(-1)
     return small - small.mean()
 
 
-def near_duplicates(small: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs i < j of small pictures, float32 (n, 1024) without their means, that are copies.
-
-    Memory: 512 * n floats; time n * n / 2 products of 1024 numbers.
-    """
+def near_duplicates(thumbnails: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
+    """Pairs i < j of n `thumbnails` that are copies; n * n / 2 products, 512 * n floats."""
+    small = np.reshape(thumbnails, (-1, _SIDE**2))
     power = (small**2).mean(axis=1)
     most = np.minimum(MAX_LEVELS**2, MAX_SHARE**2 * power)
     for start in range(0, len(small), _CHUNK):

@@ -43,7 +43,7 @@ def index_mvtec(
     folder = category_folder(root.absolute(), category, f"train/{good}", data_set)
     learn, tests = folder / "train" / good, folder / test
     found, _ = gather(learn, tests / good, [tests], folder / masks)
-    learnt = [sample for sample in found if sample.split == "train"]
+    learnt, tested = ([s for s in found if s.split == split] for split in ("train", "test"))
     if not learnt:
         raise no_images(learn)
     if not tests.is_dir():
@@ -52,7 +52,6 @@ def index_mvtec(
             found=", ".join(sorted(entry.name for entry in folder.iterdir())),
             do=f"put {test}/{good} and {test}/<defect> there, or use data=folder for normals only",
         )
-    tested = [sample for sample in found if sample.split == "test"]
     tested.sort(key=lambda sample: natural_key(sample.image_path))
     if (enough := folder / saturation.FILE_NAME).is_file():
         tested = [replace(s, saturation=enough) if s.mask_path else s for s in tested]

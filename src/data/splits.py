@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain, groupby, zip_longest
+from itertools import groupby, zip_longest
 
 import torch
 from omegaconf import DictConfig
@@ -30,10 +30,9 @@ def hold_out(
     """
     count = len(normal)
     size = min(max(round(fraction * count), least), count - 1) if fraction > 0 and count > 1 else 0
-    chosen = _draw(count, size, seed)
-    held = [replace(normal[i], split=split) for i in chosen]
-    kept = [normal[i] for i in sorted({*range(count)} - {*chosen})]
-    return kept, held
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    held = [replace(normal[i], split=split) for i in sorted(order[:size])]
+    return [normal[i] for i in sorted(order[size:])], held
 
 
 def split_training(
@@ -45,24 +44,22 @@ def split_training(
     `data.shots` leaves out (unless `calibration.beyond_shots` is false), or a share held out, of
     `calibration.at_least` images where these are not more than a third.
     """
-    groups = groupby(good, key=lambda sample: sample.category)
-    parts = [_split(list(group), cfg, given=given) for _, group in groups]
-    train, calibration, validation = (list(chain(*lists)) for lists in zip(*parts, strict=True))
+    train: list[Sample] = []
+    calibration: list[Sample] = []
+    validation: list[Sample] = []
+    for _, group in groupby(good, key=lambda sample: sample.category):
+        learnt, others = choose_shots([*group], cfg.data.get("shots"), cfg.seed)
+        if len(others) > 1 and not given and cfg.calibration.beyond_shots:
+            calibration += [replace(sample, split="calibration") for sample in others]
+        elif not given:
+            least = max(2, min(cfg.calibration.at_least, len(learnt) // 3))
+            learnt, held = hold_out(learnt, cfg.calibration.fraction, cfg.seed, least=least)
+            calibration += held
+        kept, chosen = hold_out(learnt, cfg.validation.fraction, cfg.seed, "validation")
+        enough = len(chosen) >= LEAST_VALIDATION
+        train += kept if enough else learnt
+        validation += chosen if enough else []
     return train, calibration, validation
-
-
-def _split(
-    good: list[Sample], cfg: DictConfig, *, given: bool
-) -> tuple[list[Sample], list[Sample], list[Sample]]:
-    train, others = choose_shots(good, cfg.data.get("shots"), cfg.seed)
-    held: list[Sample] = []
-    if len(others) > 1 and not given and cfg.calibration.beyond_shots:
-        held = [replace(sample, split="calibration") for sample in others]
-    elif not given:
-        least = max(2, min(cfg.calibration.at_least, len(train) // 3))
-        train, held = hold_out(train, cfg.calibration.fraction, cfg.seed, least=least)
-    kept, chosen = hold_out(train, cfg.validation.fraction, cfg.seed, "validation")
-    return (train, held, []) if len(chosen) < LEAST_VALIDATION else (kept, held, chosen)
 
 
 def choose_shots(
@@ -93,11 +90,11 @@ def limit_test(test: Sequence[Sample], limit: int | None, seed: int) -> list[Sam
     if limit is None or limit >= len(test):
         return list(test)
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed)).tolist()
-    normal = [i for i in order if test[i].label != DEFECTIVE]
+    normal: list[int] = []
     drawn: dict[str, list[int]] = {}
     for i in order:
-        if test[i].label == DEFECTIVE:
-            drawn.setdefault(test[i].defect, []).append(i)
+        bad = test[i].label == DEFECTIVE
+        (drawn.setdefault(test[i].defect, []) if bad else normal).append(i)
     defective = [i for turn in zip_longest(*drawn.values()) for i in turn if i is not None]
     normals = round(limit * len(normal) / len(test))
     if normal and defective:
@@ -107,9 +104,3 @@ def limit_test(test: Sequence[Sample], limit: int | None, seed: int) -> list[Sam
         normals = min(max(normals, 1), limit - 1)
     chosen = normal[:normals] + defective[: limit - normals]
     return [test[i] for i in sorted(chosen)]
-
-
-def _draw(count: int, size: int, seed: int) -> list[int]:
-    """`size` of `count` positions without replacement, in ascending order."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return sorted(order[:size].tolist())

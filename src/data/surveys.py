@@ -10,7 +10,6 @@ no masks. The splits are those of the official code.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from src.data.listing import find_root, list_images, no_images
@@ -28,26 +27,25 @@ _MODALITIES = ("height", "heights", "intensity", "intensities")
 def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
     """Samples in the order of the official code: train, good test, bad test.
 
-    The first 70 % of the sorted good images train, the others and all bad ones test.
-
-    Args:
-        root: folder somewhere above `good_ones`.
-        category: there is one.
-        pairing: name matches files whose names agree once "height" and "intensity" are left out;
-            position takes the n-th of each sorted folder, unchecked, as the official code does.
+    The first 70 % of the sorted good images train, the others and all bad ones test. `pairing` by
+    name matches files whose names agree once "height" and "intensity" are left out; by position it
+    takes the n-th of each sorted folder, unchecked, as the official code does.
 
     Raises:
-        DataError: no such layout, or files without a partner.
+        DataError: no such layout below `root`, or files without a partner.
     """
     base = find_root(root.absolute(), "RoadImages", _INSIDE)
-    good = _pairs(base / "good_ones", pairing)
-    bad = _pairs(base / "bad_ones", pairing)
+    good, bad = _pairs(base / "good_ones", pairing), _pairs(base / "bad_ones", pairing)
     train = int(TRAIN_SHARE * len(good))
-    return Found([
-        *(_sample(pair, NORMAL, "train") for pair in good[:train]),
-        *(_sample(pair, NORMAL, "test") for pair in good[train:]),
-        *(_sample(pair, DEFECTIVE, "test") for pair in bad),
-    ])  # fmt: skip
+    return Found(
+        Sample(height, None, label, defect, split, channel_paths=(intensity,))
+        for pairs, label, defect, split in (
+            (good[:train], NORMAL, "good", "train"),
+            (good[train:], NORMAL, "good", "test"),
+            (bad, DEFECTIVE, "bad", "test"),
+        )
+        for height, intensity in pairs
+    )
 
 
 def index_panorama(root: Path, category: str) -> Found:
@@ -60,7 +58,7 @@ def index_panorama(root: Path, category: str) -> Found:
         DataError: no such layout, or an empty folder.
     """
     base = find_root(root.absolute(), "Panorama", "good_ones")
-    good, bad = sorted_images(base / "good_ones"), sorted_images(base / "bad_ones")
+    good, bad = _sorted_images(base / "good_ones"), _sorted_images(base / "bad_ones")
     train = int(TRAIN_SHARE * len(good))
     tested = BAD_PER_TRAINING_IMAGE * train
     samples = [
@@ -75,12 +73,8 @@ def index_panorama(root: Path, category: str) -> Found:
     return Found(samples, left_out)
 
 
-def sorted_images(folder: Path) -> list[Path]:
-    """Images in the plain order of their names, which fixes the official split.
-
-    Raises:
-        DataError: there are none.
-    """
+def _sorted_images(folder: Path) -> list[Path]:
+    """Images in the plain order of their names, which fixes the official split."""
     images = sorted(list_images(folder), key=lambda path: path.name)
     if not images:
         raise no_images(folder)
@@ -89,41 +83,28 @@ def sorted_images(folder: Path) -> list[Path]:
 
 def _pairs(folder: Path, pairing: str) -> list[tuple[Path, Path]]:
     """(height, intensity) files, sorted by the height file."""
-    heights, intensities = (sorted_images(folder / name) for name in (_HEIGHT, _INTENSITY))
+    heights, intensities = (_sorted_images(folder / name) for name in (_HEIGHT, _INTENSITY))
     if pairing == "position":
-        if len(heights) != len(intensities):
-            raise _unpaired(folder, f"{len(heights)} height and {len(intensities)} intensity files")
-        return list(zip(heights, intensities, strict=True))
-    one, other = _by_key(heights), _by_key(intensities)
+        one, other = dict(enumerate(heights)), dict(enumerate(intensities))
+    else:
+        one, other = ({_key(path): path for path in paths} for paths in (heights, intensities))
     unshared = one.keys() ^ other.keys()
     alone = [path for key, path in [*one.items(), *other.items()] if key in unshared]
-    if alone:
-        raise _unpaired(folder, f"{len(alone)} files without a partner, first {alone[0].name}")
-    return [(height, other[key]) for key, height in one.items()]
+    if len(one) < len(heights) or len(other) < len(intensities):
+        found = "two files whose names differ only in punctuation"
+    elif alone:
+        found = f"{len(alone)} files without a partner, first {alone[0].name}"
+    else:
+        return [(height, other[key]) for key, height in one.items()]
+    raise DataError(
+        f"The height and intensity files of {folder} do not fit together.",
+        found=f"{len(heights)} height and {len(intensities)} intensity files; {found}",
+        do="unpack the archive again; if only the names differ and the order is right, "
+        "set data.pairing=position",
+    )
 
 
 def _key(path: Path) -> str:
     """What the two files of an image have in common: words and numbers but the modality."""
     words = re.findall(r"[a-z]+|[0-9]+", path.stem.lower())
     return "_".join(word for word in words if word not in _MODALITIES)
-
-
-def _by_key(paths: Sequence[Path]) -> dict[str, Path]:
-    keys = {_key(path): path for path in paths}
-    if len(keys) < len(paths):
-        raise _unpaired(paths[0].parent, "two files whose names differ only in punctuation")
-    return keys
-
-
-def _sample(pair: tuple[Path, Path], label: int, split: str) -> Sample:
-    defect = "good" if label == NORMAL else "bad"
-    return Sample(pair[0], None, label, defect, split, channel_paths=(pair[1],))
-
-
-def _unpaired(folder: Path, found: str) -> DataError:
-    return DataError(
-        f"The height and intensity files of {folder} do not fit together.",
-        found=found,
-        do="unpack the archive again; if only the names differ and the order is right, "
-        "set data.pairing=position",
-    )

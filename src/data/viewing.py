@@ -1,8 +1,7 @@
 """How the images of a data set are seen: which grey is white, at which size, and where.
 
-All three belong to the data set, not to the image, so that two images of one camera stay
-comparable. What the images decide, a run keeps in its config (`data.bit_depth`,
-`transform.resize`), and whatever reads an image for that run uses it.
+All three belong to the data set, so that two images of one camera stay comparable. What the images
+decide, a run keeps in its config (`data.bit_depth`, `transform.resize`).
 """
 
 from __future__ import annotations
@@ -20,39 +19,27 @@ from src.data.samples import Found
 from src.data.transforms import ImageTransform
 from src.errors import DataError
 
-#: The word in place of a size, `data.view.resize=auto`.
-AUTO = "auto"
+AUTO = "auto"  # in place of a size, `data.view.resize=auto`
 _PROBED = 16  # ours: a set of 8-bit images is known by so many headers, spread over the training
-_LEAST = 8
 
 
 def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | None]:
-    """The samples with the number of bits that their deep grey images fill (12 bit in 16, ...).
+    """The samples with the number of bits, 8 to 32, that their deep grey images fill.
 
-    Args:
-        found: as the lister gives them.
-        wanted: the bits, 8 to 32; "auto": the fewest that hold the brightest pixel of the normal
-            training images; None: the full range of 16 bits.
-
-    Returns:
-        The samples and the bits; None without deep training images: 16 bits if one comes later.
+    `wanted` "auto": the fewest that hold the brightest pixel of the normal training images. None
+    without deep training images: 16 bits if one comes later.
     """
     if wanted == "auto":
-        wanted = _bits_of([path for sample in found if sample.split == "train"
-                           for path in (sample.image_path, *sample.channel_paths)])  # fmt: skip
+        paths = [path for sample in found if sample.split == "train"
+                 for path in (sample.image_path, *sample.channel_paths)]  # fmt: skip
+        headers, _ = each(paths[:: max(1, len(paths) // _PROBED)], image_header)
+        deep = any(is_deep(mode) for _, mode in headers)
+        peaks, _ = each(paths if deep else [], deep_peak)  # broken files are named when read
+        wanted = max([8, *(peak.bit_length() for peak in peaks)]) if deep else None
     if wanted is None:
         return found, None
     bits = int(wanted)
     return Found((replace(sample, bit_depth=bits) for sample in found), found.findings), bits
-
-
-def _bits_of(paths: list[Path]) -> int | None:
-    """Bits of the brightest pixel; None when the files are not deep."""
-    headers, _ = each(paths[:: max(1, len(paths) // _PROBED)], image_header)
-    if not any(is_deep(mode) for _, mode in headers):
-        return None
-    peaks, _ = each(paths, deep_peak)  # broken files are named when they are read
-    return max([_LEAST, *(peak.bit_length() for peak in peaks)])
 
 
 def fitting_size(paths: Sequence[Path], side: int, step: int = 32) -> tuple[int, int]:
@@ -66,10 +53,8 @@ def fitting_size(paths: Sequence[Path], side: int, step: int = 32) -> tuple[int,
         return side, side
     height, width = np.median(sizes, axis=0)
     stretch = float(height / width) ** 0.5
-    rows, columns = (
-        max(step, step * round(pixels / step)) for pixels in (side * stretch, side / stretch)
-    )
-    return rows, columns
+    rows, columns = side * stretch, side / stretch
+    return max(step, step * round(rows / step)), max(step, step * round(columns / step))
 
 
 def view_of(view: Mapping[str, Any], paths: Sequence[Path]) -> ImageTransform:
