@@ -132,7 +132,7 @@ def calibrate(work: Work) -> Threshold | None:
     """The threshold from normal images the model has not seen; None for a labelled oracle."""
     normal = normal_scores(work)
     work.run.write_calibration(normal)
-    return build_rule(work.cfg.threshold).fit_each(normal)
+    return build_rule(work.cfg.threshold).fit(normal)
 
 
 def normal_scores(work: Work) -> NormalScores | None:

@@ -69,7 +69,7 @@ def _threshold(cfg: DictConfig, detector: Detector) -> Threshold | None:
             "present run only its own threshold, threshold=f1_oracle and, for U-Flow, "
             "threshold=nfa are possible",
         )
-    return rule.fit_each(normal)
+    return rule.fit(normal)
 
 
 def _compare_checkpoints(cfg: DictConfig, work: Work, detector: Detector) -> None:

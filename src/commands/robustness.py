@@ -20,6 +20,7 @@ from src import experiment
 from src.beginning import Beginning
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
+from src.data.record import list_samples
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.data.splits import limit_test
 from src.detector import Detector
@@ -117,20 +118,16 @@ def _row(
 def _contaminated(cfg: DictConfig, detector: Detector, samples: list[Sample], folder: Path) -> Row:
     """Fit anew with a share of defective images among the good ones; they leave the test set."""
     config = detector.config
-    dirty = AnomalyDataModule(config)
-    clean_index = dirty.index
-    trained = sum(s.split == "train" for s in clean_index())
+    clean = list_samples(config.data)
+    trained = sum(s.split == "train" for s in clean)
     count = max(1, round(cfg.contamination * trained))
     defective = [sample for sample in samples if sample.label == DEFECTIVE]
     order = np.random.default_rng(cfg.seed).permutation(len(defective))[:count]
     slipped = {defective[i].image_path for i in order}
 
-    def index() -> Found:
-        """The data set with some defective test images filed as good training images."""
-        good = partial(replace, label=NORMAL, defect="good", split="train", mask_path=None)
-        return Found(good(s) if s.image_path in slipped else s for s in clean_index())
-
-    dirty.index = index
+    good = partial(replace, label=NORMAL, defect="good", split="train", mask_path=None)
+    listed = Found(good(s) if s.image_path in slipped else s for s in clean)
+    dirty = AnomalyDataModule(config, listed)
     dirty.setup()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config, dirty.image_size)

@@ -37,13 +37,13 @@ class AnomalyDataModule(pl.LightningDataModule):
     their own (`calibration.dir`) or are held out of the training images. Test labels and masks are
     in the batches, but only evaluation may read them. `splits` says which images do what.
 
-    conf/base/data.yaml says what the keys of `cfg.data` mean.
+    conf/base/data.yaml says what the keys of `cfg.data` mean; `listed` replaces its `list_samples`.
 
     Raises:
         ConfigError: turned copies for a method without a memory bank.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, listed: Found | None = None) -> None:
         super().__init__()
         self.cfg, self.options = cfg, cfg.data
         self.name, (self.root, self.category) = cfg.data.name, place_of(cfg.data)
@@ -59,7 +59,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         square = {"resize": [cfg.data.view.side] * 2} if self.keeps_aspect else {}
         self.transform = ImageTransform.from_config({**cfg.transform, **square})
         self.bit_depth: int | str | None = cfg.data.bit_depth  # a number or None once set up
-        self.found = Found([])  # as listed; the lists below are what is used of it
+        self.found = listed or Found([])  # the lists below are what is used of it
         self.record = DataRecord([])
         self._entries: dict[Path, Entry] = {}
         self.samples: list[Sample] = []
@@ -77,8 +77,8 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     def look(self) -> DataRecord:
         """List the samples with what is in their files; a second call does nothing."""
-        if not self.found:
-            self.found = list_samples(self.options)
+        if not self.record.entries:
+            self.found = self.found or list_samples(self.options)
             self.record = DataRecord.of(self.found, self.root)
             entries = zip(self.found, self.record.entries, strict=True)
             self._entries = {sample.image_path: entry for sample, entry in entries}

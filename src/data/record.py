@@ -56,22 +56,25 @@ class DataRecord:
     @classmethod
     def of(cls, samples: Sequence[Sample], root: Path) -> DataRecord:
         """Hash the files of `samples`; `used` is filled in by `with_use`."""
-        files = [((s.image_path,), _truth(s), s.channel_paths) for s in samples]
+        files: list[list[Sequence[Path]]] = []
+        for one in samples:
+            masks = mask_files(one.mask_path) if one.mask_path else []
+            masks += [one.saturation] if one.saturation else []  # what must be found of them
+            files.append([[one.image_path], masks, one.channel_paths])
         hashes = content_hashes(path for parts in files for part in parts for path in part)
         return cls([
             Entry(
-                path_below(sample.image_path, root), sample.split, "",
-                sample.label, _text(sample.defect),
+                path_below(one.image_path, root), one.split, "", one.label, one.defect,
                 *(" ".join([hashes[str(path)] for path in part]) for part in parts),
             )
-            for sample, parts in zip(samples, files, strict=True)
+            for one, parts in zip(samples, files, strict=True)
         ])  # fmt: skip
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> DataRecord:
         """From the rows of data.csv; KeyError or ValueError when it is another file."""
-        named = (Entry(**{name: row[name] for name in Entry._fields}) for row in rows)
-        return cls([entry._replace(label=int(entry.label)) for entry in named])
+        facts = ({name: row[name] for name in Entry._fields} for row in rows)
+        return cls([Entry(**fact | {"label": int(fact["label"])}) for fact in facts])
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows for data.csv."""
@@ -85,12 +88,17 @@ class DataRecord:
     @property
     def fingerprint(self) -> str:
         """sha256 over order, names, labels and contents, wherever the folders lie."""
+        outside: dict[tuple[str, int], list[str]] = {}  # folders elsewhere, by split and label
+        for entry in self.entries:
+            if entry.path.startswith(os.sep):
+                folder = os.path.dirname(entry.path)  # noqa: PTH120
+                outside.setdefault((entry.split, entry.label), []).append(folder)
+        homes = {key: os.path.commonpath(folders) for key, folders in outside.items()}
         total = hashlib.sha256()
-        elsewhere = self._homes()
         for entry in self.entries:
             name = entry.path
             if name.startswith(os.sep):
-                name = os.path.relpath(name, elsewhere[entry.split, entry.label])
+                name = os.path.relpath(name, homes[entry.split, entry.label])
             facts = (name, entry.split, str(entry.label), entry.defect, *entry[5:])
             total.update("\0".join(facts).encode() + b"\0\0")
         return total.hexdigest()
@@ -113,37 +121,13 @@ class DataRecord:
                 (a.split, a.label, a.defect) != (b.split, b.label, b.defect) for a, b in both
             ),
         }
-        told = [
-            f"{count} {what.format(s='' if count == 1 else 's')}"
-            for what, count in counts.items()
-            if count
-        ]
-        return ", ".join(told)
-
-    def _homes(self) -> dict[tuple[str, int], str]:
-        """Images outside the root, by split and label -> the folder that holds all of them."""
-        outside: dict[tuple[str, int], list[str]] = {}
-        for entry in self.entries:
-            if entry.path.startswith(os.sep):
-                folder = os.path.dirname(entry.path)  # noqa: PTH120
-                outside.setdefault((entry.split, entry.label), []).append(folder)
-        return {key: os.path.commonpath(folders) for key, folders in outside.items()}
+        told = ((n, what.format(s="s" * (n != 1))) for what, n in counts.items() if n)
+        return ", ".join(f"{n} {what}" for n, what in told)
 
 
-def _truth(sample: Sample) -> list[Path]:
-    """The files that say where an image is defective, and how much of that must be found."""
-    files = mask_files(sample.mask_path) if sample.mask_path else []
-    return [*files, sample.saturation] if sample.saturation else files
-
-
-def _text(path: str) -> str:
-    """The path as CSV files hold it, also when it is not UTF-8."""
-    return path.encode(errors=ESCAPE).decode()
-
-
-def path_below(path: Path, root: Path) -> str:
+def path_below(path: Path | str, root: Path) -> str:
     """The path below `root`, whole when it lies elsewhere, as data.csv and scores.csv have it."""
-    return _text(str(path).removeprefix(f"{root}{os.sep}"))
+    return str(path).removeprefix(f"{root}{os.sep}").encode(errors=ESCAPE).decode()
 
 
 def partial_of(node: DictConfig) -> Callable[..., Any]:
@@ -169,8 +153,7 @@ def place_of(data: DictConfig) -> tuple[Path, str]:
 def categories_of(data: DictConfig) -> list[str]:
     """The categories of the `data` node: those named, or the name of its root folder."""
     named = data.get("category") or Path(str(data.root)).expanduser().absolute().name
-    several = isinstance(named, ListConfig)
-    return list(dict.fromkeys(map(str, named))) if several else [str(named)]
+    return list(dict.fromkeys(map(str, named if isinstance(named, ListConfig) else [named])))
 
 
 def prepare_data(data: DictConfig) -> None:

@@ -84,10 +84,10 @@ def _sorted_images(folder: Path) -> list[Path]:
 def _pairs(folder: Path, pairing: str) -> list[tuple[Path, Path]]:
     """(height, intensity) files, sorted by the height file."""
     heights, intensities = (_sorted_images(folder / name) for name in (_HEIGHT, _INTENSITY))
-    if pairing == "position":
-        one, other = dict(enumerate(heights)), dict(enumerate(intensities))
-    else:
-        one, other = ({_key(path): path for path in paths} for paths in (heights, intensities))
+    one, other = (
+        {str(i) if pairing == "position" else _key(path): path for i, path in enumerate(paths)}
+        for paths in (heights, intensities)
+    )
     unshared = one.keys() ^ other.keys()
     alone = [path for key, path in [*one.items(), *other.items()] if key in unshared]
     if len(one) < len(heights) or len(other) < len(intensities):

@@ -1,7 +1,6 @@
 """Explicit geometry from a file on disk to a network input, and back for anomaly maps.
 
-One object fixes resize, centre crop and normalisation for images, masks and figures alike. With
-`antialias: true` images are resized by Pillow before they become tensors, which is bit for bit
+With `antialias: true` images are resized by Pillow before they become tensors, which is bit for bit
 what torchvision's `Resize` does to a PIL image (PatchCore, U-Flow and HaloAE official code). With
 `antialias: false` the [0, 1] tensor is resized without a low-pass filter, as torchvision 0.14 did
 (CRN official code); on fine textures the two differ by 0.07 on average.
@@ -67,8 +66,6 @@ class ImageTransform:
         """From the config node `transform`, whose keys are the arguments."""
         return cls(**{str(name): value for name, value in transform.items()})
 
-    # --- forward: file to network input ------------------------------------------------------
-
     def __call__(self, image: Picture) -> Tensor:
         """RGB image -> float32 (3, H, W), normalised."""
         return self.normalise(self.pixels(image))
@@ -78,7 +75,17 @@ class ImageTransform:
         picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
         if self.antialias or self.resize is None:
             return _to_tensor(self._cut(picture, Image.Resampling[self.interpolation.upper()]))
-        return self._resample(_to_tensor(picture).float().div(255))
+        if self.interpolation == "lanczos":
+            raise ConfigError(
+                "Lanczos exists only with a low-pass filter.",
+                found="transform.interpolation=lanczos, transform.antialias=false",
+                do="set transform.antialias=true or transform.interpolation=bilinear",
+            )
+        resized, (top, left, height, width) = self.geometry((picture.height, picture.width))
+        corners = None if self.interpolation == "nearest" else False
+        plain = _to_tensor(picture).float().div(255)[None]
+        out = F.interpolate(plain, size=resized, mode=self.interpolation, align_corners=corners)[0]
+        return out[:, top : top + height, left : left + width].clamp(0, 1).contiguous()
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """What `pixels` returned, (..., 3, H, W) -> float32 of the same shape."""
@@ -113,10 +120,29 @@ class ImageTransform:
         Raises:
             DataError: an image of this size (H, W) does not fit.
         """
-        resized = self._resized(original)
-        return resized, self._window(resized)
-
-    # --- backward: anomaly map to the original image -----------------------------------------
+        resized = original
+        if isinstance(self.resize, int):  # the longer side is truncated as torchvision does
+            rows, columns = (int(self.resize * side / min(original)) for side in original)
+            resized = rows, columns
+        elif self.resize is not None:
+            resized = self.resize
+        height, width = self.size
+        if self.crop is None and resized != self.size:
+            raise DataError(
+                "An image is not square, so the network input has no fixed size.",
+                found=f"{resized[0]} x {resized[1]} after transform.resize={self.resize}",
+                do=f"set transform.crop={self.resize} (centre) or "
+                f"transform.resize=[{self.resize},{self.resize}] (distorts)",
+            )
+        if resized[0] < height or resized[1] < width:
+            raise DataError(
+                "An image is smaller than the centre crop.",
+                found=f"{resized[0]} x {resized[1]} pixels, transform.crop={list(self.size)}",
+                do="set transform.resize to at least transform.crop",
+            )
+        # torchvision rounds half to even here; any other rounding shifts odd margins by a pixel.
+        top, left = round((resized[0] - height) / 2), round((resized[1] - width) / 2)
+        return resized, (top, left, height, width)
 
     def to_original(
         self,
@@ -151,8 +177,6 @@ class ImageTransform:
         """Whether some image may lose its borders."""
         return self.crop is not None and self.crop != self.resize
 
-    # --- geometry ----------------------------------------------------------------------------
-
     def _positions(self, original: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Centres of the rows and columns of a grid over an image, where the crop is [-1, 1]."""
         resized, (top, left, height, width) = self.geometry(original)
@@ -164,56 +188,21 @@ class ImageTransform:
         return centres(grid[0], resized[0], top, height), centres(grid[1], resized[1], left, width)
 
     def _output_size(self) -> tuple[int, int]:
-        if self.crop is not None:
-            if isinstance(self.resize, tuple):
-                too_big = self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]
-            else:
-                too_big = self.resize is not None and min(self.crop) > self.resize
-            if too_big:
-                raise ConfigError(
-                    "transform.crop is larger than the resized image.",
-                    found=f"resize={self.resize}, crop={self.crop}",
-                    do="make transform.crop at most transform.resize",
-                )
-            return self.crop
-        if self.resize is None:
+        size = self.crop or _pair(self.resize)
+        if size is None:
             raise ConfigError(
                 "The size of the network input is not fixed.",
                 found="transform.resize and transform.crop are both null",
                 do="set transform.resize=[H,W] (or transform.crop)",
             )
-        return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-
-    def _resized(self, original: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) after resizing; the longer side is truncated as torchvision does."""
-        if self.resize is None:
-            return original
-        if isinstance(self.resize, tuple):
-            return self.resize
-        height, width = original
-        if height <= width:
-            return self.resize, int(self.resize * width / height)
-        return int(self.resize * height / width), self.resize
-
-    def _window(self, resized: tuple[int, int]) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the centre crop in the resized image."""
-        height, width = self.size
-        if self.crop is None and resized != self.size:
-            raise DataError(
-                "An image is not square, so the network input has no fixed size.",
-                found=f"{resized[0]} x {resized[1]} after transform.resize={self.resize}",
-                do=f"set transform.crop={self.resize} (centre) or "
-                f"transform.resize=[{self.resize},{self.resize}] (distorts)",
+        least = (min(size),) * 2 if isinstance(self.resize, int) else size
+        if any(side > most for side, most in zip(least, _pair(self.resize) or size, strict=True)):
+            raise ConfigError(
+                "transform.crop is larger than the resized image.",
+                found=f"resize={self.resize}, crop={self.crop}",
+                do="make transform.crop at most transform.resize",
             )
-        if resized[0] < height or resized[1] < width:
-            raise DataError(
-                "An image is smaller than the centre crop.",
-                found=f"{resized[0]} x {resized[1]} pixels, transform.crop={list(self.size)}",
-                do="set transform.resize to at least transform.crop",
-            )
-        # torchvision rounds half to even here; any other rounding shifts odd margins by a pixel.
-        top, left = round((resized[0] - height) / 2), round((resized[1] - width) / 2)
-        return top, left, height, width
+        return size
 
     def _cut(
         self, picture: Image.Image, resample: Image.Resampling, crop: bool = True
@@ -225,20 +214,6 @@ class ImageTransform:
         if not crop or (height, width) == resized:
             return picture
         return picture.crop((left, top, left + width, top + height))
-
-    def _resample(self, pixels: Tensor) -> Tensor:
-        """Tensor resize without antialiasing, then centre crop; (3, h, w) -> (3, H, W)."""
-        resized, (top, left, height, width) = self.geometry((pixels.shape[1], pixels.shape[2]))
-        mode = self.interpolation
-        if mode == "lanczos":
-            raise ConfigError(
-                "Lanczos exists only with a low-pass filter.",
-                found="transform.interpolation=lanczos, transform.antialias=false",
-                do="set transform.antialias=true or transform.interpolation=bilinear",
-            )
-        corners = None if mode == "nearest" else False
-        out = F.interpolate(pixels[None], size=resized, mode=mode, align_corners=corners)[0]
-        return out[:, top : top + height, left : left + width].clamp(0, 1).contiguous()
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:

@@ -1,8 +1,7 @@
 """Two runs on the same images, or several methods on the same categories: what is beyond chance.
 
 Both runs are resampled with the same draws of images (paired bootstrap), so that what makes an
-image hard for both cancels. Rows are matched by what is in the image files, not by their names;
-images that only one run has are left out.
+image hard for both cancels. Rows are matched by what is in the image files, not by their names.
 Percentile intervals of small differences near an AUROC of 1 are conservative: of equally good runs
 fewer than one in twenty differ "significantly" (tests/evaluation/test_uncertainty.py measures it).
 Of the dozen p-values of a table one in twenty falls below 0.05 by chance alone.
@@ -46,11 +45,8 @@ class MethodRanks(NamedTuple):
         """First and last of every longest stretch of methods that cannot be told apart."""
         ranks = self.mean.to_numpy()
         last = np.searchsorted(ranks, ranks + self.critical, side="right") - 1
-        return [
-            (i, int(end))
-            for i, end in enumerate(last)
-            if end > i and not (i and last[i - 1] == end)
-        ]
+        new = np.diff(last, prepend=-1) > 0
+        return [(i, int(end)) for i, end in enumerate(last) if end > i and new[i]]
 
 
 class Matched(NamedTuple):

@@ -1,9 +1,8 @@
 """Test predictions in, metrics out: the only place that reads test labels and masks.
 
-`update` takes batches as they are predicted and keeps little: a few numbers an image and the
-scores of its pixels on one stated grid (`evaluation.size`). `compute` then gives every number from
-the tables of `ranking` and `pixels`. What cannot be computed is left out or NaN, and `notes` says
-why: no masks, no defective images, labels that are unknown.
+`update` keeps a few numbers an image and the scores of its pixels on one stated grid
+(`evaluation.size`); `compute` gives every number from the tables of `ranking` and `pixels`. What
+cannot be computed is left out or NaN, and `notes` says why.
 
 Pixel metrics use test images whose pixels are all known: normal images, and defective ones with a
 mask that still marks a pixel on the grid. What the grid covers is said and chosen in `view`.
@@ -84,8 +83,6 @@ class Evaluator:
         self._pixels = PixelStore(memory_gb)
         self._threshold: Threshold | None = None
 
-    # --- collecting ---------------------------------------------------------------------------
-
     def update(self, batch: Mapping[str, Tensor], prediction: Prediction) -> None:
         """Take a batch; an image whose index is already known is dropped.
 
@@ -107,8 +104,8 @@ class Evaluator:
             pixels, kept = self.view.defect_pixels(image), None if within is None else within[b]
             mask = masks[b] if kept is None else masks[b] & kept
             state = mask_state(label[b], marked[b], bool(mask.any()), pixels)
-            row = ImageRow(label[b], scores[b], highest[b], state, pixels)
-            row = row._replace(category=self.view.category(image))
+            category = self.view.samples[image].category if self.view.samples else ""
+            row = ImageRow(label[b], scores[b], highest[b], state, pixels, category=category)
             if own is not None and detected is not None:
                 found = detected[b] > 0.5
                 hits = int((found & mask).sum())
@@ -118,8 +115,6 @@ class Evaluator:
             if state == "known":
                 weights = self.view.saturating(image, maps[b], mask)
                 self._pixels.add(image, maps[b], mask, kept, weights)
-
-    # --- numbers ------------------------------------------------------------------------------
 
     def compute(self, threshold: Threshold, samples: Sequence[Sample] | None) -> dict[str, float]:
         """Every metric by its key in `src.metrics`, with the ends of its interval where it has one.
@@ -211,18 +206,12 @@ class Evaluator:
             found = ious.tolist(), overlap.image_overlaps(self._pixels).tolist()
             pixels = dict(zip(self._pixels.index.tolist(), zip(*found, strict=True), strict=True))
         return [
-            {
-                "index": index,
-                "label": row.label,
-                "score": row.score,
-                "decision": row.decision(threshold),
-                "map_max": row.map_max,
-                "iou": iou,
-                "aupimo": aupimo,
-            }
+            {"index": index, "label": row.label, "score": row.score,
+             "decision": row.decision(threshold), "map_max": row.map_max,
+             "iou": iou, "aupimo": aupimo}
             for index, row in sorted(self._rows.items())
             for iou, aupimo in [pixels.get(index, (math.nan, math.nan))]
-        ]
+        ]  # fmt: skip
 
     def defect_recalls(self, samples: Sequence[Sample]) -> list[DefectRecall]:
         """Alarms by defect type, by name, at the threshold given to `compute`."""
@@ -238,14 +227,25 @@ class Evaluator:
     def notes(self) -> list[str]:
         """What was left out of the metrics and why, one sentence each."""
         labels = [row.label for row in self._rows.values()]
-        masks = [row.mask for row in self._known_rows().values()]
-        notes, grid = [], "x".join(map(str, self.view.size or ["original"]))
-
-        def note(count: int, text: str) -> None:
-            if count:
-                notes.append(f"{count} image{'s' * (count != 1)} {text}")
-
-        note(labels.count(UNKNOWN), "without a label: scored, not evaluated.")
+        rows, grid = self._known_rows(), "x".join(map(str, self.view.size or ["original"]))
+        masks = [row.mask for row in rows.values()]
+        files = (self.view.samples[i].image_path for i in rows if rows[i].mask == "outside")
+        outside = ["/".join(path.parts[-2:]) for path in files]
+        more = f" and {len(outside) - NAMES} more" if len(outside) > NAMES else ""
+        counts = {
+            "without a label: scored, not evaluated.": labels.count(UNKNOWN),
+            "with a defect but no mask: left out of pixel metrics.":
+                self.has_masks and masks.count("missing"),
+            f"whose mask marks no pixel on the {grid} grid: left out of pixel metrics; a larger "
+            "evaluation.size or evaluation.masks=nearest keeps them.": masks.count("vanished"),
+            "with the whole defect outside the centre crop: left out of pixel metrics for that "
+            f"reason, counted in image metrics ({', '.join(outside[:NAMES])}{more}). "
+            "evaluation.whole_image=true counts such pixels as never found; transform.crop=null "
+            "looks at all of an image.": len(outside),
+            "labelled normal but masked: left out of pixel metrics.":
+                masks.count("on a normal image"),
+        }  # fmt: skip
+        notes = [f"{n} image{'s' * (n != 1)} {text}" for text, n in counts.items() if n]
         if DEFECTIVE not in labels:
             notes.append("No defective test images: AUROC, AP, F1 and recall are undefined (NaN).")
         elif not self.has_masks:
@@ -254,30 +254,7 @@ class Evaluator:
             notes.append(
                 "No normal test images: AUROC, AP, F1 and false alarms are undefined (NaN)."
             )
-        if self.has_masks:
-            note(masks.count("missing"), "with a defect but no mask: left out of pixel metrics.")
-        note(
-            masks.count("vanished"),
-            f"whose mask marks no pixel on the {grid} grid: left out of pixel metrics; "
-            "a larger evaluation.size or evaluation.masks=nearest keeps them.",
-        )
-        rows = self._known_rows()
-        outside = [self.view.name(index) for index in rows if rows[index].mask == "outside"]
-        more = f" and {len(outside) - NAMES} more" if len(outside) > NAMES else ""
-        note(
-            len(outside),
-            "with the whole defect outside the centre crop: left out of pixel metrics for that "
-            f"reason, counted in image metrics ({', '.join(outside[:NAMES])}{more}). "
-            "evaluation.whole_image=true counts such pixels as never found; transform.crop=null "
-            "looks at all of an image.",
-        )
-        note(
-            masks.count("on a normal image"),
-            "labelled normal but masked: left out of pixel metrics.",
-        )
         return notes
-
-    # --- parts of compute ---------------------------------------------------------------------
 
     def _by_category(self, threshold: Threshold) -> dict[str, float]:
         """`PER_CATEGORY` of each of several categories, by its own threshold."""

@@ -6,8 +6,8 @@ is drawn against the false positive rate over all normal pixels of all test imag
 included, and its area from 0 to `limit` is divided by `limit`. Regions are 8-connected.
 
 PRO is recall with weights: a defective pixel counts 1 / (pixels of its region x regions). So a
-`ranking.Ranking` whose `hits` carry those weights gives AUPRO from the sort that AUROC needs
-anyway, exactly: no threshold grid, ties are one step, the last step is interpolated at the limit.
+`ranking.Ranking` whose `hits` carry those weights gives AUPRO exactly: no threshold grid, ties are
+one step, the last step is interpolated at the limit.
 
 sPRO (Bergmann et al., MVTec LOCO AD, IJCV 2022) is the same with regions that need not be found
 whole: the share of a region is that of its saturation area, and at most 1.
@@ -23,6 +23,7 @@ counts 1 when nothing is detected and 0 as soon as one pixel is.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,13 +57,10 @@ def aupro_key(limit: float) -> str:
 def pixel_metrics(
     store: PixelStore, tp: Counts, fp: Counts, limits: Mapping[str, float]
 ) -> dict[str, float]:
-    """Every pixel metric under its key.
+    """Every pixel metric under its key, of a store with at least one defective pixel.
 
-    Args:
-        store: pixels of all images, at least one of them with a defective pixel.
-        tp: true positive pixels per image (n,) at the chosen threshold.
-        fp: false positive pixels per image (n,) at the chosen threshold.
-        limits: AUPRO keys and the false positive rates they stand for.
+    `tp` and `fp` (n,) are true and false positive pixels per image at the chosen threshold,
+    `limits` AUPRO keys and the false positive rates they stand for.
     """
     defects, ranked = store.defects, store.rank()
     good = defects == 0
@@ -98,9 +96,8 @@ def area_under_overlap(regions: Ranking, limit: float) -> float:
     limit has a closed form. NaN without defective or without normal pixels.
     """
     if regions.empty:
-        return float("nan")
-    above = regions.normals_above / regions.normals
-    upto = regions.normals_from / regions.normals
+        return math.nan
+    above, upto = regions.normals_above / regions.normals, regions.normals_from / regions.normals
     return float(overlap_area(regions.hits, above, upto, limit))
 
 
@@ -174,21 +171,19 @@ def best_mean_iou(store: PixelStore) -> float:
     """
     defects, values = store.defects, store.rank().pixels.value  # (n,); (K,) descending
     best = float(np.mean(defects == 0))  # detect nothing
-    edges = _spread(np.array([0]), np.array([values.size - 1]), _BRACKETS)
+    edges = _spread(np.array([0]), np.array([values.size - 1]))
     while edges.size:
         tp, fp = store.counts_from(values[edges])
         best = max(best, float(image_ious(tp, fp, defects[:, None]).mean(axis=0).max()))
         bound = image_ious(tp[:, 1:], fp[:, :-1], defects[:, None]).mean(axis=0)
         opened = (np.diff(edges) > 1) & (bound > best)
-        edges = _spread(edges[:-1][opened], edges[1:][opened], _BRACKETS)
+        edges = _spread(edges[:-1][opened], edges[1:][opened])
     return best
 
 
-def _spread(low: NDArray[Any], high: NDArray[Any], total: int) -> NDArray[Any]:
-    """About `total` positions spread over the stretches low..high, their ends included."""
-    if not low.size:
-        return np.empty(0, dtype=np.int64)
-    steps = max(total // low.size, 2)
+def _spread(low: NDArray[Any], high: NDArray[Any]) -> NDArray[Any]:
+    """About `_BRACKETS` positions spread over the stretches low..high, their ends included."""
+    steps = max(_BRACKETS // max(low.size, 1), 2)
     share = np.arange(steps + 1) / steps
     grid = low[:, None] + (share * (high - low)[:, None]).astype(np.int64)
     return np.unique(np.r_[grid.ravel(), low, high])

@@ -1,8 +1,8 @@
 """The pixels of a test set, kept small: what every pixel metric is computed from.
 
-Metrics need no picture, only which scores are defective (and in which region) and which are normal,
-per image. So each score map is stored as sorted float32 values, split by its mask: 4 bytes a pixel.
-What exceeds the memory budget goes to a temporary file. All results are exact in either case.
+Metrics need no picture, only which scores are defective (and in which region) and which are normal.
+So each score map is stored as sorted float32 values, split by its mask: 4 bytes a pixel. What
+exceeds the memory budget goes to a temporary file. All results are exact in either case.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ class PixelHistograms(NamedTuple):
 class PixelStore:
     """Collects score maps and masks of one grid; images are known by their index.
 
-    Args:
-        memory_gb: scores kept in memory, in GiB; the rest is spooled to a temporary file.
+    `memory_gb` GiB of scores are kept in memory; the rest is spooled to a temporary file.
     """
 
     def __init__(self, memory_gb: float) -> None:
@@ -112,27 +111,19 @@ class PixelStore:
         self.saturates |= saturated is not None
         weights = overlap if saturated is None else saturated[mask][order]
         self._free -= normal.nbytes
-        kept = normal if self._free >= 0 else self._on_disk(normal)
-        self._images[index] = ImagePixels(defect[order], overlap, weights, kept)
+        if normal.size and self._free < 0:
+            if self.spool is None:  # lives as long as the store
+                self.spool = tempfile.TemporaryFile(prefix="pixel-scores-")  # noqa: SIM115
+            offset = self.spool.seek(0, 2)
+            normal.tofile(self.spool)
+            self.spool.flush()
+            normal = np.memmap(self.spool, np.float32, "r", offset, normal.shape)
+        self._images[index] = ImagePixels(defect[order], overlap, weights, normal)
         self._ranking = None
-
-    def _on_disk(self, normal: Scores) -> Scores:
-        if not normal.size:
-            return normal
-        if self.spool is None:
-            self.spool = tempfile.TemporaryFile(  # noqa: SIM115 - lives as long as the store
-                prefix="pixel-scores-"
-            )
-        offset = self.spool.seek(0, 2)
-        normal.tofile(self.spool)
-        self.spool.flush()
-        return np.memmap(self.spool, np.float32, "r", offset, normal.shape)
 
     def images(self) -> Iterator[ImagePixels]:
         """The images, by index."""
         return (self._images[index] for index in self.index.tolist())
-
-    # --- per image ----------------------------------------------------------------------------
 
     @property
     def defects(self) -> Counts:
@@ -140,30 +131,23 @@ class PixelStore:
         return np.array([image.defect.size for image in self.images()], dtype=np.int64)
 
     def counts_from(self, cuts: NDArray[Any]) -> tuple[Counts, Counts]:
-        """True and false positives (n, T) per image when every score >= cut (T,) is detected."""
+        """True and false positives (n, T) per image when every score >= cut is detected.
+
+        Cuts (T,) for all images, or (n, T) of each.
+        """
         low = np.asarray(cuts, dtype=np.float32)
-        rows = [
-            (
-                image.defect.size - np.searchsorted(image.defect, low),
-                image.normal.size - np.searchsorted(image.normal, low),
-            )
-            for image in self.images()
-        ]
-        tp, fp = (np.stack(part) for part in zip(*rows, strict=True))
+        low = np.broadcast_to(low, (len(self), low.shape[-1]))
+        tp, fp = np.empty(low.shape, np.int64), np.empty(low.shape, np.int64)
+        for row, image in enumerate(self.images()):
+            tp[row] = image.defect.size - np.searchsorted(image.defect, low[row])
+            fp[row] = image.normal.size - np.searchsorted(image.normal, low[row])
         return tp, fp
 
     def counts_above(self, threshold: float | Sequence[float]) -> tuple[Counts, Counts]:
-        """True and false positives (n,) per image of the detection score > threshold.
-
-        One threshold for all images, or one for each.
-        """
-        cuts = map(first_above, np.broadcast_to(threshold, len(self)).tolist())
-        rows = [
-            [scores.size - np.searchsorted(scores, cut) for scores in (image.defect, image.normal)]
-            for cut, image in zip(cuts, self.images(), strict=True)
-        ]
-        tp, fp = np.array(rows, dtype=np.int64).reshape(-1, 2).T
-        return tp, fp
+        """`counts_from` (n,) of score > threshold, one for all images or one for each."""
+        above = [[first_above(one)] for one in np.broadcast_to(threshold, len(self)).tolist()]
+        tp, fp = self.counts_from(np.reshape(above, (-1, 1)))
+        return tp[:, 0], fp[:, 0]
 
     def only(self, images: Collection[int]) -> PixelStore:
         """Some of the images, by their indices; nothing is copied."""
@@ -174,8 +158,16 @@ class PixelStore:
 
     def histograms(self, bins: int) -> PixelHistograms:
         """Scores of each image counted in about `bins` bins, for resampling images."""
-        edges = self._edges(bins)
+        quantiles = np.linspace(0, 1, bins // 2 + 1)
         images = list(self.images())
+        defects = [image.defect for image in images if image.defect.size]
+        normals = [image.normal[::16] for image in images if image.normal.size]  # a sample
+        cuts = [
+            np.quantile(np.concatenate(part), quantiles, method="inverted_cdf")
+            for part in (defects, normals)
+            if part
+        ]
+        edges = np.unique(np.concatenate(cuts)).astype(np.float32)
         shape = (len(images), edges.size + 1)
         defect, normal = np.empty(shape, np.int64), np.empty(shape, np.int64)
         region = np.empty(shape)
@@ -187,18 +179,6 @@ class PixelStore:
             cut = np.searchsorted(image.normal, edges)
             normal[row] = np.diff(cut, prepend=0, append=image.normal.size)
         return PixelHistograms(self.index, defect[:, ::-1], region[:, ::-1], normal[:, ::-1])
-
-    def _edges(self, bins: int) -> Scores:
-        """Bin limits at equal shares of the defective and of a sample of the normal scores."""
-        quantiles = np.linspace(0, 1, bins // 2 + 1)
-        defect = [image.defect for image in self.images() if image.defect.size]
-        normal = [image.normal[::16] for image in self.images() if image.normal.size]
-        cuts = [
-            np.quantile(np.concatenate(part), quantiles, method="inverted_cdf")
-            for part in (defect, normal)
-            if part
-        ]
-        return np.unique(np.concatenate(cuts)).astype(np.float32)
 
     def highest_normals(self, share: float) -> tuple[Scores, Floats]:
         """Distinct scores (k,) of good images, highest first, as far as `share` of their pixels.
@@ -222,8 +202,6 @@ class PixelStore:
         top = np.concatenate([part[np.searchsorted(part, low) :] for part in good])
         values = np.unique(top)[::-1]
         return values, rate(values)
-
-    # --- all images ---------------------------------------------------------------------------
 
     def rank(self) -> PixelRanking:
         """The tables of all pixel metrics; normal pixels are sorted in runs of RUN_LENGTH."""
@@ -256,9 +234,7 @@ class PixelStore:
             normals=sum(image.normal.size for image in images),
         )
         by_region = at_each_value(image.overlap for image in images)
-        saturated = by_region
-        if self.saturates:
-            saturated = at_each_value(image.saturated for image in images)
+        saturated = at_each_value(i.saturated for i in images) if self.saturates else by_region
         self._ranking = PixelRanking(
             pixels=everywhere,
             regions=dataclasses.replace(everywhere, hits=by_region),
@@ -272,24 +248,18 @@ class PixelStore:
         """Normal pixels of `images` above and from each value, and the next lower one."""
         above, at_least = np.zeros(value.size, np.int64), np.zeros(value.size, np.int64)
         below = np.full(value.size, -np.inf, dtype=np.float32)
-        for run in self._runs(images):
-            from_here, above_here, below_here = around(run, value)
-            above += above_here
-            at_least += from_here
-            np.maximum(below, below_here, out=below)
-        return above, at_least, below
-
-    def _runs(self, images: list[ImagePixels]) -> Iterator[Scores]:
-        waiting: list[Scores] = []
-        pixels = 0
+        run: list[Scores] = []
         for image in images:
-            waiting.append(image.normal)
-            pixels += image.normal.size
-            if pixels >= RUN_LENGTH or image is images[-1]:
-                run = np.concatenate(waiting)
-                run.sort()
-                yield run
-                waiting, pixels = [], 0
+            run.append(image.normal)
+            if sum(part.size for part in run) >= RUN_LENGTH or image is images[-1]:
+                merged = np.concatenate(run)
+                merged.sort()
+                from_here, above_here, below_here = around(merged, value)
+                above += above_here
+                at_least += from_here
+                np.maximum(below, below_here, out=below)
+                run.clear()
+        return above, at_least, below
 
 
 def region_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -1,12 +1,9 @@
 """Metrics of the order of scores: AUROC, average precision, F1 and their curves.
 
 Everything here follows from one table, `Ranking`: for each distinct score of a defective item, how
-many defective and how many normal items lie above it. One sort makes the table; every metric then
-costs O(K). Scores are raw: any finite real number, no sigmoid, no clipping, no binning. Equal
-scores are one step of every curve, so the order in which equal items arrive never matters.
-
-Where a metric is undefined because a class is empty it is NaN, never 0, 0.5 or 1: a test set
-without defects says nothing about separation.
+many defective and how many normal items lie above it. Scores are raw: any finite real number, no
+sigmoid, no clipping, no binning; equal ones are one step of every curve. Where a metric is
+undefined because a class is empty it is NaN, never 0, 0.5 or 1.
 
 Only the scores of defective items need to be unique and sorted. Between two of them recall does
 not change, so a ROC curve moves horizontally, precision only falls, and F1 only falls: no metric
@@ -67,9 +64,6 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
-# --- from scores to the table ------------------------------------------------------------------
-
-
 def rank(scores: ArrayLike, is_defect: ArrayLike) -> Ranking:
     """Sort scores (n,) once; `is_defect` (n,) is bool or 0/1.
 
@@ -105,8 +99,7 @@ def around(normal: NDArray[Any], value: NDArray[Any]) -> tuple[Counts, Counts, N
 
 def checked(scores: ArrayLike, is_defect: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Flat float scores and bool labels, or a clear error."""
-    score = finite(scores)
-    label = as_array(is_defect).ravel()
+    score, label = finite(scores), _array(is_defect).ravel()
     if label.size != score.size:
         raise ValueError(f"{score.size} scores but {label.size} labels")
     if label.dtype != np.bool_ and not np.isin(label, (0, 1)).all():
@@ -120,7 +113,7 @@ def finite(scores: ArrayLike, what: str = "scores") -> NDArray[Any]:
     Raises:
         DataError: some are NaN or infinite; the message counts both.
     """
-    score = as_array(scores).ravel()
+    score = _array(scores).ravel()
     if score.dtype != np.float32:
         score = score.astype(np.float32 if score.dtype == np.float16 else np.float64)
     if not np.isfinite(score).all():
@@ -133,34 +126,28 @@ def finite(scores: ArrayLike, what: str = "scores") -> NDArray[Any]:
     return score
 
 
-def as_array(values: ArrayLike) -> NDArray[Any]:
+def _array(values: Any) -> NDArray[Any]:
     """NumPy view of an array, list or tensor on any device."""
-    if not hasattr(values, "detach"):
-        return np.asarray(values)
-    tensor: Any = values.detach().cpu()
-    if tensor.is_floating_point() and tensor.itemsize < 4:
-        tensor = tensor.float()  # NumPy has no bfloat16
-    return np.asarray(tensor)
-
-
-# --- numbers out of the table ------------------------------------------------------------------
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if values.is_floating_point() and values.itemsize < 4:
+            values = values.float()  # NumPy has no bfloat16
+    return np.asarray(values)
 
 
 def area_under_roc(table: Ranking) -> float:
     """P(defective > normal) + P(equal)/2 over all pairs; NaN when a class is empty."""
     if table.empty:
-        return float("nan")
+        return math.nan
     return float(roc_area(table.hits, table.normals_above, table.normals_from, table.normals))
 
 
 def area_under_precision(table: Ranking) -> float:
-    """Average precision: sum of precision x gain in recall over distinct scores, no interpolation.
+    """Average precision, sum of precision x gain in recall over distinct scores; NaN if undefined.
 
-    The step definition of scikit-learn. NaN without defects or without normal items.
+    The step definition of scikit-learn, without interpolation.
     """
-    if table.empty:
-        return float("nan")
-    return float(precision_area(table.hits, table.normals_from))
+    return math.nan if table.empty else float(precision_area(table.hits, table.normals_from))
 
 
 def f1_max(table: Ranking) -> float:

@@ -48,9 +48,8 @@ def peak_memory_mb() -> float:
     if torch.cuda.is_available() and torch.cuda.memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")  # getrusage also counts the parent at the fork
-    if status.is_file():
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) / 2**10
+    text = status.read_text() if status.is_file() else ""
+    if found := re.search(r"VmHWM:\s*(\d+) kB", text):
+        return int(found[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -4,9 +4,6 @@ A decision is always `score > threshold`, a mask always `anomaly map > threshold
 the map comes from the same rule applied to the highest map value of each calibration image, so it
 bounds the probability that a normal image shows any marked pixel, not the share of such pixels.
 
-Rules that need no defect: `Conformal` (default, with a promise), `Quantile`, `Nfa`. `F1Oracle`
-reads test labels and says so in `Threshold.oracle`.
-
 Every threshold is a float32 value: torch and exported models compare in float32.
 """
 
@@ -15,7 +12,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar, cast
 
@@ -41,7 +37,7 @@ class Rule:
     def fit(self, normal: NormalScores | None) -> Threshold | None:
         """The threshold from scores (n,) of normal images the model has not seen, n >= 2.
 
-        None: the rule needs labels.
+        Each of several categories has one of its own. None: the rule needs labels.
 
         Raises:
             ConfigError: there are too few of them.
@@ -61,18 +57,11 @@ class Rule:
         map_max = np.sort(finite(normal.map_max.float(), what="calibration map maxima"))
         k, alpha = self._order(image)
         attained = (count + 1 - k) / (count + 1)
-        return Threshold(
-            float(image[k - 1]), float(map_max[k - 1]), self.name, alpha, attained, count
-        )
-
-    def fit_each(self, normal: NormalScores | None) -> Threshold | None:
-        """`fit`, with a threshold of its own for each of several categories."""
-        threshold = self.fit(normal)
-        names = dict.fromkeys(normal.categories) if normal else {}
-        if threshold is None or normal is None or len(names) < 2:
-            return threshold
-        each = {name: one for name in names if name and (one := self.fit(normal.of(name)))}
-        return replace(threshold, each=each)
+        names = dict.fromkeys(normal.categories)
+        parts = {name: self.fit(normal.of(name)) for name in names if name and len(names) > 1}
+        each = {name: one for name, one in parts.items() if one}
+        decisive = float(image[k - 1]), float(map_max[k - 1])
+        return Threshold(*decisive, self.name, alpha, attained, count, each=each)
 
     def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:
         """Which of n sorted scores, 1..n, and the wanted probability of a false alarm."""
@@ -92,8 +81,7 @@ class Conformal(Rule):
     `src.reporting.wording` says what is known of each way (`src.result.Calibration`).
 
     n images cannot promise less than 1 / (n + 1). Then the highest score is used, and the level
-    that it does promise is stored in `attained` and logged with the number of images needed. A
-    single image is refused.
+    that it does promise is stored in `attained` and logged with the number of images needed.
     """
 
     name = "conformal"
@@ -157,7 +145,7 @@ class Nfa(Rule):
     needs_own_mask = True
 
     def fit(self, normal: NormalScores | None) -> Threshold:
-        """The constant threshold; `normal` is not needed."""
+        """The constant threshold."""
         return Threshold(0.0, 0.0, self.name)
 
 
@@ -183,7 +171,7 @@ class F1Oracle(Rule):
         Raises:
             ConfigError: normal or defective images are missing.
         """
-        images = rank(np.asarray(finite(scores), dtype=np.float32), is_defect)
+        images = rank(finite(scores).astype(np.float32), is_defect)
         if images.empty:
             raise ConfigError(
                 "threshold=f1_oracle needs normal and defective test images.",
@@ -191,7 +179,7 @@ class F1Oracle(Rule):
                 do="use threshold=conformal, which needs normal images only",
             )
         if pixels is None or pixels.empty:
-            pixels = rank(np.asarray(finite(map_max), dtype=np.float32), is_defect)
+            pixels = rank(finite(map_max).astype(np.float32), is_defect)
         return Threshold(f1_threshold(images), f1_threshold(pixels), self.name, oracle=True)
 
 

@@ -4,12 +4,10 @@
     self.scores.update(prediction.score, batch["label"])   # in validation_step
     self.log_dict(self.scores)                             # computed once an epoch
 
-The numbers are those of `src.evaluation`: exact, on raw scores of any range, ties as one step. The
-states are the scores themselves, gathered from all processes before they are ranked, so that
-several processes give what one does; images that a sampler repeats to fill a batch count twice.
-
-One sort a metric: for every number of a whole test set at once, and for more pixels than fit in
-memory, there is `evaluator.Evaluator`.
+Exact, on raw scores of any range, ties as one step. The states are the scores themselves, gathered
+from all processes before they are ranked, so that several processes give what one does; images that
+a sampler repeats to fill a batch count twice. One sort a metric: for every number of a test set at
+once, and for more pixels than fit in memory, there is `evaluator.Evaluator`.
 """
 
 from __future__ import annotations
@@ -39,6 +37,7 @@ class _Exact(Metric):
     full_state_update = False
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
     _names: ClassVar[tuple[str, ...]]
+    _of: ClassVar[Callable[[Ranking], float]]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -55,22 +54,32 @@ class _Exact(Metric):
             dim_zero_cat(s).cpu().numpy() if len(s) else np.empty(0, np.float32) for s in states
         ]
 
-    def _result(self, value: float) -> Tensor:
+    def compute(self) -> Tensor:
+        """The metric of all that came so far, a float64 scalar; NaN when a class is empty."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        return torch.tensor(value, dtype=dtype, device=self.device)
+        return torch.tensor(self._value(*self._gathered()), dtype=dtype, device=self.device)
+
+    def _value(self, *states: np.ndarray) -> float:
+        raise NotImplementedError
+
+
+class _Decided(_Exact):
+    """Of the decision score > `threshold`, in raw units."""
+
+    def __init__(self, threshold: float | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.threshold: Any = threshold
 
 
 class _OfImages(_Exact):
     _names = ("scores", "labels")
-    _of: ClassVar[Callable[[Ranking], float]]
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Scores (B,), higher is more anomalous, and labels (B,): 1 or True is defective."""
         self._keep(scores, labels)
 
-    def compute(self) -> Tensor:
-        """The metric of all scores so far, a float64 scalar; NaN when a class is empty."""
-        return self._result(type(self)._of(ranking.rank(*self._gathered())))
+    def _value(self, *states: np.ndarray) -> float:
+        return type(self)._of(ranking.rank(*states))
 
 
 class ImageAUROC(_OfImages):
@@ -91,37 +100,24 @@ class ImageF1Max(_OfImages):
     _of = ranking.f1_max
 
 
-class _Decided(_OfImages):
-    """Of the decision score > `threshold`, in raw units."""
-
-    _rate: ClassVar[str]
-
-    def __init__(self, threshold: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.threshold = threshold
-
-    def compute(self) -> Tensor:
-        """The metric of all scores so far, a float64 scalar; NaN when a class is empty."""
-        scores, labels = self._gathered()
-        rates = uncertainty.decision_rates(scores > self.threshold, labels)
-        return self._result(rates[self._rate].item())
-
-
-class ImageF1(_Decided):
-    """`test/f1`."""
+class ImageF1(_Decided, _OfImages):
+    """`test/f1` of scores above `threshold`."""
 
     _rate = "test/f1"
 
+    def _value(self, *states: np.ndarray) -> float:
+        scores, labels = states
+        return uncertainty.decision_rates(scores > self.threshold, labels)[self._rate].item()
 
-class BalancedAccuracy(_Decided):
-    """`test/balanced_accuracy`."""
+
+class BalancedAccuracy(ImageF1):
+    """`test/balanced_accuracy` of scores above `threshold`."""
 
     _rate = "test/balanced_accuracy"
 
 
 class _OfPixels(_Exact):
     _names: ClassVar[tuple[str, ...]] = ("sizes", "scores", "marks")
-    _of: ClassVar[Callable[[Ranking], float]]
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Anomaly maps (B, h, w) and ground truth (B, h, w), bool or 0/1, on one grid."""
@@ -132,19 +128,19 @@ class _OfPixels(_Exact):
             raise ValueError(f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ")
         return torch.tensor(maps.shape[1:], device=maps.device).expand(len(maps), 2)
 
-    def compute(self) -> Tensor:
-        """The metric of all pixels so far, a float64 scalar; NaN when a class is empty."""
-        sizes, *states = self._gathered()
-        shapes = sizes.reshape(-1, 2).astype(int)
+    def _value(self, *states: np.ndarray) -> float:
+        shapes = states[0].reshape(-1, 2).astype(int)
+        if not len(shapes):
+            return math.nan
         ends = np.cumsum(shapes.prod(axis=1))[:-1]
         store = PixelStore(math.inf)
-        images = zip(shapes, *(np.split(state, ends) for state in states), strict=True)
-        for index, (shape, *parts) in enumerate(images if len(shapes) else ()):
+        images = zip(shapes, *(np.split(state, ends) for state in states[1:]), strict=True)
+        for index, (shape, *parts) in enumerate(images):
             scores, marks, *saturated = (part.reshape(shape) for part in parts)
             store.add(index, scores, marks > 0, None, *saturated)
-        return self._result(self._value(store))
+        return self._of_store(store)
 
-    def _value(self, store: PixelStore) -> float:
+    def _of_store(self, store: PixelStore) -> float:
         return type(self)._of(store.rank().pixels)
 
 
@@ -173,7 +169,7 @@ class AUPRO(_OfPixels):
         super().__init__(**kwargs)
         self.limit = limit
 
-    def _value(self, store: PixelStore) -> float:
+    def _of_store(self, store: PixelStore) -> float:
         return overlap.area_under_overlap(store.rank().regions, self.limit)
 
 
@@ -198,7 +194,7 @@ class AUsPRO(AUPRO):
             shares.append(weights)
         self._keep(self._sizes(maps, masks), maps, masks, torch.tensor(np.array(shares)))
 
-    def _value(self, store: PixelStore) -> float:
+    def _of_store(self, store: PixelStore) -> float:
         return overlap.area_under_overlap(store.rank().saturated, self.limit)
 
 
@@ -209,34 +205,22 @@ class AUPIMO(_OfPixels):
         super().__init__(**kwargs)
         self.bounds = bounds
 
-    def _value(self, store: PixelStore) -> float:
+    def _of_store(self, store: PixelStore) -> float:
         found = overlap.image_overlaps(store, self.bounds)[store.defects > 0]
         return float(found.mean()) if found.size else math.nan
 
 
-class PixelF1(_OfPixels):
+class PixelF1(_Decided, _OfPixels):
     """`test/pixel_f1` of maps above `threshold`."""
 
-    def __init__(self, threshold: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.threshold = threshold
-
-    def _value(self, store: PixelStore) -> float:
-        if not len(store):
-            return math.nan
+    def _of_store(self, store: PixelStore) -> float:
         return overlap.pixel_f1(*store.counts_above(self.threshold), store.defects)
 
 
-class MeanIoU(_OfPixels):
+class MeanIoU(_Decided, _OfPixels):
     """`test/miou` of maps above `threshold`; None: at the best threshold, `test/miou_oracle`."""
 
-    def __init__(self, threshold: float | None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.threshold = threshold
-
-    def _value(self, store: PixelStore) -> float:
-        if not len(store):
-            return math.nan
+    def _of_store(self, store: PixelStore) -> float:
         if self.threshold is None:
             return overlap.best_mean_iou(store)
         counts = store.counts_above(self.threshold)

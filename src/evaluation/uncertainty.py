@@ -1,9 +1,9 @@
 """How sure a number is: intervals for one run, for means, and for the difference of two runs.
 
-Images are what is drawn at random, so images are resampled, never pixels: pixels of one image are
-not independent. Normal and defective images are resampled separately, because a test set fixes
-their numbers (stratified bootstrap). Pixel metrics are recomputed for each resample from per-image
-histograms (`pixels.PixelHistograms`), a cluster bootstrap whose cost does not grow with the pixels.
+Images are resampled, never pixels, which are not independent within an image; normal and defective
+ones separately, because a test set fixes their numbers (stratified bootstrap). Pixel metrics are
+recomputed for each resample from per-image histograms (`pixels.PixelHistograms`), a cluster
+bootstrap whose cost does not grow with the pixels.
 
 Image AUROC has its own interval. Near 1, where industrial data live, the percentile bootstrap is
 far too narrow: with 20 normal and 63 defective images and a true AUROC of 0.99 its "95 %" interval
@@ -15,8 +15,8 @@ metrics take Student's t on the logit scale for the same reason; see `logit_inte
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,9 +32,8 @@ LEVEL = 0.95
 _Z2 = float(ndtri((1 + LEVEL) / 2)) ** 2
 #: Bins of the per-image histograms behind the intervals of pixel metrics: off by less than 0.001.
 HISTOGRAM_BINS = 1024
-
-#: Resamples computed together; bounds memory to a few arrays of _BLOCK x bins.
-_BLOCK = 250
+_BLOCK = 250  # resamples computed together; bounds memory to a few arrays of _BLOCK x bins
+_EDGE = 1e-9  # logits of rates closer to 0 or 1 than this are those of this
 
 
 class Interval(NamedTuple):
@@ -53,12 +52,7 @@ class Difference(NamedTuple):
     p_value: float  # two-sided, of "no difference"
 
 
-#: Logits of rates closer to 0 or 1 than this are those of this.
-_EDGE = 1e-9
-_NOTHING = Interval(float("nan"), float("nan"))
-
-
-# --- closed forms ------------------------------------------------------------------------------
+_NOTHING = Interval(math.nan, math.nan)
 
 
 def auroc_interval(auroc: float, defects: int, normals: int) -> Interval:
@@ -125,9 +119,6 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Int
         return _NOTHING
     down, up = np.sqrt(np.sum((value - low) ** 2)), np.sqrt(np.sum((high - value) ** 2))
     return Interval(float(value.mean() - down / value.size), float(value.mean() + up / value.size))
-
-
-# --- resampling --------------------------------------------------------------------------------
 
 
 def stratified_weights(
@@ -208,7 +199,8 @@ def pixel_metrics(
     parts: dict[str, list[Floats]] = {
         key: [] for key in ("test/pixel_auroc", "test/pixel_ap", *limits)
     }
-    for block in _blocks(weights):
+    for row in range(0, len(weights), _BLOCK):
+        block = weights[row : row + _BLOCK].astype(float)
         defect = block @ histograms.defect.astype(float)  # (B, b)
         region = block @ histograms.region
         upto = np.cumsum(block @ histograms.normal.astype(float), axis=1)
@@ -234,14 +226,9 @@ def pixel_intervals(
     return {key: logit_interval(values, images) for key, values in resampled.items()}
 
 
-def _blocks(weights: NDArray[np.int32]) -> Iterator[NDArray[Any]]:
-    return (weights[row : row + _BLOCK].astype(float) for row in range(0, len(weights), _BLOCK))
-
-
 def percentile_interval(resampled: Floats) -> Interval:
     """The central share LEVEL of resampled values (resamples,); NaN when any is NaN."""
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high))
+    return Interval(*np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
 
 
 def logit_interval(resampled: Floats, images: int) -> Interval:
@@ -282,10 +269,9 @@ def paired_difference(first: Floats, second: Floats, observed: tuple[float, floa
     The p-value is twice the smaller share of resampled differences on either side of zero, those
     equal to zero on both, counted with one more so that it is never 0.
     """
-    value = observed[1] - observed[0]
-    apart = second - first
-    if np.isnan(apart).any() or math.isnan(value):
-        return Difference(value, float("nan"), float("nan"), float("nan"))
-    low, high = percentile_interval(apart)
+    value, apart = observed[1] - observed[0], second - first
     tail = min(np.count_nonzero(apart <= 0), np.count_nonzero(apart >= 0))
-    return Difference(value, low, high, min(1.0, 2 * (tail + 1) / (apart.size + 1)))
+    p_value = min(1.0, 2 * (tail + 1) / (apart.size + 1))
+    if np.isnan(apart).any() or math.isnan(value):
+        return Difference(value, *_NOTHING, math.nan)
+    return Difference(value, *percentile_interval(apart), p_value)

@@ -3,11 +3,9 @@
 The grid has `evaluation.size` pixels, or is that of each image file: `evaluation.size=original`, as
 the official evaluation code of MVTec AD does; maps are then resized, masks are what they are.
 
-A method may see the centre of an image only (PatchCore: 224 of 256 pixels, 77 % of the image).
-By default pixel metrics are measured where it looked, as its paper does, and the share of defect
-pixels that it never saw is a number of its own. With `evaluation.whole_image: true` they are
-measured over the whole image, and what the crop cut off has the lowest of all scores: it is never
-found.
+A method may see the centre of an image only (PatchCore: 224 of 256 pixels). By default pixel
+metrics are measured where it looked, as its paper does. With `evaluation.whole_image: true` they
+are measured over the whole image, and what the crop cut off has the lowest of all scores.
 """
 
 from __future__ import annotations
@@ -43,8 +41,7 @@ class DefectPixels(NamedTuple):
 class View:
     """Maps and masks of test images on the grid of the pixel metrics.
 
-    Maps are resized bilinearly, masks by nearest neighbour, both with half-pixel centres. By choice
-    over the whole image and with eroded masks, which are then read from their files.
+    Maps are resized bilinearly, masks by nearest neighbour, both with half-pixel centres.
 
     Args:
         size: of the grid in pixels, its side or (height, width); ORIGINAL: of each image file.
@@ -103,20 +100,21 @@ class View:
         nearest = not self.whole_image and self.rule == "nearest"
         if self.transform is None or (self.size and nearest):
             return list(resize_masks(masks, self.size or masks.shape[-2:]).cpu().numpy())
-        return [self._mask(self.samples[i]) for i in index]
+        found = []
+        for sample in (self.samples[i] for i in index):
+            size = image_size(sample.image_path)
+            mask = read_mask(sample.mask_path) if sample.mask_path else np.zeros(size, dtype=bool)
+            found.append(self._on_grid(mask, size))
+        return found
 
     def defect_pixels(self, index: int) -> DefectPixels | None:
         """Marked and unseen pixels of a defective image; None: nothing marked or cut off."""
-        if self.cropped is None:
-            return None
-        sample = self.samples[index]
-        if sample.label != DEFECTIVE or sample.mask_path is None:
+        sample = self.samples[index] if self.cropped else None
+        if not (sample and self.cropped and sample.label == DEFECTIVE and sample.mask_path):
             return None
         mask = read_mask(sample.mask_path)
-        if not mask.any():
-            return None
         unseen = mask & ~self.cropped.seen((mask.shape[0], mask.shape[1]))
-        return DefectPixels(int(mask.sum()), int(unseen.sum()))
+        return DefectPixels(int(mask.sum()), int(unseen.sum())) if mask.any() else None
 
     def saturating(
         self, index: int, scores: NDArray[Any], mask: NDArray[np.bool_]
@@ -130,20 +128,6 @@ class View:
             seen = self._on_grid(pixels, image_size(sample.image_path))
             regions.append(Region(seen, enough * seen.sum() / pixels.sum()))
         return saturating_weights(scores, mask, regions)
-
-    def name(self, index: int) -> str:
-        """Folder and file of an image."""
-        return "/".join(self.samples[index].image_path.parts[-2:])
-
-    def category(self, index: int) -> str:
-        """Category of an image; of no samples: empty."""
-        return self.samples[index].category if self.samples else ""
-
-    def _mask(self, sample: Sample) -> NDArray[np.bool_]:
-        """Mask of one image, (H, W); nothing is marked without a file."""
-        size = image_size(sample.image_path)
-        mask = read_mask(sample.mask_path) if sample.mask_path else np.zeros(size, dtype=bool)
-        return self._on_grid(mask, size)
 
     def _on_grid(self, mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
         """A mask (h, w) of a whole image file of `size` -> (H, W)."""
@@ -185,35 +169,27 @@ def pixel_convention(cfg: Mapping[str, Any]) -> str:
 
     `cfg`: a composed config, or that of a saved run, whose options may be younger than the run.
     """
-    options = cfg["evaluation"]
-    whole, rule = options.get("whole_image", False), options.get("masks", "nearest")
+    options, resize, crop = cfg["evaluation"], cfg["transform"]["resize"], cfg["transform"]["crop"]
+    part = "the whole image"
+    if crop is not None and (isinstance(resize, int) or resize != crop):
+        side = (
+            f"a shorter side of {resize}" if isinstance(resize, int) else resize and _size(resize)
+        )
+        before = f"after resizing to {side}" if side else "of the original"
+        seen = f"the centre {_size(crop)} {before}"
+        whole = f"{part} (the network sees {seen}; the rest counts as never found)"
+        part = whole if options.get("whole_image", False) else seen
+    if options["size"] == ORIGINAL:
+        return f"pixel metrics over {part}, on the pixels of the original images and masks"
     masks = {
         "nearest": "masks by nearest neighbour",
         "eroded": "masks eroded as by the official PatchCore code",
-    }[rule]
-    part = _part(cfg["transform"]["resize"], cfg["transform"]["crop"], whole)
-    if options["size"] == ORIGINAL:
-        return f"pixel metrics over {part}, on the pixels of the original images and masks"
+    }[options.get("masks", "nearest")]
     return f"pixel metrics over {part}, on a {_size(options['size'])} grid, {masks}"
 
 
-def _part(resize: Any, crop: Any, whole: bool) -> str:
-    if crop is None or (not isinstance(resize, int) and resize == crop):
-        return "the whole image"
-    if resize is None:
-        before = "of the original"
-    else:
-        side = f"a shorter side of {resize}" if isinstance(resize, int) else _size(resize)
-        before = f"after resizing to {side}"
-    seen = f"the centre {_size(crop)} {before}"
-    if whole:
-        return f"the whole image (the network sees {seen}; the rest counts as never found)"
-    return seen
-
-
-def _size(value: Any) -> str:
-    height, width = _pair(value)
-    return f"{height}x{width}"
+def _size(value: int | Sequence[int]) -> str:
+    return "x".join(map(str, _pair(value)))
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

@@ -242,11 +242,10 @@ def test_wrong_values_are_refused_with_the_right_ones(key, value, words):
         compose_checked("run", [f"data.{key}={value}"])
 
 
-def test_a_defective_image_among_the_training_images_is_refused(mvtec_root, monkeypatch):
-    data = AnomalyDataModule(config(mvtec_root))
-    listed = list_samples(data.options)
-    wrong = Found([replace(listed[0], label=1), *listed[1:]])
-    monkeypatch.setattr("src.data.datamodule.list_samples", lambda _: wrong)
+def test_a_defective_image_among_the_training_images_is_refused(mvtec_root):
+    cfg = config(mvtec_root)
+    listed = list_samples(cfg.data)
+    data = AnomalyDataModule(cfg, Found([replace(listed[0], label=1), *listed[1:]]))
     with pytest.raises(DataError, match="1 of them defective"):
         data.setup()
 
