@@ -176,8 +176,7 @@ PER_CATEGORY = tuple(
 def find_metric(name: str) -> Metric:
     """The metric of a key, with or without `test/`; test/aupro_05, test/recall/hole included.
 
-    Raises:
-        ConfigError: there is no such metric; the message names the nearest.
+    ConfigError: there is no such metric; the message names the nearest.
     """
     node, _, rest = name.partition("/")
     node, rest = (node, rest) if node in _NODES else ("test", name)

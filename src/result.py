@@ -1,8 +1,7 @@
 """What a detector finds, and what becomes of it: the words that all parts of the house share.
 
 A method makes a `Prediction` of a batch; normal images give `NormalScores`; a rule makes a
-`Threshold` of these, which decides; curves and recalls are what a test set says of it. What each
-number is called and means is in `src.metrics`. Nothing here loads torch.
+`Threshold` of these, which decides. What each number means is in `src.metrics`. No torch here.
 """
 
 from __future__ import annotations
@@ -171,10 +170,9 @@ class DefectRecall(NamedTuple):
 def realised_rate_limit(n: int, promised: float, level: float = 0.95) -> float:
     """Upper limit of the false-alarm rate that one calibration on n good parts really has.
 
-    The k-th smallest of n scores as threshold promises p = (n + 1 - k) / (n + 1) on average over
-    calibrations. The rate of a given calibration is Beta(n + 1 - k, k) for continuous scores of
-    exchangeable parts (Vovk 2012, Conditional validity of inductive conformal predictors); this is
-    its quantile `level`: 0.022 for n = 209 and p = 2/210.
+    The k-th smallest of n scores promises p = (n + 1 - k) / (n + 1) on average. The rate of a given
+    calibration is Beta(n + 1 - k, k) for exchangeable parts (Vovk 2012, Conditional validity of
+    inductive conformal predictors); this is its quantile `level`: 0.022 for n = 209 and p = 2/210.
     """
     from scipy.special import betaincinv
 

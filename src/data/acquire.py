@@ -1,7 +1,6 @@
 """A named data set on disk: use it when it is there, else download, verify and unpack it.
 
-Addresses, checksums and image counts live in `conf/data/*.yaml`, because addresses die: a user can
-change them there or on the command line.
+Addresses, checksums and image counts live in `conf/data/*.yaml`, because addresses die.
 """
 
 from __future__ import annotations
@@ -45,9 +44,8 @@ def prepare_archives(
 ) -> None:
     """Make sure that `category` lies below `root`; safe when several processes ask at once.
 
-    conf/base/archives.yaml explains the arguments; `archives` are by category, or "all" for the
-    whole set, and `holds` are paths with {category} in them. An archive may bring folders of its
-    own above them; one placed below `root` by hand is used instead of the network.
+    conf/base/archives.yaml explains the arguments. An archive may bring folders of its own above
+    the paths it `holds`; one placed below `root` by hand is used instead of the network.
 
     Raises:
         DataError: not there and not to be downloaded, or something is in the way.
@@ -159,9 +157,8 @@ def unpack(
 ) -> None:
     """Unpack a tar (any compression) or zip archive, which nobody trusts, into the folder `target`.
 
-    Only plain files and folders below the target are written (Python's "data" filter), and never
-    more than `max_bytes`; `progress` is told of each file's. The caller removes `target` when this
-    fails.
+    Only plain files and folders below it are written, and never more than `max_bytes`; `progress`
+    is told of each file's. The caller removes `target` when this fails.
 
     Raises:
         DownloadError: not an archive, damaged, unsafe members, or larger than `max_bytes`.

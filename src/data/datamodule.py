@@ -33,11 +33,9 @@ log = logging.getLogger(__name__)
 class AnomalyDataModule(pl.LightningDataModule):
     """Training normals, held-out normals for calibration, and the test set.
 
-    Training and calibration hold normal images only; those for calibration come from a folder of
-    their own (`calibration.dir`) or are held out of the training images. Test labels and masks are
-    in the batches, but only evaluation may read them. `splits` says which images do what.
-
-    conf/base/data.yaml says what the keys of `cfg.data` mean; `listed` replaces its `list_samples`.
+    Training and calibration hold normal images only. Test labels and masks are in the batches, but
+    only evaluation may read them. conf/base/data.yaml says what the keys of `cfg.data` mean;
+    `listed` replaces its `list_samples`.
 
     Raises:
         ConfigError: turned copies for a method without a memory bank.

@@ -46,11 +46,7 @@ class ImageDataset(Dataset[Batch]):
             return error
 
     def batch(self, positions: Sequence[int]) -> Batch:
-        """Batch of image (B, 3, H, W), mask (B, H, W), label (B,), index (B,).
-
-        Raises:
-            DataError: a file of the batch cannot be read.
-        """
+        """Batch of image (B, 3, H, W), mask (B, H, W), label (B,), index (B,), or a DataError."""
         rows = [self.indices[p] for p in positions]
         if self.cached:
             pixels, masks = (kept[list(positions)] for kept in self._cache())
@@ -118,10 +114,7 @@ class Share(Dataset[Batch]):
 class EpochShuffle(Sampler[int]):
     """Positions 0..count-1 in an order that depends on (seed, epoch) alone.
 
-    Args:
-        count: of the data set.
-        length: of an epoch, with repeats if larger; None: each position once.
-        seed: of every order.
+    `length` of an epoch, with repeats if larger than `count`; None: each position once.
     """
 
     def __init__(self, count: int, length: int | None, seed: int) -> None:

@@ -1,8 +1,7 @@
 """What is wrong with a data set, how badly, and what to do about it.
 
 Errors would spoil a result without anybody noticing, or stop a run; warnings make it doubtful;
-notes are worth knowing. Thresholds are ours and err on the side of silence: `mvtec/bottle` and the
-synthetic categories pass without a warning.
+notes are worth knowing. Thresholds are ours and err on the side of silence.
 """
 
 from __future__ import annotations
@@ -74,11 +73,8 @@ def examine(
 ) -> Report:
     """Look at every image and mask of a data set once.
 
-    Args:
-        samples: as an index function lists them.
-        transform: also check that its geometry fits every image.
-        published: expected number of images in each split.
-        masks_named: whether the configuration says where masks are, so that this is no advice.
+    Also whether `transform` fits every image, whether each split has as many as were `published`,
+    and whether the configuration says where masks are (`masks_named`), so that this is no advice.
     """
     images, broken = each(samples, measure_image)
     masks, broken_masks = measure_masks(samples)

@@ -1,8 +1,7 @@
 """Fetch one file from a list of mirrors: resumed, verified, and never half there.
 
 requests retries a busy server and pooch knows Zenodo; what is added here is that a broken transfer
-continues where it stopped, as MVTec AD has 4.9 GB. Proxies come from the usual environment
-variables.
+continues where it stopped, as MVTec AD has 4.9 GB.
 """
 
 from __future__ import annotations

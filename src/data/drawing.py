@@ -1,7 +1,6 @@
 """The products of the synthetic data set: a texture and an object, and how they are drawn.
 
 Shapes are signed distances, a scene is colours and heights, and a simple camera photographs it.
-
 Coordinates are in units of half the picture: the visible square is [-1, 1] x [-1, 1], y downwards.
 """
 

@@ -1,8 +1,7 @@
 """Your own images: a folder of good parts, and optionally defective ones with or without masks.
 
-`data=folder data.root=photos data.normal_dir=good` is enough to train. When there is no separate
-folder of normal test images, a seeded share of the normals is held out for the test; when there
-are no defective images, the test holds normals only and shows false alarms, not detection.
+Without a folder of normal test images a seeded share of the normals is held out for the test;
+without defective images the test shows false alarms, not detection.
 """
 
 from __future__ import annotations

@@ -31,8 +31,7 @@ def gather(
     defect types. `mask_dir` may be one of these, where masks lie beside their images.
 
     Returns:
-        The samples (training, good test parts, defective ones), and the named folders that have
-        no image of their own.
+        The samples (training, good test parts, defective ones), and the named folders without any.
 
     Raises:
         ConfigError: one folder with two meanings.
@@ -127,15 +126,12 @@ def look_like_masks(files: Sequence[Path]) -> list[Path]:
 def _with_masks(
     samples: list[Sample], homes: Mapping[Path, Path], masks: Sequence[Path], mask_dir: Path
 ) -> tuple[list[Sample], list[Finding]]:
-    """Give each image its mask: never one of another defect, never a guess.
+    """Images with their masks, never one of another defect, never a guess; findings of the others.
 
     A mask has the path of its image: below `mask_dir` as below the folder of defective images,
     which `homes` gives, with or without the name of that folder and a suffix such as `_mask`.
     Otherwise the bare name decides, if only one image and one mask have it and the mask lies in no
     folder of another defect. A path or name that two images or two masks share decides nothing.
-
-    Returns:
-        The samples, and the masks that mark nothing, with the reason.
     """
     defect = {sample.image_path: sample.defect for sample in samples}
     below = {image: _name(image, homes[image]) for image in defect}

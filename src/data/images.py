@@ -1,7 +1,7 @@
 """Read any common image file to RGB, and any mask to bool, or say clearly why not.
 
-Everything a loader may meet on a factory disk is brought to one form here: 8- and 16-bit grey,
-palettes, transparency, CMYK, EXIF orientation, animations, broken and oversized files.
+Everything a loader may meet on a factory disk comes to one form here: 8- and 16-bit grey, palettes,
+transparency, CMYK, EXIF orientation, animations, broken and oversized files.
 """
 
 from __future__ import annotations

@@ -121,10 +121,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def holders(root: Path, inside: str, *, depth: int) -> Iterator[Path]:
-    """Visible folders that hold the path `inside`: `root`, then those up to `depth` below it.
-
-    Archives often bring their own top folder.
-    """
+    """Visible folders that hold the path `inside`: `root`, then those up to `depth` below it."""
     for level in range(depth + 1):
         hits = sorted(root.glob("*/" * level + glob.escape(inside)), key=natural_key)
         for folder in (path.parents[inside.count("/")] for path in hits):
@@ -133,11 +130,7 @@ def holders(root: Path, inside: str, *, depth: int) -> Iterator[Path]:
 
 
 def find_root(root: Path, data_set: str, inside: str) -> Path:
-    """The one folder at or below `root` that holds the folder `inside`.
-
-    Raises:
-        DataError: there is none, or more than one.
-    """
+    """The one folder at or below `root` that holds the path `inside`, else a DataError."""
     found = list(holders(root, inside, depth=DEEPEST))
     if len(found) > 1 and root not in found:
         raise DataError(
@@ -153,8 +146,7 @@ def find_root(root: Path, data_set: str, inside: str) -> Path:
 def category_folder(root: Path, category: str, inside: str, data_set: str) -> Path:
     """The folder `category` at or one below `root`; `inside` is what every category holds.
 
-    Raises:
-        DataError: no such root or category, with the nearest names that exist.
+    DataError: no such root or category, with the nearest names that exist.
     """
     wanted = next(holders(root, f"{category}/{inside}", depth=1), None)
     if wanted is not None:

@@ -28,8 +28,7 @@ def index_visa(root: Path, category: str) -> Found:
     """Samples of one category as the official 1cls.csv lists them, in natural order.
 
     Raises:
-        DataError: no split file, a split file of another form, an unknown category, or a file
-            that is listed but not there.
+        DataError: no list, one of another form, an unknown category, or an absent file in it.
     """
     base = _holder(root.absolute(), "VisA", _SPLIT)
     rows: dict[str, list[_Row]] = {}
@@ -46,13 +45,10 @@ def index_visa(root: Path, category: str) -> Found:
 def index_real_iad(
     root: Path, category: str, *, images: str, lists: str, views: Sequence[str] | None
 ) -> Found:
-    """Samples of one category as its JSON file lists them, in natural order.
-
-    conf/data/real_iad.yaml explains the arguments.
+    """Samples of one category as its JSON file lists them (conf/data/real_iad.yaml).
 
     Raises:
-        DataError: no lists, an unknown category, a list of another form, or a file that is listed
-            but not there.
+        DataError: as of `index_visa`.
     """
     root, name = root.absolute(), f"{lists}/{category}.json"
     path = next(holders(root, name, depth=2), root) / name

@@ -33,11 +33,10 @@ def index_marked(
     test_fraction: float,
     seed: int,
 ) -> Found:
-    """Samples in natural order: training, then the test.
+    """Samples in natural order: training, then the test; conf/base/marked.yaml.
 
     Defective images of the training folder are left out. Without a folder of its own the test gets
-    all defective images and a seeded share of the good ones. conf/base/marked.yaml explains the
-    arguments.
+    all defective images and a seeded share of the good ones.
 
     Raises:
         DataError: no such layout or category, no good images, or a mask that cannot be read.

@@ -30,12 +30,9 @@ def index_mvtec(
     unlabelled: Sequence[str] = (),
     take_unlabelled: bool = False,
 ) -> Found:
-    """Samples of one category: training, calibration, then the test in natural order.
+    """Samples of one category: training, calibration, then the test; conf/base/mvtec_like.yaml.
 
     The label comes from the folder directly below the test, never from "good" elsewhere in a path.
-    A defective image without a mask file keeps `mask_path=None`.
-
-    conf/base/mvtec_like.yaml explains the arguments.
 
     Raises:
         DataError: unknown category, no training images, or no test folder.

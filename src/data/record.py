@@ -172,12 +172,9 @@ def with_data_at(config: DictConfig, root: str | None) -> DictConfig:
 
 
 def list_samples(data: DictConfig) -> Found:
-    """The samples of the `data` node as they lie on disk; nothing is downloaded or drawn.
+    """The samples of the `data` node as they lie on disk, or a DataError; nothing is downloaded.
 
     Of several categories one after the other, each defect by the name `category/defect`.
-
-    Raises:
-        DataError: they are not there.
     """
     root, names, found = place_of(data)[0], categories_of(data), Found([])
     for name in names:
@@ -197,11 +194,7 @@ def list_samples(data: DictConfig) -> Found:
 
 
 def excluding(found: Found, names: Sequence[str], root: Path) -> Found:
-    """The images but those that are named by their path below `root` or its end.
-
-    Raises:
-        ConfigError: no image or several have such a name.
-    """
+    """The images but those named by their path below `root` or its end; ConfigError: not one."""
     paths = [path_below(sample.image_path, root) for sample in found]
     left_out: set[str] = set()
     for name in names:

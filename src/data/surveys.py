@@ -1,10 +1,8 @@
 """RoadImages and Panorama (Mattes et al., AGILE GISS 4:7, 2023; Zenodo 10.5281/zenodo.7681876).
 
-RoadImages are renders of laser scans of roads in Essen: each image is a height file and an
-intensity file, read as the channels (height, intensity, intensity). They lie in
-`{good_ones,bad_ones}/{height_files,intensity_files}/`. Panoramas of a survey vehicle, labelled by
-hand, lie in `{good_ones,bad_ones}/`. The top folder of the archives does not matter, and there are
-no masks. The splits are those of the official code.
+RoadImages are renders of laser scans: a height and an intensity file, read as the channels (height,
+intensity, intensity), in `{good_ones,bad_ones}/{height_files,intensity_files}/`. Panoramas lie in
+`{good_ones,bad_ones}/`. There are no masks. The splits are those of the official code.
 """
 
 from __future__ import annotations
@@ -25,11 +23,10 @@ _MODALITIES = ("height", "heights", "intensity", "intensities")
 
 
 def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
-    """Samples in the order of the official code: train, good test, bad test.
+    """The first 70 % of the sorted good images train, the others and all bad ones test.
 
-    The first 70 % of the sorted good images train, the others and all bad ones test. `pairing` by
-    name matches files whose names agree once "height" and "intensity" are left out; by position it
-    takes the n-th of each sorted folder, unchecked, as the official code does.
+    `pairing` by name matches files whose names agree once "height" and "intensity" are left out; by
+    position it takes the n-th of each sorted folder, unchecked, as the official code does.
 
     Raises:
         DataError: no such layout below `root`, or files without a partner.
@@ -49,10 +46,10 @@ def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
 
 
 def index_panorama(root: Path, category: str) -> Found:
-    """Samples in the order of the official code: train, bad test, good test.
+    """The first 70 % of the sorted good images train.
 
-    The first 70 % of the sorted good images train; the test are the first bad images, at most twice
-    as many as training images, then the remaining good ones.
+    The test are the first bad images, at most twice as many as training images, then the other good
+    ones.
 
     Raises:
         DataError: no such layout, or an empty folder.

@@ -1,8 +1,7 @@
 """A generated data set in MVTec's layout: works anywhere, needs no download and no licence.
 
-A texture and an object with six kinds of defects. Light, pose, grain, focus and dust vary
-from image to image, so that neither a pixel-wise mean nor a histogram finds the defects
-(`tests/data/test_synthetic.py` measures it), while patch features do.
+Light, pose, grain, focus and dust vary from image to image, so that neither a pixel-wise mean nor a
+histogram finds the defects, while patch features do (`tests/data/test_synthetic.py`).
 """
 
 from __future__ import annotations
@@ -53,11 +52,7 @@ def recipe_folder(root: Path, recipe: Recipe) -> Path:
 
 
 def index_synthetic(root: Path, category: str, *, recipe: Recipe) -> Found:
-    """Samples of a generated category.
-
-    Raises:
-        DataError: it has not been generated.
-    """
+    """Samples of a generated category; DataError: it has not been generated."""
     return index_mvtec(_home(root, category, recipe), category)
 
 

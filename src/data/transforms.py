@@ -115,11 +115,7 @@ class ImageTransform:
     def geometry(
         self, original: tuple[int, int]
     ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-        """(H, W) after resizing, and (top, left, height, width) of the crop in that.
-
-        Raises:
-            DataError: an image of this size (H, W) does not fit.
-        """
+        """(H, W) after resizing, and (top, left, height, width) of the crop, or a DataError."""
         resized = original
         if isinstance(self.resize, int):  # the longer side is truncated as torchvision does
             rows, columns = (int(self.resize * side / min(original)) for side in original)

@@ -71,8 +71,7 @@ def read_roi(path: Path, transform: ImageTransform, images: Sequence[Path]) -> n
     """Pixels of the network's view that count, bool (H, W), from the picture `data.roi`.
 
     Raises:
-        DataError: the file cannot be read, has another shape than the images, or is black where
-            the network looks.
+        DataError: unreadable, of another shape than the images, or black where the network looks.
     """
     mask = read_mask(path)
     for image in images:

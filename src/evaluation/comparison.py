@@ -1,10 +1,10 @@
 """Two runs on the same images, or several methods on the same categories: what is beyond chance.
 
 Both runs are resampled with the same draws of images (paired bootstrap), so that what makes an
-image hard for both cancels. Rows are matched by what is in the image files, not by their names.
-Percentile intervals of small differences near an AUROC of 1 are conservative: of equally good runs
-fewer than one in twenty differ "significantly" (tests/evaluation/test_uncertainty.py measures it).
-Of the dozen p-values of a table one in twenty falls below 0.05 by chance alone.
+image hard for both cancels. Percentile intervals of small differences near an AUROC of 1 are
+conservative: of equally good runs fewer than one in twenty differ "significantly"
+(tests/evaluation/test_uncertainty.py). Of the dozen p-values of a table one in twenty falls below
+0.05 by chance alone.
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ class Matched(NamedTuple):
 def match(first: pd.DataFrame, second: pd.DataFrame) -> Matched:
     """Match the images of two runs by their contents; n-th copies of one image meet.
 
-    Raises:
-        DataError: they share no image, or label one differently.
+    DataError: they share no image, or label one differently.
     """
     keyed = [
         run.assign(content=run.image, copy=run.groupby("image").cumcount())

@@ -68,7 +68,7 @@ class Evaluator:
     Args:
         view: the grid of the pixel metrics and which part of an image it covers.
         memory_gb: pixel scores kept in memory, in GiB; the rest goes to a temporary file.
-        resamples: bootstrap resamples of pixel metrics; 0 leaves their intervals out.
+        resamples: of the bootstrap of pixel metrics; 0 leaves their intervals out.
         limits: false positive rates up to which PRO is integrated, in 0..1.
         seed: of the resampling.
     """
@@ -84,11 +84,7 @@ class Evaluator:
         self._threshold: Threshold | None = None
 
     def update(self, batch: Mapping[str, Tensor], prediction: Prediction) -> None:
-        """Take a batch; an image whose index is already known is dropped.
-
-        Raises:
-            DataError: a score or map value is NaN or infinite.
-        """
+        """Take a batch; a known image is dropped. DataError: a score or map value is not finite."""
         index, label = batch["index"].tolist(), batch["label"].tolist()
         scores = ranking.finite(prediction.score.float(), what="image scores").tolist()
         highest = prediction.anomaly_map.flatten(1).amax(dim=1).tolist()
@@ -120,9 +116,7 @@ class Evaluator:
         """Every metric by its key in `src.metrics`, with the ends of its interval where it has one.
 
         `samples` names the defect types for `test/recall/<defect>`; None leaves these out.
-
-        Raises:
-            DataError: no image has a known label.
+        DataError: no image has a known label.
         """
         self._threshold = threshold
         scores, defect = self._labelled()
@@ -196,8 +190,7 @@ class Evaluator:
     def per_image_rows(self) -> list[dict[str, Any]]:
         """One dict an image, by index: index, label, score, decision, map_max, iou and aupimo.
 
-        Decision and IoU are those of the threshold given to `compute`, which comes first. The last
-        two are NaN where they are not defined.
+        At the threshold given to `compute`, which comes first; NaN where a metric is not defined.
         """
         threshold = self._chosen()
         pixels: dict[int, tuple[float, float]] = {}

@@ -1,23 +1,10 @@
-"""Metrics of where the anomaly is: all pixel metrics of a test set, AUPRO and IoU among them.
+"""Metrics of where the anomaly is; `src.metrics` defines each.
 
-AUPRO (Bergmann et al., MVTec AD, IJCV 2021): at a threshold the per-region overlap (PRO) is the
-mean, over all ground-truth regions of all images, of the share of the region that is detected. It
-is drawn against the false positive rate over all normal pixels of all test images, good images
-included, and its area from 0 to `limit` is divided by `limit`. Regions are 8-connected.
-
-PRO is recall with weights: a defective pixel counts 1 / (pixels of its region x regions). So a
-`ranking.Ranking` whose `hits` carry those weights gives AUPRO exactly: no threshold grid, ties are
-one step, the last step is interpolated at the limit.
-
-sPRO (Bergmann et al., MVTec LOCO AD, IJCV 2022) is the same with regions that need not be found
-whole: the share of a region is that of its saturation area, and at most 1.
-
-AUPIMO (Bertoldo et al., BMVC 2024) is one number for each defective image: the share of its
-defective pixels that is detected, averaged over the logarithm of the false positive rate between
-`BOUNDS`. That rate is the mean over good images of the share of their pixels that is detected.
-
-IoU follows U-Flow (uflow, src/evaluate.py): per image, averaged over all test images. A good image
-counts 1 when nothing is detected and 0 as soon as one pixel is.
+AUPRO (Bergmann et al., MVTec AD, IJCV 2021) is recall with weights: a defective pixel counts
+1 / (pixels of its 8-connected region x regions). So a `ranking.Ranking` whose `hits` carry those
+weights gives it exactly: no threshold grid, ties are one step, the last step is interpolated at the
+limit. sPRO (MVTec LOCO AD, IJCV 2022) is the same with the share of a region's saturation area, at
+most 1. AUPIMO: Bertoldo et al., BMVC 2024. IoU follows U-Flow (uflow, src/evaluate.py).
 """
 
 from __future__ import annotations
@@ -91,9 +78,8 @@ def pixel_metrics(
 def area_under_overlap(regions: Ranking, limit: float) -> float:
     """Area under the PRO curve for false positive rates 0..limit, divided by `limit`: 0..1.
 
-    `regions.hits` are region weights. Each distinct score adds a ramp that starts at the rate of
-    normal pixels above it and is complete at the rate of those at or above it; its area up to the
-    limit has a closed form. NaN without defective or without normal pixels.
+    Each distinct score adds a ramp from the rate of normal pixels above it to the rate of those at
+    or above it; its area up to the limit has a closed form. NaN when a class is empty.
     """
     if regions.empty:
         return math.nan
@@ -124,9 +110,8 @@ def image_overlaps(store: PixelStore, bounds: tuple[float, float] = BOUNDS) -> F
     """AUPIMO of each image (n,) by index, 0..1; NaN for good ones.
 
     Exact: every score of a good image is a threshold, points are joined by straight lines over the
-    logarithm of the rate and interpolated at the bounds. NaN for all images where no threshold
-    gives good images a rate above 0 and not above the lower bound: there are too few normal pixels
-    (below 1 / bound), or too many of them share the highest score.
+    logarithm of the rate. NaN for all images where no threshold gives good images a rate above 0
+    and not above the lower bound: too few normal pixels, or too many share the highest score.
     """
     defects = store.defects
     values, rates = store.highest_normals(bounds[1])

@@ -1,8 +1,7 @@
 """The pixels of a test set, kept small: what every pixel metric is computed from.
 
-Metrics need no picture, only which scores are defective (and in which region) and which are normal.
-So each score map is stored as sorted float32 values, split by its mask: 4 bytes a pixel. What
-exceeds the memory budget goes to a temporary file. All results are exact in either case.
+Each score map is stored as sorted float32 values, split by its mask: 4 bytes a pixel. What exceeds
+the memory budget goes to a temporary file. All results are exact in either case.
 """
 
 from __future__ import annotations
@@ -94,13 +93,10 @@ class PixelStore:
         within: NDArray[np.bool_] | None = None,
         saturated: Floats | None = None,
     ) -> None:
-        """Keep one image: scores (H, W), any finite numbers, and its mask (H, W).
+        """Keep one image: scores (H, W), else a DataError if not finite, and its mask (H, W).
 
         Normal pixels outside of `within` (H, W) are left out, where it is given. `saturated` (H, W)
         are the `saturating_weights` of the image; None: those of PRO.
-
-        Raises:
-            DataError: a score is NaN or infinite.
         """
         flat = finite(anomaly_map, what=f"map values of image {index}").astype(np.float32)
         marked = mask.ravel()

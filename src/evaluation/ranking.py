@@ -1,13 +1,12 @@
 """Metrics of the order of scores: AUROC, average precision, F1 and their curves.
 
-Everything here follows from one table, `Ranking`: for each distinct score of a defective item, how
-many defective and how many normal items lie above it. Scores are raw: any finite real number, no
+Everything follows from one table, `Ranking`: for each distinct score of a defective item, how many
+defective and how many normal items lie above it. Scores are raw: any finite real number, no
 sigmoid, no clipping, no binning; equal ones are one step of every curve. Where a metric is
 undefined because a class is empty it is NaN, never 0, 0.5 or 1.
 
-Only the scores of defective items need to be unique and sorted. Between two of them recall does
-not change, so a ROC curve moves horizontally, precision only falls, and F1 only falls: no metric
-takes its value there. That is what makes millions of normal pixels cheap (one sort, no argsort).
+Only the scores of defective items need to be sorted: between two of them recall does not change,
+precision and F1 only fall. That makes millions of normal pixels cheap (one sort, no argsort).
 """
 
 from __future__ import annotations
@@ -65,12 +64,7 @@ def ratio(part: float, whole: float) -> float:
 
 
 def rank(scores: ArrayLike, is_defect: ArrayLike) -> Ranking:
-    """Sort scores (n,) once; `is_defect` (n,) is bool or 0/1.
-
-    Raises:
-        DataError: a score is NaN or infinite.
-        ValueError: shapes differ or labels are not 0/1.
-    """
+    """Sort scores (n,) once; `is_defect` (n,) is bool or 0/1, else a ValueError."""
     score, defect = checked(scores, is_defect)
     normal = np.sort(score[~defect])
     value, hits = np.unique(score[defect], return_counts=True)
@@ -88,8 +82,7 @@ def rank(scores: ArrayLike, is_defect: ArrayLike) -> Ranking:
 def around(normal: NDArray[Any], value: NDArray[Any]) -> tuple[Counts, Counts, NDArray[Any]]:
     """Where each of `value` (K,) falls among sorted `normal` (m,), both ascending.
 
-    Returns (K,) each: normals at or above, normals strictly above, largest normal strictly below
-    (-inf when there is none).
+    (K,) each: normals at or above, strictly above, largest normal strictly below (-inf: none).
     """
     left = np.searchsorted(normal, value, side="left")
     right = np.searchsorted(normal, value, side="right")
@@ -108,11 +101,7 @@ def checked(scores: ArrayLike, is_defect: ArrayLike) -> tuple[NDArray[Any], NDAr
 
 
 def finite(scores: ArrayLike, what: str = "scores") -> NDArray[Any]:
-    """Flat array of float32 or float64 scores.
-
-    Raises:
-        DataError: some are NaN or infinite; the message counts both.
-    """
+    """Flat array of float32 or float64 scores; DataError: some are NaN or infinite."""
     score = _array(scores).ravel()
     if score.dtype != np.float32:
         score = score.astype(np.float32 if score.dtype == np.float16 else np.float64)
@@ -158,9 +147,8 @@ def f1_max(table: Ranking) -> float:
 def f1_threshold(table: Ranking) -> float:
     """The threshold t with the best F1 of score > t; of equal ones the highest; NaN if undefined.
 
-    It lies in the middle between two scores, rounded to float32 where that fits: torch compares a
-    float32 tensor with a Python number in float32, and a threshold that is not representable would
-    be rounded there and could swallow the score it separates.
+    In the middle between two scores, rounded to float32 where that fits: torch compares in float32,
+    and a threshold that is not representable could swallow the score it separates.
     """
     if table.empty:
         return math.nan

@@ -74,11 +74,9 @@ class Conformal(Rule):
     The k-th smallest of n calibration scores, k = ceil((n + 1)(1 - alpha)). If calibration and
     future normal scores are exchangeable, P(future score > threshold) <= alpha, for any
     distribution, any n and with ties (Vovk et al., Algorithmic Learning in a Random World;
-    Papadopoulos 2002). That is an average over calibrations, not a promise for each: the rate that
-    one of them has in use follows Beta(n + 1 - k, k), and with n = 209 and alpha = 0.01 exceeds
-    alpha with probability 0.38. `Threshold.attained_limit` is what 95 in 100 calibrations keep.
-    Scores of other ways than a held-out share are not exchangeable with those of parts to come:
-    `src.reporting.wording` says what is known of each way (`src.result.Calibration`).
+    Papadopoulos 2002). That is an average over calibrations: `Threshold.attained_limit` is what 95
+    in 100 of them keep. `src.reporting.wording` says what is known of scores of other ways than a
+    held-out share (`src.result.Calibration`).
 
     n images cannot promise less than 1 / (n + 1). Then the highest score is used, and the level
     that it does promise is stored in `attained` and logged with the number of images needed.
@@ -135,10 +133,9 @@ class Quantile(Rule):
 class Nfa(Rule):
     """A-contrario decision of U-Flow: a pixel is defective when log10 NFA < 0.
 
-    NFA < 1 means that less than one such region is expected in an image of pure noise. There is no
-    parameter and nothing to calibrate, and no promise: latents of real images are not independent
-    N(0, 1), and without U-Flow's shift nearly every good part alarmed on four real sets
-    (docs/uflow_threshold.md). Both thresholds are 0, on -log10 NFA.
+    Less than one such region is expected in an image of pure noise. Nothing is calibrated or
+    promised: latents of real images are not independent N(0, 1) (docs/uflow_threshold.md). Both
+    thresholds are 0, on -log10 NFA.
     """
 
     name = "nfa"
@@ -152,9 +149,8 @@ class Nfa(Rule):
 class F1Oracle(Rule):
     """The threshold with the best F1 on the test set itself: an upper bound, not a deployable rule.
 
-    An exact sweep over the sorted scores; replaces the 2001-step scan ('dynamic thresholding') of
-    the PatchCore-ViT study. Masks give the pixel threshold by pixel F1; without masks it is the
-    F1-optimal threshold of the highest map values.
+    An exact sweep over the sorted scores. Masks give the pixel threshold by pixel F1; without masks
+    it is the F1-optimal threshold of the highest map values.
     """
 
     name = "f1_oracle"
@@ -168,8 +164,7 @@ class F1Oracle(Rule):
     ) -> Threshold:
         """The threshold from labelled scores (n,), map maxima (n,) and the pixel table, if any.
 
-        Raises:
-            ConfigError: normal or defective images are missing.
+        ConfigError: normal or defective images are missing.
         """
         images = rank(finite(scores).astype(np.float32), is_defect)
         if images.empty:
@@ -195,10 +190,10 @@ def images_needed(alpha: float) -> int:
 
 
 def build_rule(cfg: DictConfig) -> Rule:
-    """The rule of the config group `threshold`.
+    """The rule of the config group `threshold`; options of another rule are passed over.
 
-    Options of another rule are passed over: an experiment that sets `threshold.alpha` must not
-    forbid `threshold=quantile` on the command line. Hydra has refused misspelt keys by then.
+    An experiment that sets `threshold.alpha` must not forbid `threshold=quantile` on the command
+    line.
     """
     rule = hydra.utils.get_class(cfg["_target_"])
     known = inspect.signature(rule).parameters

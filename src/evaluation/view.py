@@ -50,9 +50,6 @@ class View:
         whole_image: measure over the whole image instead of the network's view.
         masks: how masks are resized, one of `MASK_RULES`.
         roi: pixels (h, w) of the network's view that count; None: all.
-
-    Raises:
-        ConfigError: an unknown rule.
     """
 
     def __init__(
