@@ -29,6 +29,7 @@ from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png, triptych
 from src.reporting.records import (
     ImageResult,
+    Picture,
     ProtocolFacts,
     ReportData,
     choose_pictures,
@@ -88,7 +89,7 @@ def write_outputs(
         normal_scores=sorted(normal.image.tolist()) if normal else (),
         points=points,
         deciding=decides,
-        deciders=_deciders(decides, detector, sources),
+        deciders=_deciders(decides, detector, data),
     )
     pictures = write_figures(run, report, chosen[:_SHEET_IMAGES])
     for name, chart in model.diagnostics().items():
@@ -188,21 +189,25 @@ def _images(rows: Sequence[ScoreRow]) -> list[ImageResult]:
 
 
 def _deciders(
-    decides: Deciding | None, detector: Detector, sources: Sequence[Sample]
-) -> dict[str, np.ndarray]:
-    """The pictures that set the threshold as the network sees them, (H, W, 3) uint8 by path.
-
-    Without a map: most models know these pictures, and would find nothing on them.
-    """
+    decides: Deciding | None, detector: Detector, data: AnomalyDataModule
+) -> list[tuple[str, float, Picture]]:
+    """The pictures that set the threshold, with their maps as of pictures never seen."""
     if decides is None:
-        return {}
-    paths = [decides.path, *(path for path, _ in decides.above[: _DECIDERS - 1])]
-    return {
-        path: detector.transform.display(read_sample(sample))
-        for path in paths  # below the data root of the fit
-        for sample in sources
-        if shown(sample.image_path).endswith(f"/{path.lstrip('/')}")
-    }
+        return []
+    normal = data.calibration_samples or data.train_samples
+    known = {data.entry_of(sample).path: i for i, sample in enumerate(normal)}
+    found = []
+    for path, score in [(decides.path, decides.score), *decides.above][:_DECIDERS]:
+        if (index := known.get(path)) is None:
+            continue
+        image = read_sample(normal[index])
+        batch = detector.transform(image)[None].to(detector.device)
+        with torch.inference_mode():
+            (detection,) = detector.decide(detector.model.unseen(batch, index))
+        mask = detection.mask if detector.threshold.own_mask else None
+        picture = Picture(detector.transform.display(image), detection.anomaly_map, None, mask)
+        found.append((path, score, picture))
+    return found
 
 
 def _scale(detector: Detector, samples: list[Sample]) -> ColourScale:

@@ -76,6 +76,13 @@ class AnomalyModule(pl.LightningModule):
         """
         return None
 
+    def unseen(self, image: Tensor, index: int) -> Prediction:
+        """Prediction of training image number `index` (1, 3, H, W) without what is known from it.
+
+        Default: as of any image; right for one kept out of training.
+        """
+        return self(image)
+
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """Last step of learning, after the optimizer: un-augmented training images, in order.
 

@@ -113,7 +113,7 @@ class ReportData:
     normal_scores: Sequence[float] = ()  # of the calibration images, rising
     points: Sequence[OperatingPoint] = ()  # other thresholds that were possible
     deciding: Deciding | None = None
-    deciders: Mapping[str, np.ndarray] = field(default_factory=dict)  # their pictures, (H, W, 3)
+    deciders: Sequence[tuple[str, float, Picture]] = ()  # path, calibration score, as unseen
 
 
 def outcome(label: int, decision: bool) -> str:

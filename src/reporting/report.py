@@ -135,17 +135,15 @@ def _encode(
 
 
 def _decider_cards(data: ReportData, max_side: int) -> list[tuple[str, str, str]]:
-    """(path, score, picture) of the images that set the threshold, as far as they are here."""
-    if data.deciding is None:
-        return []
-    scores = {data.deciding.path: data.deciding.score, **dict(data.deciding.above)}
+    """(path, score, picture with map) of the images that set the threshold."""
     return [
         (
             path,
-            wording.score(scores[path]),
-            page_images.webp(figures.fit_within(picture, min(max_side, max(picture.shape)))),
+            wording.score(score),
+            page_images.webp(figures.fit_within(drawn, min(max_side, max(drawn.shape)))),
         )
-        for path, picture in data.deciders.items()
+        for path, score, picture in data.deciders
+        for drawn in [figures.overlay(picture, data.scale)]
     ]
 
 

@@ -6,11 +6,14 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 from src.commands.check import check_data_set
 from src.commands.evaluate import evaluate_run
+from src.detector import Detector
 from src.errors import ConfigError
 from src.evaluation.operating_points import POINTS
 from src.experiment import run_experiment
@@ -54,6 +57,21 @@ def test_report_and_console_name_the_picture_and_the_thresholds(finished_run, co
     assert len(data["normal"]) == 8 and data["normal"][-1] == pytest.approx(score)
     assert f'alt="{path}, calibration score {score:.4g}"' in page
     assert "without its fold" in page
+
+
+def test_a_deciding_picture_is_shown_as_a_model_without_it_would_see_it(finished_run):
+    detector = Detector.load(finished_run, "cpu")
+    root = Path(SavedRun(finished_run).config().data.root)
+    entries = [e for e in SavedRun(finished_run).record().entries if e.split == "train"]
+    loudest_path, _ = loudest(finished_run)
+    index = next(i for i, e in enumerate(entries) if e.path == loudest_path)
+    batch = detector.transform(detector.read(root / loudest_path))[None]
+    with torch.inference_mode():
+        known, unseen = detector.model(batch), detector.model.unseen(batch, index)
+    origin = detector.model.memory.bank.origin[:, 0]
+    assert (origin == index).any()  # the loudest picture gives rows to the bank: it hides itself
+    assert unseen.score > known.score
+    assert (unseen.anomaly_map >= known.anomaly_map - 1e-5).all()
 
 
 def test_an_excluded_picture_leaves_bank_calibration_and_test(run_without, finished_run, caplog):

@@ -232,6 +232,12 @@ class PatchCore(AnomalyModule):
         """Score images (B, 3, H, W); maps have the size of the images."""
         return self._combined(self._scores(image), (int(image.shape[2]), int(image.shape[3])))
 
+    @torch.no_grad()
+    def unseen(self, image: Tensor, index: int) -> Prediction:
+        """Without the rows of image `index` in the banks; its score is not that of its fold."""
+        number = torch.tensor([index], device=image.device)
+        return self._combined(self._scores(image, number), self.image_size)
+
     def _scores(self, image: Tensor, index: Tensor | None = None) -> list[Scored]:
         pairs = zip(self.memories, self.backbone(image), strict=True)
         return [memory.judge(maps, index) for memory, maps in pairs]
