@@ -55,7 +55,7 @@ bench-peers: dev .venv-peer/.ready ## whole runs against anomalib in its own env
 	PYTHONPATH=. $(PY) tests/bench/bench_patchcore_peers.py --peer-python .venv-peer/bin/python
 
 reproduce-all: dev ## every method, category and seed of the paper tables; resumable
-	$(PY) -m src.reproduce paper=[patchcore,patchcore_vit,uflow,haloae,crn,mvtec_ad_2]
+	$(PY) -m src.reproduce paper=[patchcore,patchcore_vit,uflow,haloae,crn,anomaly_dino,mvtec_ad_2]
 
 reproduce-laptop: dev ## every method in minutes on the sets below DATA_DIR, beside the floor
 	PYTHONPATH=. $(PY) tests/bench/bench_decisions.py methods
@@ -63,7 +63,7 @@ reproduce-laptop: dev ## every method in minutes on the sets below DATA_DIR, bes
 reproduce-smoke: dev ## the same code path, tiny and offline, all four methods
 	$(PY) -m src.reproduce paper=[smoke]
 
-reproduce-%: dev ## one method's tables: reproduce-patchcore, -uflow, -haloae, -crn, -patchcore_vit
+reproduce-%: dev ## one method's tables: reproduce-patchcore, -uflow, -haloae, -crn, -patchcore_vit, -anomaly_dino, -aupimo
 	$(PY) -m src.reproduce paper=[$*]
 
 clean: ## remove environments and caches; runs and data stay

@@ -24,7 +24,7 @@ from src.evaluation.torch_metrics import CalibrationScores
 from src.logs import logging_to, silence
 from src.models.base import AnomalyModule
 from src.models.build import build_model, method_class
-from src.outputs import write_outputs
+from src.outputs import notes, write_outputs
 from src.reporting.run_table import print_result
 from src.result import NormalScores, Threshold
 from src.saved_run import SavedRun
@@ -166,7 +166,7 @@ def evaluate(
     score_images(work, data.test_dataloader(shared=True), evaluator.update)
     threshold = threshold or evaluator.oracle_threshold()
     metrics = evaluator.compute(threshold, data.samples)
-    for note in evaluator.notes():
+    for note in notes(cfg, evaluator):
         log.warning("%s", note)
     speed = measure_latency(model, data.test_dataloader(), cfg.evaluation.latency_images)
     return evaluator, threshold, metrics | speed

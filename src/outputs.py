@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
@@ -85,7 +85,7 @@ def write_outputs(
         config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
         manifest=manifest,
         command=shlex.join(["python", "-m", "src.run", *manifest.get("command", [])[1:]]),
-        notes=evaluator.notes(),
+        notes=notes(cfg, evaluator),
         normal_scores=sorted(normal.image.tolist()) if normal else (),
         points=points,
         deciding=decides,
@@ -105,6 +105,12 @@ def write_outputs(
             max_side=cfg.report.max_side, max_megabytes=cfg.report.max_megabytes,
         )  # fmt: skip
     return pictures
+
+
+def notes(cfg: DictConfig, evaluator: Evaluator) -> list[str]:
+    """What a reader must know first: of the recipe, of the metrics."""
+    of_recipe = OmegaConf.select(cfg, "model.recipe.note")
+    return [*([of_recipe] if of_recipe else []), *evaluator.notes()]
 
 
 def _protocol(

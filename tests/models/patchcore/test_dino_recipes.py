@@ -62,7 +62,7 @@ def test_super_ad_takes_the_quarters_of_each_backbone():
     ],
 )
 def test_a_run_is_finished_and_exported(
-    model, words, app_config, tmp_path, drawn_data, monkeypatch
+    model, words, app_config, tmp_path, drawn_data, monkeypatch, caplog
 ):
     monkeypatch.setenv("DATA_DIR", str(drawn_data))
     torch.manual_seed(0)
@@ -79,6 +79,7 @@ def test_a_run_is_finished_and_exported(
         )
     )  # fmt: skip
     assert 0.0 <= found.metrics["test/image_auroc"] <= 1.0
+    assert "have not been reproduced yet with this code." in caplog.text
     parity = export_run(
         app_config("export", f"run={found.run.directory}", f"out={tmp_path / 'detector'}",
                    "parity.images=4", "parity.repeats=1")
