@@ -51,8 +51,8 @@ def run_jobs(
     logs = Path(cfg.runs_dir).expanduser() / ".jobs"
     with Engine(cfg.engine, cfg.retries, finished + len(jobs), finished) as engine:
         for job in jobs:
-            words = (*program, *job.overrides)
-            engine.submit(Task(job.key, job.name, words, logs / f"{job.key}.log", job.is_finished))
+            words, log = (*program, *job.overrides), logs / f"{job.key}.log"
+            engine.submit(Task(job.key, job.name, words, log, job.is_finished))
         while engine.running:
             for _ in engine.ended():
                 pass  # the board has said it; the run folders tell the rest

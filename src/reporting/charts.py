@@ -1,8 +1,8 @@
 """Geometry of the charts of a run, drawn twice: by templates for the page, by `chart_files` else.
 
 Inline SVG follows the colours of the page (light or dark), stays sharp in print, obeys the page's
-security policy, and its threshold can move; no plotting library does all of that. x is in percent
-of the plot's width, so that charts need no script to fit any screen; y is in pixels from the top.
+security policy, and its threshold can move. x is in percent of the plot's width, so that charts
+need no script to fit any screen; y is in pixels from the top.
 """
 
 from __future__ import annotations
@@ -75,17 +75,19 @@ def score_chart(images: Sequence[ImageResult], threshold: float) -> ScoreChart:
     scores = np.array([images[index].score for index in finite])
     labels = np.array([images[index].label for index in finite])
     low, high = axis_range(scores, threshold)
-    names = defect_names(images)
     base = _TOP_PX + _HIST_PX
+    names = defect_names(images)
     tops = {name: base + 14 + row * _STRIP_PX for row, name in enumerate(names)}
     bars, most = _bars(scores, labels, low, high)
-    drawn = finite[:: max(1, -(-len(finite) // _MAX_DOTS))]
+    drawn, dots = finite[:: max(1, -(-len(finite) // _MAX_DOTS))], []
+    for index in drawn:
+        row = images[index]
+        spread = (index * 0.6180339887) % 1.0  # the golden ratio parts equal scores evenly
+        y = round(tops[row.defect] + 21 + spread * (_STRIP_PX - 26), 1)
+        dots.append(Dot(percent(row.score, low, high), y, _KINDS[row.label], index))
     return ScoreChart(
-        low, high,
-        height=base + 14 + len(names) * _STRIP_PX,
-        base=base, most=most, strip=_STRIP_PX, bars=bars,
-        dots=[_dot(images[index], index, tops, low, high) for index in drawn],
-        strips=list(tops.items()),
+        low, high, height=base + 14 + len(names) * _STRIP_PX, base=base, most=most, strip=_STRIP_PX,
+        bars=bars, dots=dots, strips=list(tops.items()),
         ticks=[(percent(value, low, high), f"{value:.10g}") for value in nice_ticks(low, high)],
         threshold=percent(threshold, low, high) if math.isfinite(threshold) else None,
         left_out=len(images) - len(drawn),
@@ -141,13 +143,6 @@ def _bars(scores: np.ndarray, labels: np.ndarray, low: float, high: float) -> tu
             bars.append(Bar(x, y, width, round(float(heights[column]), 2), kind, text))
         foot += heights
     return bars, most
-
-
-def _dot(row: ImageResult, index: int, tops: dict[str, int], low: float, high: float) -> Dot:
-    # The golden ratio spreads equal scores over the strip without a random generator.
-    spread = (index * 0.6180339887) % 1.0
-    y = tops[row.defect] + 21 + spread * (_STRIP_PX - 26)
-    return Dot(percent(row.score, low, high), round(y, 1), _KINDS[row.label], index)
 
 
 def curve_path(curve: Curve) -> str:

@@ -63,12 +63,15 @@ class ColourScale:
         values = np.concatenate([_sample(each) for each in maps] or [np.zeros(0)])
         if math.isnan(threshold):
             threshold = math.inf
+        finite = math.isfinite(threshold)
         if values.size == 0:
-            values = np.array([threshold if math.isfinite(threshold) else 0.0])
-        low = float(np.median(values))
-        above = values[values > threshold]
+            values = np.array([threshold if finite else 0.0])
+        low, above = float(np.median(values)), values[values > threshold]
         high = float(np.percentile(above, 99.0) if above.size else values.max())
-        return cls(*_separate(low, threshold, high))
+        if not finite:
+            return cls(low, threshold, high if high > low else low + max(abs(low), 1.0))
+        room = max(high - threshold, threshold - low, 1e-6 * abs(threshold), 1e-12)
+        return cls(min(low, threshold - room / 4), threshold, max(high, threshold + room / 4))
 
     @classmethod
     def of_run(cls, run: SavedRun) -> ColourScale:
@@ -112,13 +115,3 @@ def _sample(values: np.ndarray) -> np.ndarray:
     flat = np.asarray(values, dtype=np.float64).ravel()
     flat = flat[:: max(1, flat.size // _SAMPLES_PER_MAP)]
     return flat[np.isfinite(flat)]
-
-
-def _separate(low: float, threshold: float, high: float) -> tuple[float, float, float]:
-    """Force low < threshold < high (or low < high around an infinite threshold)."""
-    if not math.isfinite(threshold):
-        return low, threshold, high if high > low else low + max(abs(low), 1.0)
-    room = max(high - threshold, threshold - low, 1e-6 * abs(threshold), 1e-12)
-    low = min(low, threshold - 0.25 * room)
-    high = max(high, threshold + 0.25 * room)
-    return low, threshold, high

@@ -1,9 +1,8 @@
 """Pictures of single images: overlay, outlines, triptych, contact sheet.
 
-Drawn with NumPy and Pillow, one pass per picture: a triptych of 512 x 512 pixels takes some 20 ms
-on one core, matplotlib several times that. Charts of numbers are in `charts` (for the page) and
-`chart_files` (for files). Colours are safe for colour-blind readers: the truth is white, the
-prediction cyan, heat runs from yellow to purple.
+Drawn with NumPy and Pillow: a triptych of 512 x 512 pixels takes some 20 ms on one core, matplotlib
+several times that. Colours are safe for colour-blind readers: the truth is white, the prediction
+cyan, heat runs from yellow to purple.
 """
 
 from __future__ import annotations
@@ -89,9 +88,7 @@ def truth(picture: Picture) -> np.ndarray | None:
 
 def outline(mask: np.ndarray, width: int) -> np.ndarray:
     """Pixels of a mask (H, W) that lie within `width` steps of its border, (H, W) bool."""
-    core = mask
-    for _ in range(width):
-        core = _erode(core)
+    core = functools.reduce(lambda inner, _: _erode(inner), range(width), mask)
     return mask & ~core
 
 
@@ -185,10 +182,7 @@ def colours_of(scale: ColourScale, width: int, height: int) -> np.ndarray:
 def colour_bar(
     scale: ColourScale, width: int, height: int, anchor: str = "threshold"
 ) -> Image.Image:
-    """Legend of the scale: low, threshold and high values under the colours they have.
-
-    anchor: what the middle of the scale is called.
-    """
+    """Legend of the scale: its low, middle (called `anchor`) and high value under their colours."""
     sheet, strip = Sheet(width, height), colours_of(scale, width, height // 3)
     sheet.paste((0, 0), strip)
     y = len(strip) + 1
@@ -216,8 +210,8 @@ def fit_within(picture: np.ndarray, side: int) -> Image.Image:
 
 def boxed(picture: np.ndarray, box: Box, side: int, least: float = 0) -> Image.Image:
     """A picture fitted into `side` pixels with a box drawn at least `least` pixels wide."""
-    image, factor = fit_within(picture, side), side / max(picture.shape[:2])
-    draw_box(image, box, factor, least=least)
+    image = fit_within(picture, side)
+    draw_box(image, box, side / max(picture.shape[:2]), least=least)
     return image
 
 
@@ -244,10 +238,11 @@ def draw_box(image: Image.Image, box: Box, factor: float, *, least: float = 0) -
 
     least: pixels; a smaller rectangle could not be seen.
     """
-    x, y = factor * (box.left + box.right) / 2, factor * (box.top + box.bottom) / 2
-    wide = max(least, factor * (box.right - box.left)) / 2
-    tall = max(least, factor * (box.bottom - box.top)) / 2
-    left, top, right, bottom = (round(v) for v in (x - wide, y - tall, x + wide, y + tall))
+    ends = []
+    for low, high in ((box.left, box.right), (box.top, box.bottom)):
+        middle, half = factor * (low + high) / 2, max(least, factor * (high - low)) / 2
+        ends.append((round(middle - half), round(middle + half)))
+    (left, right), (top, bottom) = ends
     draw = ImageDraw.Draw(image)
     draw.rectangle((left - 1, top - 1, right, bottom), outline=INK, width=4)
     draw.rectangle((left, top, right - 1, bottom - 1), outline=PREDICTION, width=2)

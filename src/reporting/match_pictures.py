@@ -1,9 +1,8 @@
 """Pictures of the memory at work: which normal patch each test patch was compared with.
 
-Three products: a figure of one match, an animation over all patches of an image, and the heat maps
-of Euclidean and cosine distance side by side. After the study of PatchCore with vision
-transformers, which drew them with a complete bank and matplotlib; here the bank remembers where
-its rows come from, so that any coreset and any grid can be shown, and frames are drawn with Pillow.
+A figure of one match, an animation over all patches of an image, and heat maps of Euclidean and
+cosine distance side by side. The bank remembers where its rows come from, so that any coreset and
+any grid can be shown; frames are drawn with Pillow.
 """
 
 from __future__ import annotations
@@ -121,20 +120,13 @@ def patch_frames(
 
 
 def write_animation(
-    path: Path,
-    grid: MatchGrid,
-    scale: ColourScale,
-    source: Source,
-    *,
-    side: int,
-    milliseconds: int,
-    step: int = 1,
-) -> int:
+    path: Path, grid: MatchGrid, scale: ColourScale, source: Source,
+    *, side: int, milliseconds: int, step: int = 1,
+) -> int:  # fmt: skip
     """Write an animation over the patches of one image, every `step`-th; returns the frames.
 
-    `.gif` for any viewer, `.webp` for a tenth of the bytes. The file appears only when it is
-    complete. Frames of a GIF are reduced to one palette one at a time, so memory holds one byte a
-    pixel; a WebP is encoded frame by frame.
+    `.gif` for any viewer, `.webp` for a tenth of the bytes. Frames of a GIF are reduced to one
+    palette one at a time, so memory holds one byte a pixel; a WebP is encoded frame by frame.
     """
     order = range(0, grid.distance.size, step)
     frames = patch_frames(grid, scale, source, side, order)

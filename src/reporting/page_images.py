@@ -1,8 +1,8 @@
 """The pictures inside report.html, as data URIs in separate layers.
 
-A photo, the heat and the outlines stay separate so that the reader can fade and toggle them. Heat
-is smooth and travels at half resolution; the outline, where pixels matter, does not. A 384-pixel
-picture with all layers takes about 20 kB and 10 ms of one core, a patch match the same again.
+Photo, heat and outlines stay separate so that the reader can fade and toggle them. Heat is smooth
+and travels at half resolution. A 384-pixel picture with all layers takes about 20 kB and 10 ms of
+one core, a patch match the same again.
 """
 
 from __future__ import annotations

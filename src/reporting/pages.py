@@ -1,7 +1,7 @@
-"""Self-contained HTML: templates beside this file, one inline style, one inline script, no network.
+"""Self-contained HTML: one inline style, one inline script, no network.
 
-A content security policy names style and script by their hash and forbids everything else, so a
-page keeps what it promises even when a name in it is hostile.
+A content security policy names both by their hash and forbids everything else, so a page keeps
+what it promises even when a name in it is hostile.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""What a report is made of: plain data, independent of models and files.
-
-Alphabet: H, W pixels of the picture that is shown; h, w cells of an anomaly map, any grid.
-"""
+"""What a report is made of. H, W: pixels of the picture that is shown; h, w: of an anomaly map."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -131,22 +129,21 @@ def choose_pictures(images: Sequence[ImageResult], threshold: float, count: int)
     Wrong decisions come first (misses by lowest score and false alarms by highest, in turn); then
     the closest calls, one of each defect type in turn, so that no type is left out.
     """
+
+    def in_turn(groups: Iterable[list[int]]) -> list[int]:
+        return [i for row in itertools.zip_longest(*groups) for i in row if i is not None]
+
     by_score = sorted(range(len(images)), key=lambda i: images[i].score)
     misses = [i for i in by_score if images[i].outcome == "miss"]
     alarms = [i for i in reversed(by_score) if images[i].outcome == "false alarm"]
-    worst = _in_turn([misses, alarms])
     right: dict[str, list[int]] = {}
-    for index in sorted(set(by_score) - set(worst), key=lambda i: margin(images[i], threshold)):
+    others = set(by_score) - {*misses, *alarms}
+    for index in sorted(others, key=lambda i: margin(images[i], threshold)):
         right.setdefault(images[index].defect, []).append(index)
-    return [*worst, *_in_turn([right[name] for name in sorted(right)])][:count]
+    return [*in_turn([misses, alarms]), *in_turn(right[name] for name in sorted(right))][:count]
 
 
 def margin(row: ImageResult, threshold: float) -> float:
     """How far a score is from the threshold; infinite where that cannot be told."""
     distance = abs(row.score - threshold)
     return distance if math.isfinite(distance) else math.inf
-
-
-def _in_turn(groups: list[list[int]]) -> list[int]:
-    longest = max(map(len, groups), default=0)
-    return [group[k] for k in range(longest) for group in groups if k < len(group)]

@@ -1,10 +1,8 @@
 """One self-contained page of a run: `report.html`.
 
-No external resource, no network: pictures are data URIs, style and script are inline and named by
-their hash in a content security policy that forbids everything else. Every string of the run is
-escaped by the template engine; nothing is marked safe except the two files beside the template.
-The page can be read without JavaScript; with it, pictures can be filtered, compared and zoomed and
-the threshold can be moved.
+Pictures are data URIs, style and script are inline, every string of the run is escaped by the
+template engine. The page can be read without JavaScript; with it, pictures can be filtered,
+compared and zoomed and the threshold can be moved.
 """
 
 from __future__ import annotations
@@ -13,9 +11,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from src.files import write_text
 from src.metrics import HIGH, LOW, METRICS
@@ -27,11 +24,10 @@ from src.reporting.records import ImageResult, ReportData, choose_pictures, marg
 _MAX_CARDS = 5000  # rows without a picture are small, but not free; scores.csv holds all
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(NamedTuple):
     """One image in the gallery."""
 
-    index: int
+    number: int
     row: ImageResult
     score: str
     layers: Layers | None
@@ -56,25 +52,31 @@ def write_report(
         max_side: longer side of a picture in pixels.
         max_megabytes: pictures stop when they fill this much of the page.
     """
-    threshold, device = score_threshold(data), data.manifest.get("device", "this machine")
-    chart = charts.score_chart(data.images, threshold)
-    chosen = choose_pictures(data.images, threshold, len(data.images))
+    threshold, images = score_threshold(data), data.images
+
+    def worst_first(index: int) -> tuple[bool, float, int]:
+        """Wrong decisions by how wrong they are, then right ones by how close they were."""
+        wrong = images[index].outcome in ("miss", "false alarm")
+        away = margin(images[index], threshold)
+        return not wrong, -away if wrong else away, index
+
+    chart = charts.score_chart(images, threshold)
+    chosen = choose_pictures(images, threshold, len(images))
     layers = _encode(data, chosen[:max_images], max_side, max_megabytes * 1e6)
-    shown = sorted(chosen[:_MAX_CARDS], key=lambda index: _worst_first(data, index, threshold))
     page = render_page(
         "report.html.j2", "report.css", "report.js",
         data=data, wording=wording, geometry=charts,
         chart=chart,
         deciders=_decider_cards(data, max_side),
         cards=[
-            Card(i, data.images[i], wording.score(data.images[i].score), layers.get(i))
-            for i in shown
+            Card(i, images[i], wording.score(images[i].score), layers.get(i))
+            for i in sorted(chosen[:_MAX_CARDS], key=worst_first)
         ],
         pictures=len(layers),
         extra=sorted({name for each in layers.values() for name in each.extra}),
-        counts=Counter(row.outcome for row in data.images),
+        counts=Counter(row.outcome for row in images),
         legend=page_images.webp(figures.colours_of(data.scale, 241, 12), lossless=True),
-        device=device,
+        device=data.manifest.get("device", "this machine"),
         runtime=_metric_rows(data, ("speed/", "fit/")),
         metrics=_metric_rows(data, ("test/",)),
         manifest=flatten(data.manifest),
@@ -95,11 +97,12 @@ def score_threshold(data: ReportData) -> float:
 
 def page_data(data: ReportData, threshold: float, chart: charts.ScoreChart) -> dict[str, Any]:
     """What the script needs: a short row an image, the threshold, its axis and what it rests on."""
-    rows = [
-        [row.path, row.label, row.defect, _finite(row.score), int(row.decision)]
-        for row in data.images
-    ]
-    return {"rows": rows, "threshold": _finite(threshold), "low": chart.low, "high": chart.high,
+
+    def finite(value: float) -> float | None:
+        return float(value) if math.isfinite(value) else None
+
+    rows = [[x.path, x.label, x.defect, finite(x.score), int(x.decision)] for x in data.images]
+    return {"rows": rows, "threshold": finite(threshold), "low": chart.low, "high": chart.high,
             "normal": list(data.normal_scores)}  # fmt: skip
 
 
@@ -107,12 +110,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     """A nested mapping as (dotted key, text) rows, in order."""
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
-        name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            rows += flatten(value, f"{name}.")
+            rows += flatten(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            rows.append((name, text))
+            rows.append((f"{prefix}{key}", text))
     return rows
 
 
@@ -123,49 +125,30 @@ def _encode(
     layers: dict[int, Layers] = {}
     used = 0
     for index in chosen:
-        picture = data.images[index].load_picture()
-        if picture is None:
-            continue
-        encoded = page_images.encode_layers(picture, data.scale, max_side)
-        used += encoded.size
-        if used > max_bytes:
-            break
-        layers[index] = encoded
+        if (picture := data.images[index].load_picture()) is not None:
+            encoded = page_images.encode_layers(picture, data.scale, max_side)
+            used += encoded.size
+            if used > max_bytes:
+                break
+            layers[index] = encoded
     return layers
 
 
 def _decider_cards(data: ReportData, max_side: int) -> list[tuple[str, str, str]]:
     """(path, score, picture with map) of the images that set the threshold."""
-    return [
-        (
-            path,
-            wording.score(score),
-            page_images.webp(figures.fit_within(drawn, min(max_side, max(drawn.shape)))),
-        )
-        for path, score, picture in data.deciders
-        for drawn in [figures.overlay(picture, data.scale)]
-    ]
-
-
-def _worst_first(data: ReportData, index: int, threshold: float) -> tuple[bool, float, int]:
-    """Sort key: wrong decisions by how wrong they are, then right ones by how close they were."""
-    row = data.images[index]
-    wrong, away = row.outcome in ("miss", "false alarm"), margin(row, threshold)
-    return not wrong, -away if wrong else away, index
+    cards = []
+    for path, score, picture in data.deciders:
+        drawn = figures.overlay(picture, data.scale)
+        small = figures.fit_within(drawn, min(max_side, max(drawn.shape)))
+        cards.append((path, wording.score(score), page_images.webp(small)))
+    return cards
 
 
 def _metric_rows(data: ReportData, prefixes: tuple[str, ...]) -> list[tuple[str, str, str]]:
     """Key, value and interval of the metrics whose keys begin like this."""
-    return [
-        (
-            key,
-            wording.number(value, METRICS[key].unit if key in METRICS else ""),
-            wording.interval(data.metrics, key),
-        )
-        for key, value in data.metrics.items()
-        if key.startswith(prefixes) and not key.endswith((LOW, HIGH))
-    ]
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    rows = []
+    for key, value in data.metrics.items():
+        if key.startswith(prefixes) and not key.endswith((LOW, HIGH)):
+            text = wording.number(value, METRICS[key].unit if key in METRICS else "")
+            rows.append((key, text, wording.interval(data.metrics, key)))
+    return rows

@@ -52,7 +52,14 @@ def print_result(run: SavedRun, *, repeated: bool = False) -> None:
             f"{threshold.rule} {aim(threshold, normal.way if normal else None)}".rstrip()
         )
         if run.has(POINTS):
-            _print_points(run, threshold, console)
+            points = [OperatingPoint.from_row(row) for row in run.read_rows(POINTS)]
+            wanted = (points[0].attained, 0.05, 0.1, threshold.alpha)  # the strictest, the usual
+            shown = {point.threshold: point for point in reversed(points) if point.possible}
+            table = Table("alpha", "threshold", "promised", "defects found", "false alarms")
+            for point in reversed(shown.values()):
+                if point.alpha in wanted or point.threshold == threshold.image:
+                    table.add_row(*point_texts(point))
+            console.print(table)
         if decides := deciding(normal, threshold):
             console.print(deciding_sentence(decides), soft_wrap=True, highlight=False, markup=False)
     if (speed := metrics.get("speed/latency_p50_ms")) is not None:
@@ -65,15 +72,3 @@ def print_result(run: SavedRun, *, repeated: bool = False) -> None:
     console.print(f"run     {run.directory}", soft_wrap=True)
     if run.has("report.html"):
         console.print(f"report  {run.directory / 'report.html'}", soft_wrap=True)
-
-
-def _print_points(run: SavedRun, threshold: Threshold, console: Console) -> None:
-    """Few of the thresholds that were possible: the strictest, the usual and the run's own."""
-    points = [OperatingPoint.from_row(row) for row in run.read_rows(POINTS)]
-    wanted = (points[0].attained, 0.05, 0.1, threshold.alpha)
-    shown = {point.threshold: point for point in reversed(points) if point.possible}
-    table = Table("alpha", "threshold", "promised", "defects found", "false alarms")
-    for point in reversed(shown.values()):
-        if point.alpha in wanted or point.threshold == threshold.image:
-            table.add_row(*point_texts(point))
-    console.print(table)

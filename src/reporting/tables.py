@@ -1,18 +1,15 @@
-r"""Result tables as Markdown, CSV, LaTeX and one sortable HTML page.
+r"""Result tables as Markdown, LaTeX and one sortable HTML page.
 
 A table is plain data: cells carry the text a person reads and the value a machine sorts. The
-writers are pure functions and escape everything, so that a category called `a|b_50%` breaks
-nothing. LaTeX needs \usepackage{booktabs}. The HTML page needs no network, works without a mouse
-and is readable without JavaScript.
+writers escape everything, so that a category called `a|b_50%` breaks nothing. LaTeX needs
+\usepackage{booktabs}; the page works without network, mouse or JavaScript.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from src.reporting.pages import render_page
 
@@ -31,21 +28,14 @@ _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_[]
 })  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What a person reads, and what sorting and CSV use (None: the text itself)."""
+class Cell(NamedTuple):
+    """What a person reads, and what sorting uses (None: the text itself)."""
 
     text: str
     value: float | str | None = None
 
-    @property
-    def key(self) -> float | str:
-        """The value, or the text where there is none."""
-        return self.text if self.value is None else self.value
 
-
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """A heading; numbers are set right-aligned."""
 
     name: str
@@ -53,27 +43,20 @@ class Column:
     in_latex: bool = True  # False: too much for a page of paper
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One row; `kind` is PLAIN, TOTAL (a mean of others) or FAILS (left its tolerance)."""
 
     cells: tuple[Cell, ...]
     kind: str = PLAIN
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """A titled table; every line has one cell a column."""
 
     title: str
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()  # source, protocol, caveats
-
-    def __post_init__(self) -> None:
-        wrong = [len(line.cells) for line in self.lines if len(line.cells) != len(self.columns)]
-        if wrong:
-            raise ValueError(f"{self.title}: {wrong[0]} cells for {len(self.columns)} columns")
 
 
 def number(value: float | None, digits: int = 4, *, sign: bool = False) -> Cell:
@@ -98,39 +81,25 @@ def interval(low: float, high: float, digits: int = 2) -> Cell:
 
 def as_markdown(table: Table) -> str:
     """A GitHub table under its title and notes; failing lines are bold."""
-    head = " | ".join(_markdown(column.name) for column in table.columns)
     rule = "|".join("---:" if column.numeric else "---" for column in table.columns)
-    lines = [f"## {_markdown(table.title)}", ""]
+    head = " | ".join(column.name.translate(_MARKDOWN) for column in table.columns)
+    lines = [f"## {table.title.translate(_MARKDOWN)}", ""]
     for note in table.notes:
-        lines += [_markdown(note), ""]
+        lines += [note.translate(_MARKDOWN), ""]
     lines += [f"| {head} |", f"|{rule}|"]
     for line in table.lines:
         mark = "**" if line.kind == FAILS else ""
-        cells = [_markdown(cell.text) for cell in line.cells]
+        cells = (cell.text.translate(_MARKDOWN) for cell in line.cells)
         lines.append("| " + " | ".join(f"{mark}{c}{mark}" if c else "" for c in cells) + " |")
     return "\n".join([*lines, ""])
-
-
-def as_csv(table: Table) -> str:
-    """Values with full precision, NaN as nothing.
-
-    Text that a spreadsheet would take for a formula gets an apostrophe in front.
-    """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([_csv(column.name) for column in table.columns])
-    for line in table.lines:
-        writer.writerow([_csv(cell.key) for cell in line.cells])
-    return stream.getvalue()
 
 
 def as_latex(table: Table, label: str = "") -> str:
     """A booktabs table; a rule separates the means, failing lines are bold."""
     keep = [k for k, column in enumerate(table.columns) if column.in_latex]
     spec = "".join("r" if table.columns[k].numeric else "l" for k in keep)
-    notes = " ".join(_sentence(note) for note in table.notes)
-    caption = f"{_sentence(latex(table.title))} {latex(notes)}".strip()
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
+    sentences = (s if s.endswith((".", "!", "?")) else f"{s}." for s in (table.title, *table.notes))
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex(' '.join(sentences))}}}"]
     lines += [rf"\label{{{label}}}"] if label else []
     lines += [rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines += [" & ".join(latex(table.columns[k].name) for k in keep) + r" \\", r"\midrule"]
@@ -156,17 +125,3 @@ def as_html(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> s
 def latex(text: str) -> str:
     """Text with every character that LaTeX takes for a command escaped."""
     return text.translate(_TEX)
-
-
-def _markdown(text: str) -> str:
-    return text.translate(_MARKDOWN)
-
-
-def _csv(value: float | str) -> str:
-    if isinstance(value, str):
-        return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-    return "" if math.isnan(value) else repr(value)
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
+from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN
 from src.evaluation.operating_points import Deciding, OperatingPoint
 from src.evaluation.threshold import images_needed
 from src.metrics import HEADLINES, HIGH, LOW, METRICS, PER_CATEGORY
-from src.reporting.records import ProtocolFacts, ReportData
+from src.reporting.records import ReportData
 from src.result import Calibration, Threshold
 
 _METHODS = {"patchcore": "PatchCore", "uflow": "U-Flow", "haloae": "HaloAE", "crn": "CRN"}
@@ -109,29 +111,33 @@ def alarm_rule(threshold: Threshold) -> str:
 
 def threshold_sentences(threshold: Threshold, calibration: Calibration | None) -> list[str]:
     """What the threshold rests on and what it promises."""
-    known = [] if calibration is None else [_GUARANTEE[calibration]]
-    if threshold.rule == "conformal":
-        return [*_conformal(threshold), *known, *_limit(threshold, calibration)]
-    if threshold.rule == "quantile":
-        return [_quantile(threshold), *known, *_limit(threshold, calibration)]
     if threshold.rule == "nfa":
         return [_NFA, _NFA_SHIFTED if calibration is Calibration.held_out else _NFA_PLAIN]
     if threshold.rule == "f1_oracle":
         return [_ORACLE]
-    used = "used test labels" if threshold.oracle else "used no test label"
-    return [f"Set by the rule {threshold.rule!r}, which {used}."]
+    if threshold.rule not in ("conformal", "quantile"):
+        used = "used test labels" if threshold.oracle else "used no test label"
+        return [f"Set by the rule {threshold.rule!r}, which {used}."]
+    said = _conformal(threshold) if threshold.rule == "conformal" else [_quantile(threshold)]
+    said += [] if calibration is None else [_GUARANTEE[calibration]]
+    if threshold.attained_limit is not None:
+        proof = "" if calibration is Calibration.held_out else ", were they held out,"
+        said.append(
+            f"One calibration may be worse: with {_images(threshold.n)}{proof} 95 of 100 "
+            f"calibrations stay at or below {share(threshold.attained_limit)} false alarms."
+        )
+    return said
 
 
 def _conformal(facts: Threshold) -> list[str]:
     basis = f"Set from the scores of {_images(facts.n, 'normal')}; no defect, no test label."
     if facts.alpha is None or facts.attained is None:
         return [basis]
-    if facts.attained <= facts.alpha:
-        promise = (
-            f"Aim: on average over calibrations, {share(facts.alpha)} of good parts or less raise "
-            "a false alarm."
-        )
-    else:
+    promise = (
+        f"Aim: on average over calibrations, {share(facts.alpha)} of good parts or less raise a "
+        "false alarm."
+    )
+    if facts.attained > facts.alpha:
         promise = (
             f"{share(facts.alpha)} was asked for, but {_images(facts.n)} can promise no less than "
             f"{share(facts.attained)} on average: the highest calibration score became the "
@@ -145,20 +151,8 @@ def _quantile(facts: Threshold) -> str:
     basis = f"The score{level}, over {_images(facts.n, 'normal')}; no test label."
     if facts.attained is None:
         return basis
-    return (
-        f"{basis} Without correction for the number of images: {share(facts.attained)} false "
-        f"alarms on average."
-    )
-
-
-def _limit(facts: Threshold, calibration: Calibration | None) -> list[str]:
-    if facts.attained_limit is None:
-        return []
-    proof = "" if calibration is Calibration.held_out else ", were they held out,"
-    return [
-        f"One calibration may be worse: with {_images(facts.n)}{proof} 95 of 100 calibrations stay "
-        f"at or below {share(facts.attained_limit)} false alarms."
-    ]
+    rate = f"{share(facts.attained)} false alarms on average"
+    return f"{basis} Without correction for the number of images: {rate}."
 
 
 def aim(threshold: Threshold, calibration: Calibration | None) -> str:
@@ -213,45 +207,34 @@ def checkpoint_choice(protocol: str, metrics: Mapping[str, float]) -> str:
 
 def protocol_rows(data: ReportData) -> list[tuple[str, str]]:
     """Rows of the protocol box: a purpose and which images and labels served it."""
-    protocol = data.protocol
-    good = sum(row.label == 0 for row in data.images)
-    bad = sum(row.label == 1 for row in data.images)
-    unknown = len(data.images) - good - bad
-    tested = f"{good} normal and {bad} defective images"
-    tested += f", {unknown} without a label" if unknown else ""
+    protocol, oracle = data.protocol, data.threshold.oracle
+    count = Counter(row.label for row in data.images)
+    tested = f"{count[NORMAL]} normal and {count[DEFECTIVE]} defective images"
+    tested += f", {count[UNKNOWN]} without a label" if count[UNKNOWN] else ""
+    shifted = " shift log NFA" if data.threshold.rule == "nfa" else ""
+    calibration = {
+        None: "test labels (oracle)" if oracle else "none",
+        Calibration.held_out: f"{protocol.held_out} held-out normal images{shifted}",
+        Calibration.cross: "cross-calibration: each training image by a model without its fold",
+        Calibration.leave_one_out: "leave-one-image-out on the training images",
+    }
+    use = "Their labels and masks were read for the metrics on this page and chose nothing."
+    if protocol.name == "paper":
+        use = (
+            "Protocol of the paper: its own selection rule was followed, test labels included. "
+            "Compare these numbers with the paper's, not with those of a detector in use."
+        )
+    elif oracle:
+        use = "Their labels also chose the threshold, so every number that needs one is optimistic."
     rows = {
         "Training": f"{_images(protocol.train_images, 'normal')}; no defect and no mask.",
         "Checkpoint": protocol.selection,
-        "Calibration": _calibration(protocol, data.threshold),
-        "Test": f"{tested}. {_use_of_labels(protocol, data.threshold)}",
+        "Calibration": calibration[protocol.calibration],
+        "Test": f"{tested}. {use}",
         "Pixels": protocol.pixels and f"{protocol.pixels[0].upper()}{protocol.pixels[1:]}.",
         "Repeating": _REPEATING,
     }
     return [(purpose, text) for purpose, text in rows.items() if text]
-
-
-def _calibration(protocol: ProtocolFacts, threshold: Threshold) -> str:
-    held_out = f"{protocol.held_out} held-out normal images"
-    if protocol.calibration is None:
-        return "test labels (oracle)" if threshold.oracle else "none"
-    return {
-        Calibration.held_out: held_out + (" shift log NFA" if threshold.rule == "nfa" else ""),
-        Calibration.cross: "cross-calibration: each training image by a model without its fold",
-        Calibration.leave_one_out: "leave-one-image-out on the training images",
-    }[protocol.calibration]
-
-
-def _use_of_labels(protocol: ProtocolFacts, threshold: Threshold) -> str:
-    if protocol.name == "paper":
-        return (
-            "Protocol of the paper: its own selection rule was followed, test labels included. "
-            "Compare these numbers with the paper's, not with those of a detector in use."
-        )
-    if threshold.oracle:
-        return (
-            "Their labels also chose the threshold, so every number that needs one is optimistic."
-        )
-    return "Their labels and masks were read for the metrics on this page and chose nothing."
 
 
 def headline_tiles(data: ReportData, device: str) -> list[dict[str, str]]:

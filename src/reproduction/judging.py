@@ -20,10 +20,12 @@ Without MIN_FREEDOM degrees of freedom there is no spread to judge by, and nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.stats import t as student
 
 from src.evaluation.uncertainty import LEVEL, Interval, mean_interval
@@ -40,8 +42,7 @@ _TINY = 1e-12
 _UNKNOWN = Interval(math.nan, math.nan)
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """One finished run of a cell."""
 
     seed: int
@@ -68,7 +69,7 @@ class Row:
     pooled: float = math.nan  # the same by the pooled spread alone, of which means are made
     freedom: int = 0  # degrees of freedom behind `error`
     column: int = 0  # which of the published columns of this metric
-    paper: float | None = None
+    paper: float = math.nan
     rounding: float = 0.0  # half a unit of the paper's last digit
     tolerance: Interval = _UNKNOWN  # where the paper's number may lie
     verdict: str = UNJUDGED
@@ -83,7 +84,7 @@ class Row:
     @property
     def difference(self) -> float:
         """Ours minus the paper's."""
-        return math.nan if self.paper is None else self.ours - self.paper
+        return self.ours - self.paper
 
     @property
     def judged(self) -> bool:
@@ -94,11 +95,6 @@ class Row:
     def fails(self) -> bool:
         """Whether the number left its tolerance, or was not measured although published."""
         return self.judged and self.verdict != WITHIN
-
-    @property
-    def is_mean(self) -> bool:
-        """Whether the row is a mean of categories."""
-        return bool(self.members)
 
 
 def judge_variant(
@@ -112,10 +108,9 @@ def judge_variant(
     for metric in variant.metrics:
         columns: list[Published | None] = [p for p in variant.published if p.metric == metric]
         names = [category for category in variant.categories if runs.get(category)]
-        base = {c: _measure(table, variant.name, c, metric, runs[c]) for c in names}
-        base = _with_errors(base)
+        base = _with_errors([_measure(table, variant.name, c, metric, runs[c]) for c in names])
         for column, published in enumerate(columns or [None]):
-            found = [*base.values(), *_means(base, variant.categories)]
+            found = [*base, *_means(base, variant.categories)]
             rows += [replace(_beside(row, published), column=column) for row in found]
     return _with_verdicts(rows)
 
@@ -137,12 +132,10 @@ def verdict_line(rows: Sequence[Row], unfinished: int, absent: Sequence[str]) ->
     return f"{word}: {'; '.join(parts)}."
 
 
-# --- our side ----------------------------------------------------------------------------------
-
-
 def _measure(table: str, variant: str, category: str, metric: str, runs: Sequence[Measured]) -> Row:
     """A row of one category; without a value when no run measured the metric."""
-    row = Row(table, variant, category, metric, protocol=_joined(run.protocol for run in runs))
+    protocols = ", ".join(sorted({run.protocol for run in runs}))
+    row = Row(table, variant, category, metric, protocol=protocols)
     having = [run for run in runs if not math.isnan(run.metrics.get(metric, math.nan))]
     if not having:
         return row
@@ -161,61 +154,54 @@ def _measure(table: str, variant: str, category: str, metric: str, runs: Sequenc
         seeds=len(values),
         interval=Interval(value - math.hypot(down, reach), value + math.hypot(up, reach)),
         hashes=tuple(run.config_hash for run in having),
-        seconds=_mean_known([run.seconds for run in having]),
+        seconds=float(pd.Series([run.seconds for run in having]).mean()),  # of those known
     )
 
 
-def _with_errors(base: Mapping[str, Row]) -> dict[str, Row]:
+def _with_errors(base: Sequence[Row]) -> list[Row]:
     """Add to each category how far a faithful run may be, from the seeds of all."""
-    repeated = [row for row in base.values() if row.seeds > 1]
+    repeated = [row for row in base if row.seeds > 1]
     freedom = sum(row.seeds - 1 for row in repeated)
     if freedom < MIN_FREEDOM:
-        return dict(base)
+        return list(base)
     pooled = math.sqrt(sum((row.seeds - 1) * row.std**2 for row in repeated) / freedom)
-    room = float(np.mean([_room(row) for row in repeated]))  # where the pool comes from
-    errors = {}
-    for category, row in base.items():
-        scaled = pooled * math.sqrt(_room(row) / room) if room > 0 else pooled
+    room = {row.category: max(row.ours * (1 - row.ours), 0.0) for row in base}
+    mean = float(np.mean([room[row.category] for row in repeated]))  # where the pool comes from
+    rows = []
+    for row in base:
+        scaled = pooled * math.sqrt(room[row.category] / mean) if row.seeds and mean else pooled
         spread = max(pooled, scaled, row.std if row.seeds > 1 else 0.0)
         apart = math.sqrt(1 + 1 / max(row.seeds, 1))
         more = replace(row, error=spread * apart, pooled=pooled * apart, freedom=freedom)
-        errors[category] = more if row.seeds else row
-    return errors
+        rows.append(more if row.seeds else row)
+    return rows
 
 
-def _room(row: Row) -> float:
-    return max(row.ours * (1 - row.ours), 0.0)
-
-
-def _means(base: Mapping[str, Row], categories: Sequence[str]) -> list[Row]:
+def _means(base: Sequence[Row], categories: Sequence[str]) -> list[Row]:
     """Rows of textures, objects and all categories, where at least two were measured."""
     groups = {name: members for name, members in GROUPS.items() if set(members) <= set(categories)}
     rows = []
     for name, members in {**groups, MEAN: tuple(categories)}.items():
-        present = [base[c] for c in members if c in base and base[c].seeds]
+        present = [row for row in base if row.category in members and row.seeds]
         if len(present) < 2:
             continue
-        values = [row.ours for row in present]
-        rows.append(
-            replace(
-                present[0],
-                category=name,
-                ours=float(np.mean(values)),
-                std=_norm([row.std for row in present]),
-                seeds=min(row.seeds for row in present),
-                interval=mean_interval(values, [row.interval for row in present]),
-                error=_norm([row.pooled for row in present]),
-                protocol=_joined(row.protocol for row in present),
-                hashes=(),
-                seconds=_mean_known([row.seconds for row in present]),
-                of=(len(present), len(members)),
-                members=tuple(row.category for row in present),
-            )
+        values, count = [row.ours for row in present], len(present)
+        mean = replace(
+            present[0],
+            category=name,
+            ours=float(np.mean(values)),
+            std=math.hypot(*(row.std for row in present)) / count,
+            seeds=min(row.seeds for row in present),
+            interval=mean_interval(values, [row.interval for row in present]),
+            error=math.hypot(*(row.pooled for row in present)) / count,
+            protocol=", ".join(sorted({row.protocol for row in present})),
+            hashes=(),
+            seconds=float(pd.Series([row.seconds for row in present]).mean()),
+            of=(count, len(members)),
+            members=tuple(row.category for row in present),
         )
+        rows.append(mean)
     return rows
-
-
-# --- the paper's side --------------------------------------------------------------------------
 
 
 def _beside(row: Row, published: Published | None) -> Row:
@@ -225,7 +211,7 @@ def _beside(row: Row, published: Published | None) -> Row:
     values, note, whole = published.values, published.note, row.of[0] == row.of[1]
     if row.category in values and whole:
         paper = values[row.category]
-    elif row.is_mean and all(member in values for member in row.members):
+    elif row.members and all(member in values for member in row.members):
         paper = float(np.mean([values[member] for member in row.members]))
         note = "the paper's mean over the same categories"
     else:
@@ -238,17 +224,13 @@ def _beside(row: Row, published: Published | None) -> Row:
                    source=published.source, note=note)  # fmt: skip
 
 
-# --- verdicts ----------------------------------------------------------------------------------
-
-
 def _with_verdicts(rows: Sequence[Row]) -> list[Row]:
     """Judge all numbers of a variant together, so that each gets its part of the error."""
-    kinds = [row.is_mean for row in rows if row.verdict == WITHIN]
+    kinds = [bool(row.members) for row in rows if row.verdict == WITHIN]
     judged = []
     for row in rows:
         if row.verdict == WITHIN:
-            assert row.paper is not None
-            error = (1 - LEVEL) / len(set(kinds)) / kinds.count(row.is_mean)
+            error = (1 - LEVEL) / len(set(kinds)) / kinds.count(bool(row.members))
             reach = float(student.ppf(1 - error / 2, row.freedom)) * row.error + row.rounding
             allowed = Interval(row.ours - reach, row.ours + reach)
             above = ABOVE if row.paper < allowed.low - _TINY else WITHIN
@@ -258,41 +240,16 @@ def _with_verdicts(rows: Sequence[Row]) -> list[Row]:
     return judged
 
 
-def _joined(names: Iterable[str]) -> str:
-    return ", ".join(sorted(set(names)))
-
-
-def _norm(deviations: Sequence[float]) -> float:
-    """Standard deviation of the mean of independent values with these deviations."""
-    return math.hypot(*deviations) / len(deviations)
-
-
-def _mean_known(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
-
-
-# --- what finished runs measured ---------------------------------------------------------------
-
-
 def measurements(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
     """What finished jobs measured, by category."""
     found: dict[str, list[Measured]] = {}
     for job in jobs:
-        if (folder := job.folder) is None:
-            continue
-        run = SavedRun(folder)
-        metrics = run.metrics()
-        found.setdefault(job.category, []).append(
-            Measured(
-                seed=job.seed,
-                metrics=metrics,
-                intervals=stored_intervals(metrics),
-                config_hash=job.key.rpartition("-")[2],
-                protocol=str(run.config().get("protocol", "")),
-                seconds=metrics.get("fit/seconds", math.nan),
-            )
-        )
+        if (folder := job.folder) is not None:
+            run = SavedRun(folder)
+            metrics, protocol = run.metrics(), str(run.config().get("protocol", ""))
+            facts = stored_intervals(metrics), job.key.rpartition("-")[2], protocol
+            seconds = metrics.get("fit/seconds", math.nan)
+            found.setdefault(job.category, []).append(Measured(job.seed, metrics, *facts, seconds))
     return found
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from src.evaluation.view import pixel_convention
 from src.files import write_text
 from src.metrics import find_metric
@@ -40,14 +42,13 @@ def write_tables(
     changed = [f"Not the paper's recipe: run with {' '.join(changes)}."] if changes else []
     notes = [f"Source: {paper.source}.", *changed, verdict_line(own, unfinished, absent)]
     sections = _sections(own, groups)
-    lines = [Line(tuple(Cell("", value) for value in _facts(row).values())) for row in own]
-    names = _facts(Row(paper.title, "", "", ""))
+    columns = list(_facts(Row(paper.title, "", "", "")))  # also where there are no rows
     texts = {
         "md": "\n".join(
             [f"# {paper.title}", "", *(f"{note}\n" for note in notes)]
             + [tables.as_markdown(section) for section in sections]
         ),
-        "csv": tables.as_csv(Table(paper.title, tuple(map(Column, names)), tuple(lines))),
+        "csv": pd.DataFrame(map(_facts, own), columns=columns).to_csv(index=False),
         "tex": "".join(f"% {line}\n" for line in (paper.title, *notes))
         + "\n".join(map(tables.as_latex, sections)),
         "html": tables.as_html(paper.title, sections, notes),
@@ -66,10 +67,9 @@ def _sections(rows: Sequence[Row], groups: Sequence[VariantJobs]) -> list[Table]
     sections = []
     for (variant, metric, _), lines in members.items():
         source = next((row.source for row in lines if row.source), "")
-        note = next((row.note for row in lines if row.note), "")
         folder = next((job.folder for job in of[variant].jobs if job.folder is not None), None)
         notes = [f"Paper: {source}." if source else "No published number."]
-        notes += [f"Note: {note}."] if note else []
+        notes += [f"Note: {row.note}." for row in lines if row.note][:1]
         notes += ["Numbers in percent."]
         if folder is not None and find_metric(metric).of_pixels:
             notes += [f"Ours: {pixel_convention(SavedRun(folder).config())}."]
@@ -81,7 +81,7 @@ def _sections(rows: Sequence[Row], groups: Sequence[VariantJobs]) -> list[Table]
 def _facts(row: Row) -> dict[str, str | float]:
     return {
         "variant": row.variant, "metric": row.metric, "source": row.source,
-        "category": row.category, "paper": math.nan if row.paper is None else row.paper,
+        "category": row.category, "paper": row.paper,
         "ours": row.ours, "difference": row.difference,
         "low": row.interval.low, "high": row.interval.high,
         "std": row.std, "tolerated_low": row.tolerance.low, "tolerated_high": row.tolerance.high,
@@ -98,9 +98,9 @@ def _line(row: Row) -> Line:
         Cell(name), tables.percent(row.paper), tables.percent(row.ours),
         tables.percent(row.difference, sign=True), tables.interval(*row.interval),
         tables.percent(row.std),
-        Cell("-", math.nan) if row.paper is None else tables.interval(*row.tolerance),
+        Cell("-", row.paper) if math.isnan(row.paper) else tables.interval(*row.tolerance),
         Cell(row.verdict), Cell(str(row.seeds), row.seeds), Cell(row.protocol),
         Cell(" ".join(row.hashes) or "-"),
         Cell("-" if math.isnan(row.seconds) else duration(row.seconds), row.seconds),
     )  # fmt: skip
-    return Line(cells, FAILS if row.fails else TOTAL if row.is_mean else PLAIN)
+    return Line(cells, FAILS if row.fails else TOTAL if row.members else PLAIN)

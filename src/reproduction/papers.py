@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,8 +19,7 @@ GROUPS = {  # rows of the tables besides single categories; Bergmann et al. 2019
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """One column of numbers from a paper."""
 
     metric: str  # our key, such as test/image_auroc
@@ -32,8 +30,7 @@ class Published:
     note: str
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One way to run a method, with the numbers published for it."""
 
     name: str
@@ -44,8 +41,7 @@ class Variant:
     categories: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Paper:
+class Paper(NamedTuple):
     """One file of conf/paper."""
 
     name: str

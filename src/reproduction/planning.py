@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -20,8 +21,7 @@ from src.reproduction.papers import Paper, Variant, load_papers
 from src.saved_run import SavedRun
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One run; equal keys mean equal resolved configs, whatever the overrides."""
 
     overrides: tuple[str, ...]  # for src.run
@@ -48,8 +48,7 @@ class Job:
         return self.folder is not None
 
 
-@dataclass(frozen=True)
-class VariantJobs:
+class VariantJobs(NamedTuple):
     """A variant of a paper with its jobs."""
 
     paper: Paper
@@ -58,8 +57,7 @@ class VariantJobs:
     absent: tuple[str, ...]  # categories without data
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """A whole reproduction."""
 
     variants: tuple[VariantJobs, ...]
@@ -118,11 +116,8 @@ def plan_jobs(
         words = (*variant.overrides, *overrides)
         wanted = [c for c in variant.categories if not categories or c in categories]
         there = [category for category in wanted if configs.has_data(words, category)]
-        jobs = tuple(
-            configs.job(paper.name, variant.name, words, category, seed)
-            for category in there
-            for seed in seeds or paper.seeds
-        )
+        cells = itertools.product(there, seeds or paper.seeds)
+        jobs = tuple(configs.job(paper.name, variant.name, words, *cell) for cell in cells)
         absent = tuple(category for category in wanted if category not in there)
         groups.append(VariantJobs(paper, variant, jobs, absent))
     return Plan(tuple(groups))
