@@ -68,18 +68,18 @@ def begin(
 
 def _say_what_changed(folder: Path, record: DataRecord) -> None:
     """One line, if the same config ran before on other data or from other weights."""
+
+    def is_old(run: Path) -> bool:
+        try:
+            read_model_card(run / "model")
+        except SavedModelError:
+            return (run / "metrics.json").is_file()
+        return False
+
     if earlier := same_config(folder, DATA):
         before = SavedRun(earlier[-1]).record()
         what = before.difference(record) or "the weights it starts from are others"
         print(f"Changed since {earlier[-1]}: {what}. Fitting again in {folder}; that run stays.")
-    elif old := sorted(path.name for path in folder.parent.glob("seed*") if _is_old(path)):
+    elif old := sorted(path.name for path in folder.parent.glob("seed*") if is_old(path)):
         print(f"{folder.parent} holds runs of an earlier version ({', '.join(old[:3])}). "
               "They are not used.")  # fmt: skip
-
-
-def _is_old(folder: Path) -> bool:
-    try:
-        read_model_card(folder / "model")
-    except SavedModelError:
-        return (folder / "metrics.json").is_file()
-    return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from types import ModuleType
 from typing import Any, Self
 
 from omegaconf import DictConfig
@@ -22,13 +21,32 @@ class Cluster:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.ray = _connect(cfg.address)
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        here: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            import ray
+
+            ray.init(cfg.address or "local", **quiet, **({} if cfg.address else here))
+        except ImportError as error:
+            raise ConfigError(
+                "Ray runs many jobs, and it is not installed.",
+                found=str(error),
+                do="pip install -e '.[many]'",
+            ) from error
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                "There is no Ray to work with.",
+                found=f"engine.address={cfg.address}: {error}",
+                do="check the address with `ray status`, or unset RAY_ADDRESS",
+            ) from error
+        self.ray: Any = ray
         nodes = self._nodes()
         gpus = any(node.get("GPU") for node in nodes) if cfg.gpus is None else cfg.gpus
         cpus = min(cfg.cpus, max(node.get("CPU", 0) for node in nodes))
         self.share = {"CPU": float(cpus), "GPU": float(gpus)}  # of one job
         if not self.places():
-            self.ray.shutdown()
+            ray.shutdown()
             raise ConfigError(
                 "No node has room for a job.",
                 found=f"engine.cpus={cfg.cpus} engine.gpus={cfg.gpus}, {len(nodes)} nodes",
@@ -51,26 +69,3 @@ class Cluster:
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-
-
-def _connect(address: str | None) -> ModuleType:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    here: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE}
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        import ray
-
-        ray.init(address or "local", **quiet, **({} if address else here))
-    except ImportError as error:
-        raise ConfigError(
-            "Ray runs many jobs, and it is not installed.",
-            found=str(error),
-            do="pip install -e '.[many]'",
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            "There is no Ray to work with.",
-            found=f"engine.address={address}: {error}",
-            do="check the address with `ray status`, or unset RAY_ADDRESS",
-        ) from error
-    return ray

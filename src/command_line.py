@@ -12,7 +12,7 @@ import pkgutil
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,8 +56,13 @@ def program(config_name: str, function: str) -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end
     if isinstance(sys.stdout, io.TextIOWrapper):  # names with bytes that are not UTF-8
         sys.stdout.reconfigure(errors=ESCAPE)
-    with _interrupts():
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:  # where the shell has switched Ctrl-C off, it stays off
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
         code = _exit_code(function, config_name)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     sys.exit(UNREAD if _unread() else code)
 
 
@@ -87,20 +92,8 @@ def _exit_code(function: str, config_name: str) -> int:
     return code
 
 
-@contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
-    """Raise Interrupted at Ctrl-C; where the shell has switched Ctrl-C off, it stays off."""
-
-    def interrupt(*_: Any) -> None:
-        raise Interrupted
-
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
+def _interrupt(*_: Any) -> None:
+    raise Interrupted
 
 
 def _start(function: str, config_name: str) -> int:

@@ -43,12 +43,9 @@ def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
 
 def compose(config_name: str, words: Sequence[str]) -> DictConfig:
     """The config of a program; works inside a running program too."""
-    running = GlobalHydra.instance().is_initialized()
-    place = (
-        contextlib.nullcontext()
-        if running
-        else hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF))
-    )
+    place: Any = contextlib.nullcontext()
+    if not GlobalHydra.instance().is_initialized():
+        place = hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF))
     with place:
         return hydra.compose(config_name, overrides=list(words))
 
@@ -70,9 +67,6 @@ def is_group(word: str) -> bool:
     """Whether a word chooses a file of conf/, as `model=uflow` does, instead of setting a value."""
     key = word.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
     return key.startswith("hydra/") or (CONF / key).is_dir()
-
-
-# --- schemas -----------------------------------------------------------------------------------
 
 
 class Precision(StrEnum):
@@ -111,16 +105,12 @@ class MethodKeys:
     backbones: Any = None  # of an ensemble
 
 
-def _register() -> None:
-    """Tell Hydra all schemas; each is found under the name of its dataclass."""
-    store = ConfigStore.instance().store
-    store(name="BackboneOptions", node=BackboneOptions)
-    for package in pkgutil.iter_modules(src.models.__path__):
-        if package.ispkg and importlib.util.find_spec(f"src.models.{package.name}.options"):
-            module = importlib.import_module(f"src.models.{package.name}.options")
-            for name, kind in vars(module).items():
-                if name.endswith("Options"):
-                    store(name=name, node=dataclass(type(name, (MethodKeys, kind), {})))
-
-
-_register()
+# Tell Hydra all schemas; each is found under the name of its dataclass.
+_STORE = ConfigStore.instance().store
+_STORE(name="BackboneOptions", node=BackboneOptions)
+for _package in pkgutil.iter_modules(src.models.__path__):
+    if _package.ispkg and importlib.util.find_spec(f"src.models.{_package.name}.options"):
+        _module = importlib.import_module(f"src.models.{_package.name}.options")
+        for _name, _kind in vars(_module).items():
+            if _name.endswith("Options"):
+                _STORE(name=_name, node=dataclass(type(_name, (MethodKeys, _kind), {})))

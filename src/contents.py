@@ -2,12 +2,9 @@
 
 Reading 100 000 photographs takes minutes, asking for their sizes and times half a second. So the
 hash of a file is kept with its size and its times of modification and change, and computed again
-when one of them differs.
-
-The memory lies in the user's cache, not beside the runs: it is true for one machine only, and
-serves every folder of runs. Each folder of images has one file, replaced as a whole, because the
-locks of a data base do not work on every network home. When two processes write at once, the
-later one wins, and what only the other knew is read again.
+when one of them differs. The memory lies in the user's cache, as it is true for one machine only;
+each folder of images has one file, replaced as a whole, because the locks of a data base do not
+work on every network home. When two processes write at once, the later one wins.
 """
 
 from __future__ import annotations
@@ -41,8 +38,12 @@ def content_hashes(paths: Iterable[Path]) -> dict[str, str]:
     # One memory for each folder that holds all of `files`.
     shared = os.path.commonpath([os.path.dirname(path) for path in (min(files), max(files))])  # noqa: PTH120
     name = hashlib.sha256(os.fsencode(shared)).hexdigest()[:16]
-    memory = cache_dir() / "contents" / f"{name}.json"
-    remembered, now = _read(memory), time.time_ns()
+    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "goodparts"
+    place = Path(os.environ.get("CACHE_DIR", "").strip() or users).expanduser()
+    memory, now, remembered = place / "contents" / f"{name}.json", time.time_ns(), {}
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # else all is hashed anew
+        known = json.loads(memory.read_text(encoding="utf-8")).items()
+        remembered = {path: entry for path, entry in known if isinstance(entry, str)}
     try:
         stamps = {path: _stamp(path) for path in files}
         fresh = [p for p in files if remembered.get(p, "")[:-_DIGITS] != f"{stamps[p]} "]
@@ -64,21 +65,6 @@ def content_hashes(paths: Iterable[Path]) -> dict[str, str]:
         with contextlib.suppress(OSError):  # a read-only or full home: hashed again next time
             write_text(memory, json.dumps(remembered))
     return {path: hashes.get(path) or remembered[path][-_DIGITS:] for path in files}
-
-
-def cache_dir() -> Path:
-    """Where this program keeps what it can always compute again: CACHE_DIR, or the user's cache."""
-    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "goodparts"
-    return Path(os.environ.get("CACHE_DIR", "").strip() or users).expanduser()
-
-
-def _read(memory: Path) -> dict[str, str]:
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the first time, or damaged: everything is hashed anew
-        return {}
-    entries = known.items() if isinstance(known, dict) else ()
-    return {path: entry for path, entry in entries if isinstance(entry, str)}
 
 
 def _stamp(path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 
@@ -45,14 +45,16 @@ class TrainingError(GoodpartsError):
     """A training went wrong in a way that more epochs will not repair, or came to nothing."""
 
 
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it, latest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def root_of(error: BaseException) -> BaseException:
     """The user's own mistake inside wrappers such as hydra's InstantiationException."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, GoodpartsError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return error
+    return next((link for link in chain(error) if isinstance(link, GoodpartsError)), error)
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
@@ -73,8 +75,5 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 def only(where: str, found: Iterable[object], known: Collection[str]) -> None:
     """ConfigError for the first name that is not known, with the nearest one that is."""
     for name in (str(name) for name in found if name not in known):
-        raise ConfigError(
-            f"{where}: {name!r} is not known or not supported.",
-            found=name,
-            do=did_you_mean(name, known),
-        )
+        what = f"{where}: {name!r} is not known or not supported."
+        raise ConfigError(what, found=name, do=did_you_mean(name, known))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ def kind_of(value: Tensor) -> str:
     return "numbers" if value.ndim == 1 else "maps"
 
 
+@torch.inference_mode()
 def write_extras(
     detector: Detector, samples: Sequence[Sample], folder: Path, keep: Collection[str]
 ) -> dict[str, Path]:
@@ -47,21 +48,26 @@ def write_extras(
     `<defect>/<image>_<name>.png` of pictures. Returns the sheet as `extras`; nothing where the
     method has no extras.
     """
-    chosen: dict[str, Sample] = {}
-    for sample in samples:
-        chosen.setdefault(sample.defect, sample)
-    rows = list(chosen.values())[:_SHEET_ROWS]
-    if not rows:
+
+    def read(sample: Sample) -> Tensor:
+        return detector.transform(read_sample(sample)).to(detector.device)
+
+    chosen = {sample.defect: sample for sample in reversed(samples)}  # the first of each
+    kinds = list(dict.fromkeys(sample.defect for sample in samples))[:_SHEET_ROWS]
+    if not kinds:
         return {}
-    captions = [sample.defect for sample in rows]
-    sheet = extras_sheet(detector.model, detector.transform, _images(detector, rows), captions)
-    if sheet is None:
+    images = torch.stack([read(chosen[kind]) for kind in kinds])
+    if (sheet := extras_sheet(detector.model, detector.transform, images, kinds)) is None:
         return {}
     save_png(sheet, folder / "sheet.png")
-    if keep:
-        numbers = [_keep_one(detector, sample, folder, keep) for sample in samples]
-        if "numbers" in keep:
-            write_rows(folder / "numbers.csv", numbers)
+    numbers = []
+    for sample in samples if keep else ():
+        extras = detector.model.extras(read(sample)[None])
+        _keep(extras, detector.transform, folder / sample.defect / sample.image_path.stem, keep)
+        row = {name: float(x[0]) for name, x in extras.items() if kind_of(x) == "numbers"}
+        numbers.append({"path": shown(sample.image_path), "defect": sample.defect, **row})
+    if "numbers" in keep:
+        write_rows(folder / "numbers.csv", numbers)
     return {"extras": folder / "sheet.png"}
 
 
@@ -93,11 +99,6 @@ def extras_sheet(
     return contact_sheet(tiles, labels, columns=len(columns))
 
 
-def _images(detector: Detector, samples: Sequence[Sample]) -> Tensor:
-    images = [detector.transform(read_sample(sample)) for sample in samples]
-    return torch.stack(images).to(detector.device)
-
-
 def _rgb(images: Tensor, transform: ImageTransform) -> np.ndarray:
     """Normalised images (n, 3, H, W) -> (n, H, W, 3) uint8."""
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (transform.mean, transform.std))
@@ -112,22 +113,17 @@ def _heated(maps: Tensor, display: np.ndarray) -> np.ndarray:
     return np.stack([heat(v, scale, p) for v, p in zip(values, display, strict=True)])
 
 
-@torch.inference_mode()
-def _keep_one(
-    detector: Detector, sample: Sample, folder: Path, keep: Collection[str]
-) -> dict[str, object]:
-    """Write what is kept of one image; returns its row of numbers."""
-    extras = detector.model.extras(_images(detector, [sample]))
-    stem = folder / sample.defect / sample.image_path.stem
+def _keep(
+    extras: Mapping[str, Tensor], transform: ImageTransform, stem: Path, keep: Collection[str]
+) -> None:
+    """Write the pictures, maps and arrays of one image that are wanted."""
     for name, value in extras.items():
         kind = kind_of(value)
         if kind == "pictures" and kind in keep:
-            picture = Image.fromarray(_rgb(value, detector.transform)[0])
+            picture = Image.fromarray(_rgb(value, transform)[0])
             save_png(picture, fitting(Path(f"{stem}_{name}.png")))
         elif kind in ("maps", "arrays") and kind in keep:
             array = value[0].float().cpu().numpy()
             target = fitting(Path(f"{stem}_{name}.npy"))
             with atomic(target) as partial, partial.open("wb") as stream:
                 np.save(stream, array if kind == "maps" else array.astype(np.float16))
-    numbers = {name: float(x[0]) for name, x in extras.items() if kind_of(x) == "numbers"}
-    return {"path": shown(sample.image_path), "defect": sample.defect, **numbers}

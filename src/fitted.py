@@ -18,11 +18,8 @@ log = logging.getLogger(__name__)
 def checked_data(run: SavedRun, other: DictConfig | None = None) -> AnomalyDataModule:
     """The data of a run, or of the config `other`, without test images that it was fitted on.
 
-    What has changed since the fit is said; so are the images that are left out, by name.
-
-    Raises:
-        DataError: the images are not there, or all of them were fitted on.
-        SavedModelError: the run does not say what it was fitted on.
+    What has changed since the fit is said; so are the images that are left out, by name. DataError:
+    the images are not there, or all of them were fitted on. SavedModelError: the run names none.
     """
     record, data = run.record(), data_of(other or run.config())
     if other is None and (difference := record.difference(data.record)):
@@ -42,19 +39,13 @@ def data_of(config: DictConfig) -> AnomalyDataModule:
 def fitted_samples(run: SavedRun, data: AnomalyDataModule) -> list[Sample]:
     """The images that a run was fitted on, in the order in which its model numbers them.
 
-    Raises:
-        DataError: some are not among the images of `data`.
-        SavedModelError: the run does not say what it was fitted on.
+    DataError: some are not in `data`. SavedModelError: the run does not say what they were.
     """
     return samples_with(data, {entry.path: entry.content for entry in run.record().fitted})
 
 
 def samples_with(data: AnomalyDataModule, contents: Mapping[str, str]) -> list[Sample]:
-    """The images with these contents, by the paths they had; they may have moved since.
-
-    Raises:
-        DataError: some are not among the images of `data`.
-    """
+    """The images with these contents, by the paths they had; DataError: some are not in `data`."""
     data.setup()
     here = {data.entry_of(sample).content: sample for sample in data.found}
     missing = [path for path, content in contents.items() if content not in here]

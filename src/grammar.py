@@ -13,29 +13,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 #: Keys that hold a path. `null` is no path (./null is one); with `-m` a comma separates paths.
-PATHS = frozenset(
-    (
-        "backbone.weights", "calibration.dir", "checkpoints", "data.abnormal_dir", "data.mask_dir",
-        "data.normal_dir", "data.normal_test_dir", "data.roi", "data.root", "file", "folder",
-        "image", "images", "model.cache.folder", "model.weights", "out", "replay", "run", "run_a",
-        "run_b", "runs", "runs_dir", "sweeps_dir", "tables_dir",
-    )
-)  # fmt: skip
+PATHS = frozenset({
+    "backbone.weights", "calibration.dir", "checkpoints", "data.abnormal_dir", "data.mask_dir",
+    "data.normal_dir", "data.normal_test_dir", "data.roi", "data.root", "file", "folder", "image",
+    "images", "model.cache.folder", "model.weights", "out", "replay", "run", "run_a", "run_b",
+    "runs", "runs_dir", "sweeps_dir", "tables_dir",
+})  # fmt: skip
 #: Keys that hold a free name: `0`, `1e5` and `null` are names too; a comma separates names.
-NAMES = frozenset(
-    ("data.category", "logger.wandb.entity", "logger.wandb.group", "logger.wandb.project", "name")
-)
+NAMES = frozenset({
+    "data.category", "logger.wandb.entity", "logger.wandb.group", "logger.wandb.project", "name",
+})  # fmt: skip
 #: Keys that hold one of the above or a [list] of them.
-LISTS = frozenset(
-    (
-        "backbone.weights",
-        "categories",
-        "checkpoints",
-        "data.abnormal_dir",
-        "data.category",
-        "data.exclude",
-    )
-)
+LISTS = frozenset({
+    "backbone.weights", "categories", "checkpoints", "data.abnormal_dir", "data.category",
+    "data.exclude",
+})  # fmt: skip
 
 _WORD = re.compile(r"(\+{0,2})([\w./@]+)=(.*)", re.DOTALL)
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""

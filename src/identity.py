@@ -7,6 +7,7 @@ folder beside the first. Places are not part of it: moved data keeps its run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -42,9 +43,7 @@ def config_hash(cfg: DictConfig) -> str:
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     for dotted in _NOT_IDENTITY:
         *nodes, last = dotted.split(".")
-        tree = plain
-        for node in nodes:
-            tree = tree.get(node) or {}
+        tree = functools.reduce(lambda node, name: node.get(name) or {}, nodes, plain)
         tree.pop(last, None)
     if isinstance(plain.get("model", {}).get("weights"), str):
         del plain["model"]["weights"]

@@ -26,20 +26,26 @@ def describe_run(data_fingerprint: str, weights: str | None) -> dict[str, Any]:
     """Facts of this run: code, packages, machine, data and weights (all JSON)."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     packages = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages[name] = importlib.metadata.version(name)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    commit = _git("rev-parse", "HEAD")  # None outside a checkout
+    changes = _git("diff", "HEAD", "--", "../src", "../conf") if commit else None
+    dirty = hashlib.sha256(changes.encode()).hexdigest()[:16] if changes else None
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "code": _describe_code(),
+        "code": {"commit": commit and commit.strip(), "dirty": dirty},
         "packages": packages,
         "machine": {
             "python": platform.python_version(),
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": next(models, platform.processor() or platform.machine()),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpus": gpus,
@@ -48,14 +54,6 @@ def describe_run(data_fingerprint: str, weights: str | None) -> dict[str, Any]:
         "data_fingerprint": data_fingerprint,
         "weights": weights,
     }
-
-
-def _describe_code() -> dict[str, str | None]:
-    """Git commit and a digest of uncommitted changes; empty outside a checkout."""
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("diff", "HEAD", "--", "../src", "../conf") if commit else None
-    digest = hashlib.sha256(changes.encode()).hexdigest()[:16] if changes else None
-    return {"commit": commit and commit.strip(), "dirty": digest}
 
 
 def describe_device(trainer: pl.Trainer) -> dict[str, Any]:
@@ -67,18 +65,10 @@ def describe_device(trainer: pl.Trainer) -> dict[str, Any]:
     return {"device": name, "processes": trainer.world_size}
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             command, capture_output=True, text=True, timeout=10, check=True
         ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return None

@@ -6,7 +6,7 @@ import errno
 import shlex
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -14,11 +14,14 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from src.composing import CONF, compose, is_group, split_words
-from src.errors import ConfigError, GoodpartsError, did_you_mean, nearest, root_of
+from src.errors import ConfigError, GoodpartsError, chain, did_you_mean, nearest, root_of
 from src.grammar import hydra_words, quoted
 from src.options import keys_of, problem_of
 
 USER_ERROR = 2
+#: Of a full disk; the writers of safetensors and torch have words for it, but no errno.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_SIGNS = ("os error 28", "os error 122", "unexpected pos", "PytorchStreamWriter failed")
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 BUG = "This is a bug or a broken machine, not your configuration: please report it."
 
@@ -30,7 +33,7 @@ def explain(error: BaseException, config_name: str, arguments: Sequence[str]) ->
     of_words = isinstance(error, HydraException | OmegaConfBaseException)
     said: object = mistake or _machine_trouble(error, config_name)
     if said is None and of_words:
-        said = explain_overrides(arguments, config_name) or _first_lines(error)
+        said = explain_overrides(arguments, config_name) or _told(error)
     if said is None:
         traceback.print_exception(error)
     print(BUG if said is None else f"Error: {said}", file=sys.stderr)
@@ -42,7 +45,8 @@ def _machine_trouble(error: BaseException, config_name: str) -> GoodpartsError |
     text = f"{type(error).__name__}: {error}"
     has_out = "\nout:" in (CONF / f"{config_name}.yaml").read_text()
     place = "give out=FOLDER" if has_out else "set RUNS_DIR to a folder"
-    if any(_disk_full(link) for link in _chain(error)):
+    if any(getattr(e, "errno", 0) in _FULL or any(s in str(e) for s in _FULL_SIGNS)
+           for e in chain(error)):  # fmt: skip
         what = "The disk is full."
         do = f"free some space, or {place} on another disk; run the same command again"
     elif isinstance(error, OSError) and error.errno in _DENIED:
@@ -68,23 +72,7 @@ def _machine_trouble(error: BaseException, config_name: str) -> GoodpartsError |
     return GoodpartsError(what, found=text.splitlines()[0], do=do)
 
 
-def _disk_full(error: BaseException) -> bool:
-    """Also in the words of the writers of safetensors and torch, which have no errno."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    signs = ("os error 28", "os error 122", "unexpected pos", "PytorchStreamWriter failed")
-    return any(sign in str(error) for sign in signs)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, latest first."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
-
-
-def _first_lines(error: BaseException) -> str:
+def _told(error: BaseException) -> str:
     return "\n  ".join(line for line in str(error).splitlines() if line.strip())
 
 
@@ -110,9 +98,17 @@ def explain_overrides(arguments: Sequence[str], config_name: str) -> ConfigError
             return ConfigError(
                 f"There is no key or group {key!r}.", found=word, do=_nearest_key(key, keys)
             )
-    if several:
+    if several and not many:
         own = given[words.index(several[0])]
-        return None if many else _without_m(own, arguments, config_name)
+        command = shlex.join(["python", "-m", f"src.{config_name}", "-m", *arguments])
+        alone = f"give one value, and call src.{config_name} once for each"
+        return ConfigError(
+            f"{own} holds several values, and this is one run.",
+            found=f"{own} without -m",
+            do=f"add -m: {command}" if config_name == "run" else alone,
+        )
+    if several:
+        return None
     problems = (problem_of(o.key_or_group, o.value(), defaults) for o in values.values())
     return next(filter(None, problems), None)
 
@@ -127,9 +123,7 @@ def _wrong_form(own: str, word: str) -> ConfigError | None:
     except HydraException as error:
         key, sign, value = own.partition("=")
         better = shlex.quote(f"{key}={quoted(value)}") if sign else "write key=value, as in seed=1"
-        return ConfigError(
-            f"{own!r} is not of the form key=value.", found=_first_lines(error), do=better
-        )
+        return ConfigError(f"{own!r} is not of the form key=value.", found=_told(error), do=better)
     return None
 
 
@@ -139,26 +133,12 @@ def _wrong_choice(word: str) -> ConfigError | None:
     group = CONF / override.key_or_group
     if not group.is_dir() or override.is_sweep_override() or override.is_delete():
         return None
-    options = [path.stem for path in group.glob("*.yaml")]
-    value = override.value()
+    options, value = [path.stem for path in group.glob("*.yaml")], override.value()
     for name in value if isinstance(value, list) else [value]:
         if name is not None and str(name) not in options:
-            return ConfigError(
-                f"There is no {override.key_or_group} named {str(name)!r}.",
-                found=word,
-                do=did_you_mean(str(name), options),
-            )
+            what = f"There is no {override.key_or_group} named {str(name)!r}."
+            return ConfigError(what, found=word, do=did_you_mean(str(name), options))
     return None
-
-
-def _without_m(word: str, arguments: Sequence[str], config_name: str) -> ConfigError:
-    command = shlex.join(["python", "-m", f"src.{config_name}", "-m", *arguments])
-    alone = f"give one value, and call src.{config_name} once for each"
-    return ConfigError(
-        f"{word} holds several values, and this is one run.",
-        found=f"{word} without -m",
-        do=f"add -m: {command}" if config_name == "run" else alone,
-    )
 
 
 def _nearest_key(key: str, keys: Collection[str]) -> str:

@@ -228,11 +228,17 @@ def problem_of(key: str, found: Any, defaults: DictConfig) -> ConfigError | None
         parts = ", ".join(f"{key}.{part}" for part in sorted(default))
         rule: Rule | None = Rule(f"set by its parts: {parts}", lambda x: False)
     else:
-        rule = RULES.get(key) or RULES.get(name) or _rule_of(declared) or _kind(default)
+        rule = RULES.get(key) or RULES.get(name) or _rule_of(declared) or _rule_like(default)
     nothing = default is None or bool({key, name} & NULLABLE) or NoneType in get_args(declared)
     if rule is None or (found is None and nothing) or rule.fits(found):
         return None
-    return _refusal(key, found, rule, default)
+    try:
+        value = None if found is None else rule.meant(str(found))
+    except ValueError:
+        value = None
+    value = default if value is None and rule.fits(default) else value
+    do = f"leave {key} out" if value is None else shlex.quote(_word(key, value))
+    return ConfigError(f"{key} must be {rule.words}.", found=_word(key, found), do=do)
 
 
 def is_true(word: str) -> bool:
@@ -269,26 +275,12 @@ def _rule_of(declared: Any) -> Rule | None:
     return {bool: BOOLEAN, int: WHOLE, float: NUMBER, str: TEXT, NoneType: NULL}.get(declared)
 
 
-def _kind(default: Any) -> Rule | None:
-    if isinstance(default, list):
-        kinds = [
-            rule for rule in (several(TEXT), several(NUMBER)) if default and rule.fits(default)
-        ]
-        return (kinds or [several(Rule("anything", lambda x: True), "a list [a,b,...]")])[0]
-    return None if default is None else _rule_of(type(default))
-
-
-def _refusal(key: str, found: Any, rule: Rule, default: Any) -> ConfigError:
-    try:
-        value = None if found is None else rule.meant(str(found))
-    except ValueError:
-        value = None
-    value = default if value is None and rule.fits(default) else value
-    return ConfigError(
-        f"{key} must be {rule.words}.",
-        found=_word(key, found),
-        do=f"leave {key} out" if value is None else shlex.quote(_word(key, value)),
-    )
+def _rule_like(default: Any) -> Rule | None:
+    """The rule of values of the kind of a default."""
+    if not isinstance(default, list):
+        return None if default is None else _rule_of(type(default))
+    same = (rule for rule in (several(TEXT), several(NUMBER)) if default and rule.fits(default))
+    return next(same, several(Rule("anything", lambda x: True), "a list [a,b,...]"))
 
 
 def _word(key: str, value: object) -> str:

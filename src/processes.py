@@ -1,10 +1,10 @@
 """Several processes, one run: the first leads, each takes its share of every batch.
 
 `hardware.devices=4 hardware.strategy=ddp` starts four processes; under torchrun or srun they are
-there already. All of them build the same model and read the same config. The first one alone owns
-the run: lock, folder, downloads, printing and every file; the others wait for its decisions. A
-batch of n images is divided as [rank::count], so that what the shares give can be put together
-again in the order of the batch, and results are those of one process.
+there already. All build the same model and read the same config. The first one alone owns the run:
+lock, folder, downloads, printing and every file; the others wait for its decisions. A batch is
+divided as [rank::count], so that shares can be put together again in its order, and results are
+those of one process.
 """
 
 from __future__ import annotations

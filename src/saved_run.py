@@ -82,27 +82,28 @@ class SavedRun:
         Where the file system has no flock, a file that only one process can create is the lock.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        lock: BaseFileLock = FileLock(self.directory / ".lock", fallback_to_soft=False)
+
+        def hold(lock: BaseFileLock) -> BaseFileLock:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                print(f"Another process is at work in {self.directory}; waiting for it.")
+                lock.acquire()
+            return lock
+
         try:
-            self._wait_for(lock)
+            lock = hold(FileLock(self.directory / ".lock", fallback_to_soft=False))
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
-            lock = SoftFileLock(self.directory / ".lock-held")
-            print(f"No flock on this file system; {lock.lock_file} is the lock, and may be deleted "
+            soft = SoftFileLock(self.directory / ".lock-held")
+            print(f"No flock on this file system; {soft.lock_file} is the lock, and may be deleted "
                   "if its process is gone.")  # fmt: skip
-            self._wait_for(lock)
+            lock = hold(soft)
         try:
             yield
         finally:
             lock.release()
-
-    def _wait_for(self, lock: BaseFileLock) -> None:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"Another process is at work in {self.directory}; waiting for it.")
-            lock.acquire()
 
     def start(self, cfg: DictConfig, manifest: Mapping[str, Any], *, force: bool) -> None:
         """Prepare the folder: config and manifest first; `force` empties it.
@@ -222,21 +223,17 @@ class SavedRun:
     def write_calibration(self, normal: NormalScores | None) -> None:
         """Keep the scores a threshold is set with: for other rules and drift warnings later."""
         if normal is not None:
+            names = normal.categories or [""] * len(normal.paths)
+            cells = normal.paths, normal.image.tolist(), normal.map_max.tolist(), names
             rows = [
                 {
                     "path": path,
-                    "score": float(score),
-                    "map_max": float(top),
+                    "score": score,
+                    "map_max": top,
                     "way": normal.way.value,
-                    "category": category,
+                    "category": name,
                 }
-                for path, score, top, category in zip(
-                    normal.paths,
-                    normal.image,
-                    normal.map_max,
-                    normal.categories or [""] * len(normal.paths),
-                    strict=True,
-                )
+                for path, score, top, name in zip(*cells, strict=True)
             ]
             self.write_rows("calibration.csv", rows)
 

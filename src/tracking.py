@@ -64,30 +64,15 @@ def log_results(
         logger.finalize("success")
 
 
-def _wandb(cfg: DictConfig, directory: Path) -> WandbLogger:
+def _wandb(cfg: DictConfig, directory: Path, mode: str | None = None) -> WandbLogger:
     """A W&B logger; without a key, or when the server is out of reach, an offline one."""
     import wandb
 
-    netrc = Path.home() / ".netrc"
+    options, netrc = cfg.logger.wandb, Path.home() / ".netrc"
     known = netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
     has_key = bool(os.environ.get("WANDB_API_KEY")) or known
-    mode = cfg.logger.wandb.mode or ("online" if has_key else "offline")
-    logger = _wandb_logger(cfg, directory, mode)
-    try:
-        _ = logger.experiment  # connects now, so that trouble shows before hours of training
-    except wandb.errors.Error as error:
-        if mode != "online":
-            raise
-        log.warning("W&B cannot be reached (%s); logging offline, `wandb sync` later", error)
-        logger = _wandb_logger(cfg, directory, "offline")
-    return logger
-
-
-def _wandb_logger(cfg: DictConfig, directory: Path, mode: str) -> WandbLogger:
-    import wandb
-
-    options = cfg.logger.wandb
-    return WandbLogger(
+    mode = mode or options.mode or ("online" if has_key else "offline")
+    logger = WandbLogger(
         project=options.project,
         entity=options.entity,
         group=options.group,
@@ -98,6 +83,14 @@ def _wandb_logger(cfg: DictConfig, directory: Path, mode: str) -> WandbLogger:
         log_model=False,
         settings=wandb.Settings(init_timeout=30),
     )
+    try:
+        _ = logger.experiment  # connects now, so that trouble shows before hours of training
+    except wandb.errors.Error as error:
+        if mode != "online":
+            raise
+        log.warning("W&B cannot be reached (%s); logging offline, `wandb sync` later", error)
+        return _wandb(cfg, directory, "offline")
+    return logger
 
 
 def _log_picture(logger: Logger, name: str, picture: Image.Image, step: int | None) -> None:

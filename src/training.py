@@ -61,13 +61,14 @@ def build_trainer(
 ) -> pl.Trainer:
     """A trainer for fitting and predicting; checkpoints go to `directory/checkpoints`."""
     _quieten()
-    alone = _places(cfg) | {"strategy": "auto", "num_nodes": 1}  # whatever the config asks for
-    if process_count(cfg) > 1:
-        alone["devices"] = 1
+    places = _places(cfg)
+    if processes.count() == 1:  # whatever the config asks for
+        devices = 1 if process_count(cfg) > 1 else places["devices"]
+        places |= {"strategy": "auto", "num_nodes": 1, "devices": devices}
     if cfg.hardware.threads:
         torch.set_num_threads(cfg.hardware.threads)
     return pl.Trainer(
-        **(_places(cfg) if processes.count() > 1 else alone),
+        **places,
         precision=cfg.hardware.precision,
         **{key: cfg.trainer[key] for key in _OF_LIGHTNING},
         callbacks=_callbacks(cfg, directory, single_pass=single_pass),
@@ -148,11 +149,10 @@ def last_checkpoint(directory: Path) -> Path | None:
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return path
         except Exception as error:  # a damaged zip, a truncated tensor, a foreign pickle
             log.warning("%s cannot be used (%s); starting without it", path, type(error).__name__)
             path.replace(path.with_suffix(".broken"))
-            continue
-        return path
     return None
 
 
@@ -229,12 +229,15 @@ def _callbacks(cfg: DictConfig, directory: Path, *, single_pass: bool) -> list[p
     if single_pass:
         return chosen
     where: dict[str, Any] = {"dirpath": directory / "checkpoints", "save_on_train_epoch_end": True}
-    every = trainer.checkpoint_every_n_epochs
-    resume: dict[str, Any] = {"save_last": True, "save_top_k": 0, "enable_version_counter": False}
-    chosen.append(ModelCheckpoint(**where, **resume, every_n_epochs=every))
+    chosen.append(ModelCheckpoint(
+        **where, every_n_epochs=trainer.checkpoint_every_n_epochs, save_last=True, save_top_k=0,
+        enable_version_counter=False,
+    ))  # fmt: skip
     if every := trainer.checkpoint_keep_every_n_epochs:
-        named: dict[str, Any] = {"filename": "epoch{epoch:04d}", "auto_insert_metric_name": False}
-        chosen.append(_KeptCheckpoint(**where, **named, save_top_k=-1, every_n_epochs=every))
+        chosen.append(_KeptCheckpoint(
+            **where, every_n_epochs=every, filename="epoch{epoch:04d}", save_top_k=-1,
+            auto_insert_metric_name=False,
+        ))  # fmt: skip
     return chosen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import textwrap
 from collections.abc import Sequence
@@ -93,9 +94,6 @@ def rank_by_suspicion(run: SavedRun) -> int:
     return 0
 
 
-# --- what the doctor found: on the terminal, as JSON and as a picture ---------------------------
-
-
 def print_report(
     report: Report, console: Console, title: str, excluded: Sequence[str] = ()
 ) -> None:
@@ -139,12 +137,10 @@ def draw_report(report: Report, path: Path) -> None:
 def chosen_pictures(report: Report) -> list[tuple[Path, str]]:
     """Up to 12 (file, reason): first of each finding, then the least usual training images."""
     chosen: dict[Path, str] = {}
-    most = max((len(finding.files) for finding in report.findings), default=0)
-    for rank in range(most):
-        for finding in report.findings:
-            if rank < len(finding.files):
-                reason = f"{finding.severity}: {finding.what.rstrip('.')}"
-                chosen.setdefault(finding.files[rank], reason)
+    for files in itertools.zip_longest(*(finding.files for finding in report.findings)):
+        for finding, file in zip(report.findings, files, strict=True):
+            if file is not None:
+                chosen.setdefault(file, f"{finding.severity}: {finding.what.rstrip('.')}")
     for image in unusual([i for i in report.images if i.sample.split == "train"]):
         chosen.setdefault(image.sample.image_path, "least usual in training")
     return list(chosen.items())[:_SHOWN]

@@ -133,9 +133,6 @@ def verdict(row: MetricPair) -> str:
     return "b" if (row.difference.value > 0) != find_metric(row.metric).lower_is_better else "a"
 
 
-# --- to the last bit -----------------------------------------------------------------------------
-
-
 class ExactComparison(NamedTuple):
     """Two runs of one config, number by number."""
 
@@ -194,9 +191,6 @@ def say_exactly(first: SavedRun, second: SavedRun) -> int:
         console.print(f"changed  {name}: {before} -> {now}", markup=False, soft_wrap=True)
     console.print(f"A  {first.directory}\nB  {second.directory}", soft_wrap=True)
     return 0 if found.identical else DIFFERENT
-
-
-# --- beyond chance -------------------------------------------------------------------------------
 
 
 def _print_comparison(

@@ -74,8 +74,19 @@ def _threshold(cfg: DictConfig, detector: Detector) -> Threshold | None:
 
 def _compare_checkpoints(cfg: DictConfig, work: Work, detector: Detector) -> None:
     """One row of metrics per training checkpoint; the threshold stays that of the run."""
+    folder = detector.run.directory / "checkpoints"
+    wanted = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
+    patterns = ["*.ckpt" if name == "all" else name for name in wanted]
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    if not found:
+        have = [path.name for path in folder.glob("*.ckpt")]
+        raise SavedModelError(
+            "No such checkpoints.",
+            found=f"{wanted} among {have or 'none'}",
+            do="keep some with trainer.checkpoint_keep_every_n_epochs=N when training",
+        )
     rows = []
-    for path in _checkpoints(cfg, detector.run.directory / "checkpoints"):
+    for path in found:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         detector.model.load_state_dict(state, strict=False)
         detector.model.eval()
@@ -88,20 +99,6 @@ def _compare_checkpoints(cfg: DictConfig, work: Work, detector: Detector) -> Non
     for row in rows:
         table.add_row(str(row["checkpoint"]), *(f"{row[metric.key]:.4f}" for metric in shown))
     Console().print(table)
-
-
-def _checkpoints(cfg: DictConfig, folder: Path) -> list[Path]:
-    wanted = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
-    patterns = ["*.ckpt" if name == "all" else name for name in wanted]
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    if not found:
-        have = [path.name for path in folder.glob("*.ckpt")]
-        raise SavedModelError(
-            "No such checkpoints.",
-            found=f"{wanted} among {have or 'none'}",
-            do="keep some with trainer.checkpoint_keep_every_n_epochs=N when training",
-        )
-    return found
 
 
 def _merge(saved: DictConfig, cfg: DictConfig) -> DictConfig:

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,14 +21,11 @@ from torch import Tensor, nn
 
 from src.data.images import read_sample
 from src.data.record import with_data_at
-from src.data.samples import Sample
 from src.deployment.fixed_input import FixedInput
 from src.detector import Detector
 from src.errors import ConfigError, GoodpartsError
 from src.files import write_text
 from src.fitted import data_of
-
-Facts = dict[str, str]
 
 
 class ParityError(GoodpartsError):
@@ -48,7 +45,7 @@ Runner = Callable[[np.ndarray], Outputs]
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The comparison on real images; errors in raw units."""
+    """The comparison on real images; errors in raw units, times for one image from the camera."""
 
     images: int
     flips: int  # decisions that differ
@@ -56,7 +53,7 @@ class Parity:
     map_error: float
     spread: float  # largest minus smallest score, what errors are measured by
     tolerance: float  # allowed error / spread
-    torch_ms_p50: float  # one image, pre-processing included
+    torch_ms_p50: float
     torch_ms_p95: float
     exported_ms_p50: float
     exported_ms_p95: float
@@ -68,9 +65,8 @@ class Parity:
         table.add_row("max score error", "", f"{self.score_error:.2e} of spread {self.spread:.3g}")
         table.add_row("max map error", "", f"{self.map_error:.2e}")
         for quantile in ("p50", "p95"):
-            ours, other = f"torch_ms_{quantile}", f"exported_ms_{quantile}"
-            values = f"{getattr(self, ours):.1f}", f"{getattr(self, other):.1f}"
-            table.add_row(f"ms per image {quantile}", *values)
+            times = (getattr(self, f"{side}_ms_{quantile}") for side in ("torch", "exported"))
+            table.add_row(f"ms per image {quantile}", *(f"{ms:.1f}" for ms in times))
         return table
 
 
@@ -100,46 +96,6 @@ def export_run(cfg: DictConfig) -> Parity:
     """
     detector = Detector.load(Path(cfg.run), "cpu")
     ending, write, runner, precisions = FORMATS[cfg.format]
-    _refuse(detector, cfg, precisions)
-    data = data_of(with_data_at(detector.config, cfg.data.root))
-    by_label = sorted(data.test_samples, key=lambda sample: sample.label)
-    half = max(1, cfg.parity.images // 2)
-    both = [*by_label[:half], *by_label[-half:], *data.train_samples]
-    samples = list(dict.fromkeys(both))[: cfg.parity.images]
-    height, width = cfg.camera_size or read_sample(samples[0]).size[::-1]
-    size = (int(height), int(width))
-    images = _as_camera(samples, size)
-    target = Path(cfg.out or detector.run.directory / "export" / "detector").with_suffix(ending)
-
-    def original(images: np.ndarray) -> Outputs:
-        """The detector as `src.predict` uses it, resize by Pillow."""
-        found = detector.detect(list(images))
-        score = np.array([one.score for one in found], dtype=np.float32)
-        alarm = np.array([one.alarm for one in found])
-        return Outputs(score, alarm, np.stack([one.anomaly_map for one in found]))
-
-    module = Exported(detector, size).eval()
-    order = Order(cfg.precision, cfg.opset, _facts(detector, size) | {"precision": cfg.precision})
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export.") as folder:
-        partial = Path(folder) / target.name
-        write(module, torch.from_numpy(images[:2]), partial, order)
-        parity = check_parity(
-            images, original, runner(partial), threshold=detector.threshold.image,
-            tolerance=cfg.parity.tolerance, repeats=cfg.parity.repeats,
-        )  # fmt: skip
-        written = sorted(Path(folder).glob(f"{target.stem}.*"))  # .bin before its .xml
-        for file in written:
-            file.replace(target.with_suffix(file.suffix))
-    write_text(target.with_suffix(".parity.json"), json.dumps(asdict(parity), indent=2) + "\n")
-    total = sum(target.with_suffix(file.suffix).stat().st_size for file in written)
-    Console().print(
-        parity.table(f"{cfg.format} {cfg.precision}"), f"Wrote {target} ({total / 1e6:.1f} MB)"
-    )
-    return parity
-
-
-def _refuse(detector: Detector, cfg: DictConfig, precisions: tuple[str, ...]) -> None:
     if detector.threshold.rule == "nfa":
         raise ConfigError(
             "The a-contrario threshold builds a tree of regions, which no graph format can hold.",
@@ -152,62 +108,88 @@ def _refuse(detector: Detector, cfg: DictConfig, precisions: tuple[str, ...]) ->
             found=f"precision={cfg.precision}",
             do=f"choose one of {', '.join(precisions)}, or another format",
         )
+    size, images = _camera_images(detector, cfg)
+    target = Path(cfg.out or detector.run.directory / "export" / "detector").with_suffix(ending)
+
+    def original(images: np.ndarray) -> Outputs:
+        """The detector as `src.predict` uses it, resize by Pillow."""
+        found = detector.detect(list(images))
+        score = np.array([one.score for one in found], dtype=np.float32)
+        alarm = np.array([one.alarm for one in found])
+        return Outputs(score, alarm, np.stack([one.anomaly_map for one in found]))
+
+    module, batch = Exported(detector, size).eval(), torch.from_numpy(images[:2])
+    facts = _facts(detector, size) | {"precision": cfg.precision}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export.") as folder:
+        partial = Path(folder) / target.name
+        write(module, batch, partial, cfg, facts)
+        limits = detector.threshold.image, cfg.parity.tolerance, cfg.parity.repeats
+        parity = check_parity(images, original, runner(partial), *limits)
+        written = sorted(Path(folder).glob(f"{target.stem}.*"))  # .bin before its .xml
+        for file in written:
+            file.replace(target.with_suffix(file.suffix))
+    write_text(target.with_suffix(".parity.json"), json.dumps(asdict(parity), indent=2) + "\n")
+    total = sum(target.with_suffix(file.suffix).stat().st_size for file in written)
+    table = parity.table(f"{cfg.format} {cfg.precision}")
+    Console().print(table, f"Wrote {target} ({total / 1e6:.1f} MB)")
+    return parity
 
 
-def _as_camera(samples: Sequence[Sample], size: tuple[int, int]) -> np.ndarray:
-    """Images (N, h, w, 3) uint8 as a camera of this `size` (h, w) would give them."""
-    shots = (read_sample(sample) for sample in samples)
-    wide = (size[1], size[0])
-    return np.stack([np.asarray(s if s.size == wide else s.resize(wide)) for s in shots])
+def _camera_images(detector: Detector, cfg: DictConfig) -> tuple[tuple[int, int], np.ndarray]:
+    """Size (h, w) of the camera, and images (N, h, w, 3) uint8 of the run as it would give them."""
+    data = data_of(with_data_at(detector.config, cfg.data.root))
+    by_label = sorted(data.test_samples, key=lambda sample: sample.label)
+    half = max(1, cfg.parity.images // 2)
+    both = [*by_label[:half], *by_label[-half:], *data.train_samples]
+    shots = [read_sample(sample) for sample in list(dict.fromkeys(both))[: cfg.parity.images]]
+    height, width = map(int, cfg.camera_size or shots[0].size[::-1])
+    fitted = (s if s.size == (width, height) else s.resize((width, height)) for s in shots)
+    return (height, width), np.stack([np.asarray(shot) for shot in fitted])
 
 
-# --- one format each: write the graph, run a file ----------------------------------------------
-
-
-class Order(NamedTuple):
-    """How a file is to be written."""
-
-    precision: str
-    opset: int
-    facts: Facts
-
-
-def _write_onnx(module: nn.Module, images: Tensor, path: Path, order: Order) -> None:
+def _write_onnx(
+    module: nn.Module, images: Tensor, path: Path, cfg: DictConfig, facts: Mapping[str, str]
+) -> None:
     import onnx
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         program = torch.onnx.export(
-            module, (images,), dynamo=True, opset_version=order.opset,
+            module, (images,), dynamo=True, opset_version=cfg.opset,
             input_names=["image"], output_names=["score", "alarm", "anomaly_map", "mask"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},), verbose=False,
         )  # fmt: skip
     assert program is not None
     model = program.model_proto
-    for key, value in order.facts.items():
+    for key, value in facts.items():
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, path)
 
 
-def _write_openvino(module: nn.Module, images: Tensor, path: Path, order: Order) -> None:
+def _write_openvino(
+    module: nn.Module, images: Tensor, path: Path, cfg: DictConfig, facts: Mapping[str, str]
+) -> None:
     """`path` (.xml) and its weights beside it (.bin), converted from the ONNX graph."""
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "graph.onnx"
-        _write_onnx(module, images, graph, order)
+        _write_onnx(module, images, graph, cfg, facts)
         model = openvino.Core().read_model(graph)
-        for key, value in order.facts.items():
+        for key, value in facts.items():
             model.set_rt_info(value, ["goodparts", key.removeprefix("goodparts.")])
-        openvino.save_model(model, path, compress_to_fp16=order.precision == "float16")
+        openvino.save_model(model, path, compress_to_fp16=cfg.precision == "float16")
 
 
-def _write_torch(module: nn.Module, images: Tensor, path: Path, order: Order) -> None:
+def _write_torch(
+    module: nn.Module, images: Tensor, path: Path, cfg: DictConfig, facts: Mapping[str, str]
+) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     with torch.no_grad():
         program = torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
     with path.open("wb") as stream:
-        torch.export.save(program, stream, extra_files=dict(order.facts))
+        torch.export.save(program, stream, extra_files=dict(facts))
 
 
 def _onnx_runner(path: Path) -> Runner:
@@ -250,7 +232,7 @@ FORMATS = {
 }
 
 
-def _facts(detector: Detector, size: tuple[int, int]) -> Facts:
+def _facts(detector: Detector, size: tuple[int, int]) -> dict[str, str]:
     """What the file says of itself."""
     white = 2 ** (detector.config.data.get("bit_depth") or 16) - 1
     return {
@@ -262,18 +244,10 @@ def _facts(detector: Detector, size: tuple[int, int]) -> Facts:
     }
 
 
-# --- does the file say the same? ---------------------------------------------------------------
-
-
 def check_parity(
-    images: np.ndarray,
-    original: Runner,
-    exported: Runner,
-    *,
-    threshold: float,
-    tolerance: float,
-    repeats: int,
-) -> Parity:
+    images: np.ndarray, original: Runner, exported: Runner,
+    threshold: float, tolerance: float, repeats: int,
+) -> Parity:  # fmt: skip
     """Compare both sides on uint8 images (N, h, w, 3), in batches of 1 and of all.
 
     Raises:
@@ -285,39 +259,29 @@ def check_parity(
     sides = (batched, singly)
     reach = [threshold] if np.isfinite(threshold) else []
     spread = float(np.ptp(np.append(truth.score, reach))) or float(np.abs(truth.score).max()) or 1.0
-    parity = Parity(
-        images=len(images),
-        flips=max(int((truth.alarm != side.alarm).sum()) for side in sides),
-        score_error=max(_largest(truth.score, side.score) for side in sides),
-        map_error=max(_largest(truth.anomaly_map, side.anomaly_map) for side in sides),
-        spread=spread,
-        tolerance=tolerance,
-        **_times("torch", images, original, repeats),
-        **_times("exported", images, exported, repeats),
-    )
-    worst = max(parity.score_error, parity.map_error)
-    if parity.flips or not worst <= parity.tolerance * parity.spread:
+
+    def error(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.abs(a.astype(np.float64) - b).max()) if a.shape == b.shape else np.inf
+
+    def milliseconds(run: Runner) -> tuple[float, float]:
+        """The p50 and p95 of `repeats` calls with one image after two that warm up."""
+        taken = []
+        for count in range(repeats + 2):
+            one = images[count % len(images)][None]
+            began = time.perf_counter()
+            run(one)
+            taken.append(1e3 * (time.perf_counter() - began))
+        return float(np.percentile(taken[2:], 50)), float(np.percentile(taken[2:], 95))
+
+    flips = max(int((truth.alarm != side.alarm).sum()) for side in sides)
+    of_score = max(error(truth.score, side.score) for side in sides)
+    of_map = max(error(truth.anomaly_map, side.anomaly_map) for side in sides)
+    if flips or not max(of_score, of_map) <= tolerance * spread:
         raise ParityError(
             "The exported model does not say the same as PyTorch; nothing was written.",
-            found=f"{parity.flips} of {parity.images} decisions flip, largest error {worst:.3g} "
-            f"(allowed {parity.tolerance * parity.spread:.3g})",
+            found=f"{flips} of {len(images)} decisions flip, largest error "
+            f"{max(of_score, of_map):.3g} (allowed {tolerance * spread:.3g})",
             do="report this with the run's config.yaml; a larger parity.tolerance only hides it",
         )
-    return parity
-
-
-def _largest(a: np.ndarray, b: np.ndarray) -> float:
-    if a.shape != b.shape:
-        return float("inf")
-    return float(np.max(np.abs(a.astype(np.float64) - b)))
-
-
-def _times(name: str, images: np.ndarray, run: Runner, repeats: int) -> dict[str, float]:
-    """Milliseconds of `repeats` single-image calls after two that warm up, p50 and p95."""
-    taken = []
-    for count in range(repeats + 2):
-        one = images[count % len(images)][None]
-        began = time.perf_counter()
-        run(one)
-        taken.append(1e3 * (time.perf_counter() - began))
-    return {f"{name}_ms_p{q}": float(np.percentile(taken[2:], q)) for q in (50, 95)}
+    times = *milliseconds(original), *milliseconds(exported)
+    return Parity(len(images), flips, of_score, of_map, spread, tolerance, *times)

@@ -37,34 +37,25 @@ def fetch_published(cfg: DictConfig) -> list[Path]:
     published = options["published"]["files"]
     categories, metrics = options["categories"] or sorted(published), options["metrics"]
     only("method", [options["method"]], ("uflow", "patchcore"))
-    if options["method"] == "patchcore":
-        return [_official_bank(options)]
-    only("categories", categories, published)
+    only("categories", categories if options["method"] == "uflow" else (), published)
     only("metrics", metrics, ("auc", "pro", "miou"))
     only("source", [options["source"]], ("drive", "release"))
-    made = [_one(options, metric, category) for category in categories for metric in metrics]
-    print(
-        f"Evaluate one with: python -m src.run model=uflow data.category={categories[0]} "
-        f"trainer.max_epochs=0 model.weights={made[0]}"
-    )
-    return made
-
-
-def _official_bank(options: dict[str, Any]) -> Path:
-    """The converted bank of a folder of PatchCore's official repository."""
-    if options["files"] is None:
+    if options["method"] == "uflow":
+        made = [_one(options, metric, category) for category in categories for metric in metrics]
+        words = f"uflow data.category={categories[0]}"
+    elif options["files"] is None:
         raise ConfigError(
             "method=patchcore converts a folder of the official repository.",
             found="files=null",
             do="clone amazon-science/patchcore-inspection with git lfs and name the folder of one "
             "category: files=models/<setting>/models/mvtec_bottle",
         )
-    source = Path(options["files"])
-    made = convert_official(source, Path(options["folder"]) / f"{source.name}.safetensors")
-    print(
-        "Evaluate it with: python -m src.run model=patchcore trainer.max_epochs=0 "
-        f"threshold=f1_oracle model.squared=true model.weights={made}"
-    )
+    else:
+        source = Path(options["files"])
+        made = [convert_official(source, Path(options["folder"]) / f"{source.name}.safetensors")]
+        words = "patchcore threshold=f1_oracle model.squared=true"
+    print(f"Evaluate one with: python -m src.run model={words} trainer.max_epochs=0 "
+          f"model.weights={made[0]}")  # fmt: skip
     return made
 
 

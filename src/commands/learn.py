@@ -51,18 +51,27 @@ def learn_images(cfg: DictConfig) -> Result:
     wider = with_confirmed(config, folder)
     if changed := before.record().difference(list_record(config.data)):
         log.warning("The data of %s changed since: %s.", before.directory, changed)
-    count = _count_new(config, wider, folder)
+    known = {sample.image_path for sample in list_samples(config.data)}
+    new = [sample for sample in list_samples(wider.data) if sample.image_path not in known]
+    if not new:
+        raise DataError(
+            "There is nothing to learn.",
+            found=f"the run was made with every picture in {folder}",
+            do="give a folder with other pictures of good parts",
+        )
+    for sample in new:  # every one is read once, so none fails later
+        read_sample(sample)
     above = before.directory.absolute().parents  # <runs>/<model>/<data>/<category>
     at_home = len(above) > 3 and above[2].name == config.model.name
     wider.runs_dir = literal(str(cfg.out or (above[3] if at_home else config.runs_dir)))
     result = run_experiment(wider)
     earlier = before.read_json("manifest.json").get("learnt", [])
-    step = {"from": before.directory.name, "pictures": count, "folder": str(folder)}
+    step = {"from": before.directory.name, "pictures": len(new), "folder": str(folder)}
     result.run.add_facts({"learnt": [*earlier, step]})
     places = [f"run_a={before.directory}", f"run_b={result.run.directory}"]
     compare_runs(compose_checked("compare", [*places, "pictures=0"]))
     a, b = (run.read_json("model/threshold.json")["image"] for run in (before, result.run))
-    told = [f"{count} confirmed pictures learnt: threshold {a:.4g} -> {b:.4g}"]
+    told = [f"{len(new)} confirmed pictures learnt: threshold {a:.4g} -> {b:.4g}"]
     images = match(before.scores(), result.run.scores()).images
     for name, label in (("false alarms", NORMAL), ("defects found", DEFECTIVE)):
         some = images[images.label_a == label]
@@ -81,18 +90,3 @@ def with_confirmed(config: DictConfig, folder: Path) -> DictConfig:
     wider.data.index = literal(index)
     wider.force = False
     return wider
-
-
-def _count_new(config: DictConfig, wider: DictConfig, folder: Path) -> int:
-    """Pictures that the run does not know yet; every one is read once, so none fails later."""
-    known = {sample.image_path for sample in list_samples(config.data)}
-    new = [sample for sample in list_samples(wider.data) if sample.image_path not in known]
-    if not new:
-        raise DataError(
-            "There is nothing to learn.",
-            found=f"the run was made with every picture in {folder}",
-            do="give a folder with other pictures of good parts",
-        )
-    for sample in new:
-        read_sample(sample)
-    return len(new)

@@ -1,9 +1,8 @@
 """Score any number of images with constant memory and write what was found.
 
-Results mirror the folders of the images, so equal file names never collide. An interrupted call
-continues where it stopped, a repeated one scores only what is new or was changed. `scores.csv` has
-a row for each image the call names; of a watched folder, one for each version of a file that was
-scored, the newest last.
+An interrupted call continues where it stopped, a repeated one scores only what is new or was
+changed. `scores.csv` has a row for each image the call names; of a watched folder, one for each
+version of a file that was scored, the newest last.
 """
 
 from __future__ import annotations
@@ -120,13 +119,9 @@ def _images_of(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:
 
 
 def _score_all(
-    cfg: DictConfig,
-    groups: Iterable[list[Path]],
-    scorer: Scorer,
-    ledger: Ledger,
-    versions: dict[str, Version],
-    console: Console,
-) -> None:
+    cfg: DictConfig, groups: Iterable[list[Path]], scorer: Scorer, ledger: Ledger,
+    versions: dict[str, Version], console: Console,
+) -> None:  # fmt: skip
     """Score groups of images as they come: those without a row, or changed since they got one."""
     normal = scorer.detector.run.calibration()
     known = [] if normal is None else normal.image.tolist()

@@ -90,13 +90,9 @@ def measure_robustness(cfg: DictConfig) -> list[Row]:
 
 
 def _row(
-    name: str,
-    level: float,
-    detector: Detector,
-    samples: Sequence[Sample],
-    batch_size: int,
+    name: str, level: float, detector: Detector, samples: Sequence[Sample], batch_size: int,
     change: Change = lambda image: image,
-) -> Row:
+) -> Row:  # fmt: skip
     """Metrics with every test image changed the same way; the threshold stays."""
     found = []
     for at in range(0, len(samples), batch_size):

@@ -105,7 +105,7 @@ def coreset_curve(table: pd.DataFrame, metric: str = "test/image_auroc") -> Figu
     """
     grid = table.pivot_table(index="ratio", columns="category", values=metric, aggfunc="mean")
     figure, axes = new_figure(6.2, 3.8)
-    draw_curve(axes, grid, _metric_name(metric))
+    draw_curve(axes, grid, METRICS[metric].name if metric in METRICS else metric)
     axes.set_xscale("log")
     axes.set_xticks(grid.index, [f"{100 * value:g} %" for value in grid.index])
     axes.minorticks_off()
@@ -114,7 +114,10 @@ def coreset_curve(table: pd.DataFrame, metric: str = "test/image_auroc") -> Figu
 
 
 def draw_curve(axes: Axes, grid: pd.DataFrame, name: str) -> None:
-    """A named line a column of `grid` over its index, the mean of the complete ones in front."""
+    """A line a column of `grid` over its index, the mean of the complete ones in front.
+
+    Their names stand at the right ends, moved apart so that none overlap.
+    """
     lines = {str(column): grid[column].dropna() for column in grid.columns}
     for line in lines.values():
         axes.plot(line.index, line.to_numpy(), "-", color=NORMAL_COLOUR, alpha=0.35, lw=1.0)
@@ -124,7 +127,17 @@ def draw_curve(axes: Axes, grid: pd.DataFrame, name: str) -> None:
         label = f"mean of {complete.shape[1]} categories"
         axes.plot(mean.index, mean.to_numpy(), "o-", color=INK, lw=2.2, ms=5, label=label)
         axes.legend(frameon=False, loc="best", fontsize=8)
-    _name_lines(axes, {column: line for column, line in lines.items() if len(line)})
+    ends = sorted((float(x.iloc[-1]), float(x.index[-1]), n) for n, x in lines.items() if len(x))
+    low, high = axes.get_ylim()
+    gap = (high - low) / 26  # a line of 7.5-point text in this figure
+    heights = spread([height for height, _, _ in ends], gap)
+    if heights:
+        axes.set_ylim(min(low, heights[0] - gap), max(high, heights[-1] + gap))
+    for (_, x, column), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            column, (x, height), xytext=(7, 0), textcoords="offset points", va="center",
+            fontsize=7.5, color=FAINT, annotation_clip=False,
+        )  # fmt: skip
     axes.set(ylabel=name)
     axes.margins(x=0.14)
 
@@ -151,8 +164,16 @@ def pareto_figure(table: pd.DataFrame, accuracy: str = "test/image_auroc") -> Fi
         )  # fmt: skip
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
-    axes.set(xlabel="latency in ms per image, median (log)", ylabel=_metric_name(accuracy))
-    _name_list(axes, [str(name) for name in means.index], front, memory)
+    name = METRICS[accuracy].name if accuracy in METRICS else accuracy
+    axes.set(xlabel="latency in ms per image, median (log)", ylabel=name)
+    heading = "number, configuration, size of the model; dark: nothing is faster and better"
+    axes.set_title(heading, fontsize=8.5, color=FAINT, loc="right")
+    for k, name in enumerate(means.index):
+        axes.annotate(
+            f"{k + 1:>2}  {name}, {memory[k]:.3g} MB",
+            (1.03, 1.0 - k * 0.228 / figure.get_figheight()), xycoords="axes fraction", va="top",
+            fontsize=8, color=INK if front[k] else FAINT,
+        )  # fmt: skip
     return figure
 
 
@@ -186,21 +207,6 @@ def configuration_labels(table: pd.DataFrame) -> pd.Series:
     return table.apply(label, axis=1)
 
 
-def _name_lines(axes: Axes, lines: dict[str, pd.Series]) -> None:
-    """Names at the right ends of lines, moved apart so that none overlap."""
-    ends = sorted((float(line.iloc[-1]), float(line.index[-1]), n) for n, line in lines.items())
-    low, high = axes.get_ylim()
-    gap = (high - low) / 26  # a line of 7.5-point text in this figure
-    heights = spread([height for height, _, _ in ends], gap)
-    if heights:
-        axes.set_ylim(min(low, heights[0] - gap), max(high, heights[-1] + gap))
-    for (_, x, name), height in zip(ends, heights, strict=True):
-        axes.annotate(
-            name, (x, height), xytext=(7, 0), textcoords="offset points", va="center",
-            fontsize=7.5, color=FAINT, annotation_clip=False,
-        )  # fmt: skip
-
-
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Ascending heights moved as little as needed so that neighbours are at least `gap` apart.
 
@@ -208,19 +214,3 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     """
     steps = gap * np.arange(len(heights))
     return [] if not heights else list(isotonic_regression(np.array(heights) - steps).x + steps)
-
-
-def _name_list(axes: Axes, names: Sequence[str], front: np.ndarray, memory: np.ndarray) -> None:
-    """Numbers, names and sizes beside the plot; those on the front are dark."""
-    step = 0.19 / axes.figure.get_figheight() * 1.2  # type: ignore[union-attr]
-    heading = "number, configuration, size of the model; dark: nothing is faster and better"
-    axes.set_title(heading, fontsize=8.5, color=FAINT, loc="right")
-    for k, name in enumerate(names):
-        axes.annotate(
-            f"{k + 1:>2}  {name}, {memory[k]:.3g} MB", (1.03, 1.0 - k * step),
-            xycoords="axes fraction", va="top", fontsize=8, color=INK if front[k] else FAINT,
-        )  # fmt: skip
-
-
-def _metric_name(key: str) -> str:
-    return METRICS[key].name if key in METRICS else key

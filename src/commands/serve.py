@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import uvicorn
 from fastapi import FastAPI, File, HTTPException, Query, Request, Response, UploadFile
 from fastapi.responses import PlainTextResponse
@@ -26,7 +25,7 @@ from src.files import shown
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import crop, overlay
 from src.reporting.page_images import webp
-from src.reporting.records import Box, Picture
+from src.reporting.records import Picture
 from src.reporting.wording import method_title
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -210,11 +209,9 @@ class Answering:
             answer.explanation = Explanation(
                 distance=match.distance,
                 source=match.source,
-                test_patch=_patch(display, match.box),
-                normal_patch=_patch(match.source_display, match.source_box),
+                test_patch=_uri(crop(display, match.box, _CROP_CONTEXT, _CROP_SIDE)),
+                normal_patch=_uri(
+                    crop(match.source_display, match.source_box, _CROP_CONTEXT, _CROP_SIDE)
+                ),
             )
         return answer
-
-
-def _patch(display: np.ndarray, box: Box) -> str:
-    return _uri(np.asarray(crop(display, box, _CROP_CONTEXT, _CROP_SIDE)))

@@ -118,12 +118,10 @@ def percent(value: float, low: float, high: float) -> float:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) inside low..high."""
-    rough = (high - low) / 6  # about so many
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough)
-    first = math.ceil(low / step)
-    return [k * step for k in range(first, math.floor(high / step) + 1)]
+    """Round numbers (1, 2 or 5 times a power of ten apart) inside low..high, about six."""
+    step = 10.0 ** math.floor(math.log10((high - low) / 6))
+    step *= next(m for m in (1, 2, 5, 10) if m * step >= (high - low) / 6)
+    return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _bars(scores: np.ndarray, labels: np.ndarray, low: float, high: float) -> tuple[list[Bar], int]:

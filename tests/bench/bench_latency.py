@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
-from src.commands.export import FORMATS, Exported, Order
+from src.commands.export import FORMATS, Exported
 from src.data.images import read_sample
 from src.detector import Detector
 from src.fitted import data_of
@@ -50,7 +51,7 @@ def exported(detector: Detector, image: np.ndarray) -> dict[str, Callable[[], ob
         for name in ("onnx", "openvino"):
             ending, write, runner, _ = FORMATS[name]
             path = Path(folder) / f"detector{ending}"
-            write(module, two, path, Order("float32", 18, {}))
+            write(module, two, path, OmegaConf.create({"opset": 18}), {})
             run = runner(path)
             ways[f"{name}, from array"] = lambda run=run: run(image[None])
     return ways

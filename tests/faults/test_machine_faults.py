@@ -237,12 +237,16 @@ def test_losing_the_wandb_server_turns_logging_offline(tmp_path, monkeypatch, ca
 
     built = []
 
-    def build(cfg, directory, mode):
+    def build(*, mode, **_):
         built.append(mode)
         return Unreachable() if mode == "online" else type("Offline", (), {"experiment": None})()
 
-    monkeypatch.setattr(tracking, "_wandb_logger", build)
-    cfg = OmegaConf.create({"logger": {"wandb": {"mode": "online"}}})
+    monkeypatch.setattr(tracking, "WandbLogger", build)
+    wandb_options = dict.fromkeys(["project", "entity", "group"]) | {"mode": "online", "tags": []}
+    cfg = OmegaConf.create({
+        "logger": {"wandb": wandb_options}, "model": {"name": "m"}, "data": {"root": "d"},
+        "seed": 0,
+    })  # fmt: skip
     tracking._wandb(cfg, tmp_path)
     assert built == ["online", "offline"]
     assert "offline" in caplog.text
