@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +27,7 @@ from src.reporting.chart_files import draw_lines, ranking_curve, save_figure, sc
 from src.reporting.charts import score_chart
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png, triptych
-from src.reporting.records import (
-    ImageResult,
-    Picture,
-    ProtocolFacts,
-    ReportData,
-    choose_pictures,
-)
+from src.reporting.records import Picture, ProtocolFacts, ReportData, choose_pictures
 from src.reporting.report import write_report
 from src.reporting.wording import checkpoint_choice, method_title
 from src.result import LineChart, NormalScores, Threshold
@@ -61,12 +55,13 @@ def write_outputs(
     samples = [data.samples[row["index"]] for row in evaluator.per_image_rows()]
     device = next((value.device for value in model.state_dict().values()), torch.device("cpu"))
     detector = Detector(model, data.transform, threshold, cfg, run, device)
-    images = _images(rows)
+    folders = {Path(row.path).parent for row in rows}
+    shared = Path(os.path.commonpath(folders)) if folders else Path()
+    shared = shared.parent if len(folders) == 1 else shared  # one folder only: keep its name
+    images = [row._replace(path=Path(row.path).relative_to(shared).as_posix()) for row in rows]
     chosen = choose_pictures(images, threshold.image, cfg.report.max_images)
     scale = _scale(detector, [samples[i] for i in chosen])
     run.write_json("figures/scale.json", asdict(scale))
-    for i in chosen:  # drawn when they are needed, one at a time
-        images[i] = replace(images[i], picture=partial(picture_of, detector, samples[i], sources))
     manifest, normal = run.read_json("manifest.json"), run.calibration()
     decides, points = deciding(normal, threshold), []
     if normal and not threshold.own_mask:
@@ -79,6 +74,7 @@ def write_outputs(
         threshold=threshold,
         protocol=_protocol(work, normal, threshold, metrics),
         images=images,
+        pictures={i: partial(picture_of, detector, samples[i], sources) for i in chosen},
         scale=scale,
         recalls=evaluator.defect_recalls(data.samples),
         curves=evaluator.curves(),
@@ -164,9 +160,7 @@ def write_figures(run: SavedRun, report: ReportData, chosen: Sequence[int]) -> d
     figures |= {curve.kind: ranking_curve(curve) for curve in report.curves}
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
-    for row in (report.images[index] for index in chosen):
-        if (picture := row.load_picture()) is None:
-            continue
+    for row, picture in ((report.images[i], report.pictures[i]()) for i in chosen):
         captions.append(f"{row.outcome}: {row.path} ({row.score:.4g})")
         tiles.append(overlay(picture, report.scale))
         name = row.path.replace("/", "_").rsplit(".", 1)[0]
@@ -177,21 +171,6 @@ def write_figures(run: SavedRun, report: ReportData, chosen: Sequence[int]) -> d
         written["contact_sheet"] = folder / "contact_sheet.png"
         save_png(contact_sheet(tiles, captions), written["contact_sheet"])
     return written
-
-
-def _images(rows: Sequence[ScoreRow]) -> list[ImageResult]:
-    """The images by their paths without the folders that all of them share."""
-    folders = {Path(row.path).parent for row in rows}
-    shared = Path(os.path.commonpath(folders)) if folders else Path()
-    if len(folders) == 1:
-        shared = shared.parent  # one folder only: keep its name
-    return [
-        ImageResult(
-            Path(row.path).relative_to(shared).as_posix(),
-            row.label, row.defect, row.score, row.decision,
-        )
-        for row in rows
-    ]  # fmt: skip
 
 
 def _deciders(

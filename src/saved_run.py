@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.data.record import FILE_NAME as DATA
 from src.data.record import DataRecord, place_of
+from src.data.samples import DEFECTIVE, NORMAL
 from src.errors import SavedModelError
 from src.files import atomic, write_rows, write_text
 from src.grammar import literal
@@ -53,6 +54,20 @@ class ScoreRow(NamedTuple):
     aupimo: float = math.nan  # share of its defect found while good images are all but unmarked
     image: str = ""  # what is in the image file, as a hash
     mask: str = ""  # the same of its mask; empty without one
+
+    @property
+    def outcome(self) -> str:
+        """What the decision turned out to be, see `outcome`."""
+        return outcome(self.label, self.decision)
+
+
+def outcome(label: int, decision: bool) -> str:
+    """Hit, miss, false alarm or correct pass; alarm or pass where there is no label."""
+    if label == DEFECTIVE:
+        return "hit" if decision else "miss"
+    if label == NORMAL:
+        return "false alarm" if decision else "correct pass"
+    return "alarm" if decision else "pass"
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,8 @@ from src.metrics import find_metric
 from src.reporting.chart_files import critical_difference, save_figure
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import contact_sheet, overlay, save_png
-from src.reporting.records import outcome
 from src.reporting.report import flatten
-from src.saved_run import SavedRun
+from src.saved_run import SavedRun, outcome
 
 SIGNIFICANT = 0.05
 DIFFERENT = 1  # exit code of an exact comparison

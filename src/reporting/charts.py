@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN
-from src.reporting.records import ImageResult
 from src.result import Curve, DefectRecall
+from src.saved_run import ScoreRow
 
 _HIST_PX, _STRIP_PX, _TOP_PX = 150, 42, 22
 _KINDS = {NORMAL: "normal", DEFECTIVE: "defective", UNKNOWN: "unknown"}
@@ -69,7 +69,7 @@ class ScoreChart(NamedTuple):
     kinds: list[str]
 
 
-def score_chart(images: Sequence[ImageResult], threshold: float) -> ScoreChart:
+def score_chart(images: Sequence[ScoreRow], threshold: float) -> ScoreChart:
     """Chart of all images with a finite score."""
     finite = [index for index, row in enumerate(images) if math.isfinite(row.score)]
     scores = np.array([images[index].score for index in finite])
@@ -95,7 +95,7 @@ def score_chart(images: Sequence[ImageResult], threshold: float) -> ScoreChart:
     )  # fmt: skip
 
 
-def defect_names(images: Sequence[ImageResult]) -> list[str]:
+def defect_names(images: Sequence[ScoreRow]) -> list[str]:
     """Names of the defect types, good parts first."""
     return sorted({row.defect for row in images}, key=lambda name: (name != "good", name))
 

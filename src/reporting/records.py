@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from src.data.samples import DEFECTIVE, NORMAL
 from src.evaluation.operating_points import Deciding, OperatingPoint
 from src.result import Calibration, Curve, DefectRecall, Threshold
+from src.saved_run import ScoreRow
 
 if TYPE_CHECKING:
     from src.reporting.colour_scale import ColourScale
@@ -52,30 +52,6 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageResult:
-    """What a run says of one test image and, if wanted, its picture.
-
-    `picture` may be a function, so that a large test set is decoded one image at a time.
-    """
-
-    path: str  # shown and searched, for example "broken_large/003.png"
-    label: int  # 0 normal, 1 defective, -1 unknown
-    defect: str  # folder of the defect type, "good" for normal images
-    score: float  # raw units; higher is more anomalous
-    decision: bool  # True: the run raised an alarm
-    picture: Picture | Callable[[], Picture] | None = None
-
-    @property
-    def outcome(self) -> str:
-        """What the decision turned out to be, see `outcome`."""
-        return outcome(self.label, self.decision)
-
-    def load_picture(self) -> Picture | None:
-        """The picture, decoded now when it was given as a function."""
-        return self.picture() if callable(self.picture) else self.picture
-
-
-@dataclass(frozen=True, slots=True)
 class ProtocolFacts:
     """Which images and labels were used for what."""
 
@@ -100,7 +76,8 @@ class ReportData:
     metrics: Mapping[str, float]  # as in metrics.json
     threshold: Threshold
     protocol: ProtocolFacts
-    images: Sequence[ImageResult]
+    images: Sequence[ScoreRow]  # their paths as they are shown and searched
+    pictures: Mapping[int, Callable[[], Picture]]  # by number of the image, made one at a time
     scale: ColourScale  # shared by all pictures of the run
     recalls: Sequence[DefectRecall]
     curves: Sequence[Curve]
@@ -114,16 +91,7 @@ class ReportData:
     deciders: Sequence[tuple[str, float, Picture]] = ()  # path, calibration score, as unseen
 
 
-def outcome(label: int, decision: bool) -> str:
-    """Hit, miss, false alarm or correct pass; alarm or pass where there is no label."""
-    if label == DEFECTIVE:
-        return "hit" if decision else "miss"
-    if label == NORMAL:
-        return "false alarm" if decision else "correct pass"
-    return "alarm" if decision else "pass"
-
-
-def choose_pictures(images: Sequence[ImageResult], threshold: float, count: int) -> list[int]:
+def choose_pictures(images: Sequence[ScoreRow], threshold: float, count: int) -> list[int]:
     """Rows whose pictures are most worth showing, at most `count`, best first.
 
     Wrong decisions come first (misses by lowest score and false alarms by highest, in turn); then
@@ -143,7 +111,7 @@ def choose_pictures(images: Sequence[ImageResult], threshold: float, count: int)
     return [*in_turn([misses, alarms]), *in_turn(right[name] for name in sorted(right))][:count]
 
 
-def margin(row: ImageResult, threshold: float) -> float:
+def margin(row: ScoreRow, threshold: float) -> float:
     """How far a score is from the threshold; infinite where that cannot be told."""
     distance = abs(row.score - threshold)
     return distance if math.isfinite(distance) else math.inf

@@ -19,7 +19,8 @@ from src.metrics import HIGH, LOW, METRICS
 from src.reporting import charts, figures, page_images, wording
 from src.reporting.page_images import Layers
 from src.reporting.pages import render_page
-from src.reporting.records import ImageResult, ReportData, choose_pictures, margin
+from src.reporting.records import ReportData, choose_pictures, margin
+from src.saved_run import ScoreRow
 
 _MAX_CARDS = 5000  # rows without a picture are small, but not free; scores.csv holds all
 
@@ -28,7 +29,7 @@ class Card(NamedTuple):
     """One image in the gallery."""
 
     number: int
-    row: ImageResult
+    row: ScoreRow
     score: str
     layers: Layers | None
 
@@ -86,7 +87,7 @@ def write_report(
 
 
 def score_threshold(data: ReportData) -> float:
-    """The threshold on `ImageResult.score`; NaN when the decisions do not come from one.
+    """The threshold on `ScoreRow.score`; NaN when the decisions do not come from one.
 
     A rule such as `nfa` decides by regions; a line among the scores would then be a lie.
     """
@@ -125,8 +126,8 @@ def _encode(
     layers: dict[int, Layers] = {}
     used = 0
     for index in chosen:
-        if (picture := data.images[index].load_picture()) is not None:
-            encoded = page_images.encode_layers(picture, data.scale, max_side)
+        if (draw := data.pictures.get(index)) is not None:
+            encoded = page_images.encode_layers(draw(), data.scale, max_side)
             used += encoded.size
             if used > max_bytes:
                 break

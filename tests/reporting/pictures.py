@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from src.reporting.colour_scale import ColourScale
-from src.reporting.records import Box, ImageResult, PatchMatch, Picture
+from src.reporting.records import Box, PatchMatch, Picture
+from src.saved_run import ScoreRow
 
 SCALE = ColourScale(low=0.0, threshold=1.0, high=3.0)
 
@@ -25,7 +26,7 @@ def make_picture(height=48, width=64, *, defect=True, seed=0, match=False):
     return Picture(display, anomaly_map, mask, match=found)
 
 
-def make_results(count=12, *, pictures=True):
+def make_results(count=12):
     """Half good, half defective in two types; one miss and one false alarm at threshold 1."""
     rows = []
     for index in range(count):
@@ -36,8 +37,5 @@ def make_results(count=12, *, pictures=True):
             score = 0.5  # a miss
         if index == 2:
             score = 1.4  # a false alarm
-        picture = make_picture(defect=bool(label), seed=index) if pictures else None
-        rows.append(
-            ImageResult(f"{defect}/{index:03}.png", label, defect, score, score > 1.0, picture)
-        )
+        rows.append(ScoreRow(f"{defect}/{index:03}.png", label, defect, score, score > 1.0))
     return rows

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from copy import copy
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from scipy.stats import binomtest
@@ -21,13 +24,14 @@ def wilson(found, total):
 
 def make_report(count=12, *, match=False, extra=False, evil=False, **changes):
     rows = make_results(count)
+    shown = [make_picture(defect=bool(row.label), seed=k) for k, row in enumerate(rows)]
     if match or extra:
         for k in (3, 5):
             picture = make_picture(seed=k, match=match)
             maps = {"-log10 NFA": np.full((12, 16), 3.0, np.float32)} if extra else {}
-            rows[k] = replace(rows[k], picture=replace(picture, extra=maps))
+            shown[k] = replace(picture, extra=maps)
     if evil:
-        rows[4] = replace(rows[4], path=EVIL, defect=EVIL)
+        rows[4] = rows[4]._replace(path=EVIL, defect=EVIL)
     recalls = []
     for name in ("crack", "stain"):
         mine = [row for row in rows if row.defect == name]
@@ -44,6 +48,7 @@ def make_report(count=12, *, match=False, extra=False, evil=False, **changes):
         "threshold": Threshold(1.0, 1.0, "conformal", 0.05, 0.04, 24),
         "protocol": ProtocolFacts("honest", 24, Calibration.leave_one_out),
         "images": rows,
+        "pictures": {k: partial(copy, picture) for k, picture in enumerate(shown)},
         "scale": SCALE,
         "recalls": recalls,
         "curves": [Curve("roc", x, x**0.2, 0.83), Curve("pr", x, 1 - x, 0.5),
@@ -54,8 +59,3 @@ def make_report(count=12, *, match=False, extra=False, evil=False, **changes):
         "command": EVIL if evil else "python -m src.run seed=0",
     }  # fmt: skip
     return ReportData(**(values | changes))
-
-
-def replace(value, **changes):
-    names = type(value).__dataclass_fields__
-    return type(value)(**({name: getattr(value, name) for name in names} | changes))

@@ -9,8 +9,8 @@ from PIL import Image
 
 from src.reporting import chart_files
 from src.reporting.charts import score_chart
-from src.reporting.records import ImageResult
 from src.result import Curve
+from src.saved_run import ScoreRow
 from tests.reporting.pictures import make_results
 
 
@@ -19,7 +19,7 @@ def axes_of(figure):
 
 
 def test_the_figure_of_scores_draws_every_column_and_dot_of_the_chart_of_the_page():
-    chart = score_chart(make_results(60, pictures=False), 1.0)
+    chart = score_chart(make_results(60), 1.0)
     axes = axes_of(chart_files.score_figure(chart))
     columns = [patch for group in axes.containers for patch in group]
     drawn = sorted([c.get_x(), c.get_y(), c.get_width(), c.get_height()] for c in columns)
@@ -33,7 +33,7 @@ def test_the_figure_of_scores_draws_every_column_and_dot_of_the_chart_of_the_pag
 
 
 def test_the_threshold_stands_where_it_is_and_an_infinite_one_is_not_drawn():
-    rows = make_results(20, pictures=False)
+    rows = make_results(20)
     chart = score_chart(rows, 1.0)
     axes = axes_of(chart_files.score_figure(chart))
     assert [chart.threshold, chart.threshold] in [list(line.get_xdata()) for line in axes.lines]
@@ -44,7 +44,7 @@ def test_the_threshold_stands_where_it_is_and_an_infinite_one_is_not_drawn():
 
 @pytest.mark.parametrize("scores", [[], [2.0], [1.0, 1.0, 1.0], [np.nan], [-1e9, 1e9]])
 def test_any_scores_can_be_drawn(scores, tmp_path):
-    rows = [ImageResult("a", 0, "good", score, False) for score in scores]
+    rows = [ScoreRow("a", 0, "good", score, False) for score in scores]
     figure = chart_files.score_figure(score_chart(rows, 0.5))
     chart_files.save_figure(figure, tmp_path / "h.png", 40)
     assert ("1 images are not drawn" in axes_of(figure).get_xlabel()) == (scores == [np.nan])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from src.reporting import charts
-from src.reporting.records import ImageResult
 from src.result import Curve, DefectRecall
+from src.saved_run import ScoreRow
 from tests.reporting.pictures import make_results
 
 
 def test_columns_of_the_histogram_hold_every_image_once():
-    rows = make_results(60, pictures=False)
+    rows = make_results(60)
     chart = charts.score_chart(rows, 1.0)
     per_image = 150 / chart.most  # pixels
     for kind, label in (("normal", 0), ("defective", 1)):
@@ -21,7 +21,7 @@ def test_columns_of_the_histogram_hold_every_image_once():
 
 
 def test_stacked_columns_never_overlap_and_stay_inside_the_plot():
-    chart = charts.score_chart(make_results(60, pictures=False), 1.0)
+    chart = charts.score_chart(make_results(60), 1.0)
     boxes = [(bar.x, bar.y, bar.x + bar.width, bar.y + bar.height) for bar in chart.bars]
     for k, a in enumerate(boxes):
         assert a[0] >= 0 and a[2] <= 100 and a[1] >= 0 and a[3] <= chart.base + 0.02
@@ -32,7 +32,7 @@ def test_stacked_columns_never_overlap_and_stay_inside_the_plot():
 
 
 def test_each_image_has_one_dot_at_its_score_in_the_strip_of_its_defect():
-    rows = make_results(24, pictures=False)
+    rows = make_results(24)
     chart = charts.score_chart(rows, 1.0)
     tops = dict(chart.strips)
     assert [dot.index for dot in chart.dots] == list(range(24))
@@ -43,7 +43,7 @@ def test_each_image_has_one_dot_at_its_score_in_the_strip_of_its_defect():
 
 
 def test_scores_and_thresholds_that_are_not_finite_are_left_out_and_counted():
-    rows = [ImageResult(str(s), 0, "good", s, False) for s in (1.0, math.nan, math.inf, 2.0)]
+    rows = [ScoreRow(str(s), 0, "good", s, False) for s in (1.0, math.nan, math.inf, 2.0)]
     chart = charts.score_chart(rows, math.inf)
     assert len(chart.dots) == 2 and chart.left_out == 2
     assert chart.threshold is None
@@ -51,7 +51,7 @@ def test_scores_and_thresholds_that_are_not_finite_are_left_out_and_counted():
 
 @pytest.mark.parametrize("scores", [[], [3.0], [0.0, 0.0], [1e-300], [-1e12, 1e12], [5.0] * 99])
 def test_any_scores_give_a_chart_with_round_ticks_inside_its_axis(scores):
-    rows = [ImageResult("a", 0, "good", s, False) for s in scores]
+    rows = [ScoreRow("a", 0, "good", s, False) for s in scores]
     chart = charts.score_chart(rows, math.inf)
     assert chart.low < chart.high
     assert all(0 <= x <= 100 for x, _ in chart.ticks)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import math
 
-from src.reporting.records import ImageResult, choose_pictures, outcome
+from src.reporting.records import choose_pictures
+from src.saved_run import ScoreRow, outcome
 from tests.reporting.pictures import make_results
 
 
@@ -13,26 +14,18 @@ def test_outcomes_name_the_four_cases_and_images_without_a_label():
 
 
 def test_wrong_decisions_come_first_and_no_image_twice():
-    rows = make_results(20, pictures=False)
+    rows = make_results(20)
     order = choose_pictures(rows, 1.0, 100)
     assert sorted(order) == list(range(20))
     assert [rows[k].outcome for k in order[:2]] == ["miss", "false alarm"]
 
 
 def test_every_defect_type_is_shown_even_when_few_pictures_fit():
-    rows = [ImageResult(f"{k}", 1, "common", 5.0 + k, True) for k in range(50)]
-    rows += [ImageResult("r", 1, "rare", 500.0, True)]
+    rows = [ScoreRow(f"{k}", 1, "common", 5.0 + k, True) for k in range(50)]
+    rows += [ScoreRow("r", 1, "rare", 500.0, True)]
     assert {rows[k].defect for k in choose_pictures(rows, 1.0, 4)} == {"common", "rare"}
 
 
 def test_scores_that_are_not_numbers_do_not_stop_the_choice():
-    rows = [ImageResult(f"{k}", 1, "a", s, True) for k, s in enumerate((math.nan, math.inf, 1.0))]
+    rows = [ScoreRow(f"{k}", 1, "a", s, True) for k, s in enumerate((math.nan, math.inf, 1.0))]
     assert len(choose_pictures(rows, math.inf, 10)) == 3
-
-
-def test_pictures_given_as_functions_are_made_when_asked_for():
-    made = []
-    row = ImageResult("a", 0, "good", 0.0, False, lambda: made.append(1))
-    assert not made
-    row.load_picture()
-    assert made == [1]

@@ -16,8 +16,9 @@ from PIL import Image
 
 from src.reporting import page_images, report
 from src.reporting.pages import resource
-from src.reporting.records import ImageResult, Picture
+from src.reporting.records import Picture
 from src.result import Threshold
+from src.saved_run import ScoreRow
 from tests.reporting.pictures import SCALE, make_picture
 from tests.reporting.report_data import EVIL, make_report
 
@@ -160,8 +161,10 @@ def test_pictures_are_decoded_one_at_a_time_and_only_those_that_are_shown():
 
         return make
 
-    rows = [ImageResult(f"{k}", 1, "a", float(k), True, lazy(k)) for k in range(20)]
-    rendered(make_report(images=rows, threshold=Threshold(-1.0, 1.0, "x")), images=3)
+    rows = [ScoreRow(f"{k}", 1, "a", float(k), True) for k in range(20)]
+    pictures = {k: lazy(k) for k in range(20)}
+    data = make_report(images=rows, pictures=pictures, threshold=Threshold(-1.0, 1.0, "x"))
+    rendered(data, images=3)
     assert sorted(calls) == [0, 1, 2]
 
 
@@ -173,8 +176,8 @@ def test_a_page_without_any_image_or_number_can_be_written(tmp_path):
 
 
 def test_infinite_thresholds_and_scores_that_are_not_numbers_are_shown_in_words():
-    rows = [ImageResult("a", 0, "good", math.nan, False, make_picture()),
-            ImageResult("b", 1, "x", 2.0, False)]  # fmt: skip
+    rows = [ScoreRow("a", 0, "good", math.nan, False),
+            ScoreRow("b", 1, "x", 2.0, False)]  # fmt: skip
     text, page = rendered(make_report(images=rows, threshold=Threshold(math.inf, 1, "conformal")))
     assert "anomaly score &gt; infinite" in text
     assert "NaN" not in next(t for n, t in page.texts if n == "script" and t.startswith("{"))
@@ -190,7 +193,7 @@ def test_decisions_that_do_not_come_from_the_score_show_no_threshold_among_the_s
 
 
 def test_names_that_are_no_valid_unicode_do_not_stop_the_page(tmp_path):
-    rows = [ImageResult("bad\udce4name.png", 0, "good", 0.1, False)]
+    rows = [ScoreRow("bad\udce4name.png", 0, "good", 0.1, False)]
     assert r"bad\udce4name.png" in write(tmp_path / "report.html", make_report(images=rows))
 
 

@@ -54,7 +54,7 @@ def test_an_unknown_rule_still_says_whether_labels_were_used():
 
 def test_the_protocol_box_says_what_the_labels_did_in_each_case():
     def box(name="honest", how=Calibration.leave_one_out, **changes):
-        images, protocol = make_results(8, pictures=False), ProtocolFacts(name, 1, how, held_out=21)
+        images, protocol = make_results(8), ProtocolFacts(name, 1, how, held_out=21)
         return dict(wording.protocol_rows(
             make_report(images=images, protocol=protocol, threshold=facts(**changes))
         ))  # fmt: skip
