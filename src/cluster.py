@@ -16,8 +16,7 @@ STORE = 80 * 2**20  # bytes; ours: Ray's least is 75 MiB, and only short texts p
 class Cluster:
     """The nodes that `address` of conf/engine/ray.yaml names, or this machine; a context manager.
 
-    Raises:
-        ConfigError: Ray is not installed, not reachable, or has no node big enough for one job.
+    ConfigError: Ray is not installed, not reachable, or has no node big enough for one job.
     """
 
     def __init__(self, cfg: DictConfig) -> None:

@@ -1,10 +1,9 @@
 """Configs as the command line makes them: words, groups, defaults, all options checked.
 
-The dataclasses are what files of conf/backbone and conf/model may hold. Such a file names its
-schema first, as in `defaults: [/BackboneOptions@_here_, _self_]`; what does not fit is refused.
-Methods declare theirs beside their code: every `...Options` of src/models/<method>/options.py is a
-schema of that name for the node `model`, with the keys of MethodKeys added. No torch here: `--help`
-answers at once.
+A file of conf/backbone or conf/model names its schema first, as in
+`defaults: [/BackboneOptions@_here_, _self_]`; what does not fit is refused. Methods declare theirs
+beside their code: every `...Options` of src/models/<method>/options.py is a schema of that name for
+`model`, with the keys of MethodKeys added. No torch here: `--help` answers at once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A finished run at work: images in, scores, decisions and maps out."""
+"""A finished run at work: images in, scores, decisions and maps out; and what it was fitted on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from src.data.datamodule import AnomalyDataModule
 from src.data.images import open_rgb
 from src.data.record import categories_of
+from src.data.samples import Sample
 from src.data.transforms import ImageTransform
-from src.errors import ConfigError, SavedModelError, only
+from src.errors import ConfigError, DataError, SavedModelError, only
 from src.models.base import AnomalyModule, read_model_card
 from src.models.build import build_model
 from src.result import Prediction, Threshold
@@ -52,9 +55,8 @@ class Detector:
 
         `category`: whose threshold decides, where several were learnt; None: the one for all.
 
-        Raises:
-            SavedModelError: no finished run there, or its files are damaged.
-            ConfigError: the category has no threshold.
+        SavedModelError: no finished run there, or its files are damaged. ConfigError: the category
+        has no threshold.
         """
         run = SavedRun(directory.expanduser())
         if not run.finished:
@@ -133,3 +135,49 @@ def _device(name: str) -> torch.device:
             do="device=cpu, or install a CUDA build of torch and a driver",
         )
     return device
+
+
+log = logging.getLogger(__name__)
+
+
+def checked_data(run: SavedRun, other: DictConfig | None = None) -> AnomalyDataModule:
+    """The data of a run, or of the config `other`, without test images that it was fitted on.
+
+    What has changed since the fit is said; so are the images that are left out, by name. DataError:
+    the images are not there, or all of them were fitted on. SavedModelError: the run names none.
+    """
+    record, data = run.record(), data_of(other or run.config())
+    if other is None and (difference := record.difference(data.record)):
+        log.warning("The data of %s changed since: %s.", run.directory, difference)
+    data.leave_out({entry.content for entry in record.fitted})
+    return data
+
+
+def data_of(config: DictConfig) -> AnomalyDataModule:
+    """The data of a run's config, looked at and ready."""
+    data = AnomalyDataModule(config)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def fitted_samples(run: SavedRun, data: AnomalyDataModule) -> list[Sample]:
+    """The images that a run was fitted on, in the order in which its model numbers them.
+
+    DataError: some are not in `data`. SavedModelError: the run does not say what they were.
+    """
+    return samples_with(data, {entry.path: entry.content for entry in run.record().fitted})
+
+
+def samples_with(data: AnomalyDataModule, contents: Mapping[str, str]) -> list[Sample]:
+    """The images with these contents, by the paths they had; DataError: some are not in `data`."""
+    data.setup()
+    here = {data.entry_of(sample).content: sample for sample in data.found}
+    missing = [path for path, content in contents.items() if content not in here]
+    if missing:
+        raise DataError(
+            "Images of the run are missing or were changed.",
+            found=f"{len(missing)} of {len(contents)}, first {missing[0]}, below {data.root}",
+            do="put them back, or give the folder that holds them as data.root",
+        )
+    return [here[content] for content in contents.values()]

@@ -12,10 +12,9 @@ from PIL import Image
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
 from src.data.samples import NORMAL, Sample
-from src.detector import Detector
+from src.detector import Detector, fitted_samples
 from src.errors import DataError, SavedModelError
 from src.files import shown
-from src.fitted import fitted_samples
 from src.reporting.match_pictures import MatchGrid, Source, match_at
 from src.reporting.records import PatchMatch, Picture
 from src.saved_run import SavedRun

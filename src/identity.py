@@ -1,8 +1,8 @@
 """Which run a config describes: its folder is named after everything its numbers depend on.
 
 `runs/<model>/<data>/<category>/seed<k>-<config>-<content>`: the last part stands for the images,
-masks and labels and for the weights it starts from, so that one config on changed data is another
-folder beside the first. Places are not part of it: moved data keeps its run.
+masks and labels and for the weights it starts from. Places are not part of it: moved data keeps
+its run.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def _weight_files(cfg: DictConfig) -> Iterator[Path | str | None]:
 
 
 def _bare_folder(cfg: DictConfig) -> Path:
-    category, last = place_of(cfg.data)[1], f"seed{cfg.seed}-{config_hash(cfg)}"
-    parts = (str(part) for part in (cfg.model.name, cfg.data.name, category, last))
+    last = f"seed{cfg.seed}-{config_hash(cfg)}"
+    parts = map(str, (cfg.model.name, cfg.data.name, place_of(cfg.data)[1], last))
     # each is one folder on every file system
     names = (re.sub(r"[^\w.+-]+", "_", part).strip(".") or "unnamed" for part in parts)
     return Path(cfg.runs_dir).expanduser().joinpath(*names)

@@ -183,8 +183,7 @@ def check_options(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
 
     `defaults`: the config of the same groups without any value of the command line.
 
-    Raises:
-        ConfigError: names the key, what was found, what is allowed and the nearest valid value.
+    ConfigError: names the key, what was found, what is allowed and the nearest valid value.
     """
     checked = plain(cfg)
     for key, found in keys_of(checked):

@@ -10,19 +10,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
-from src.data.samples import Sample
+from src.data.samples import UNKNOWN, Sample
 from src.detector import Detector
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.operating_points import POINTS, Deciding, deciding, operating_points
 from src.evaluation.view import pixel_convention
 from src.explaining import picture_of
 from src.extras import write_extras
-from src.files import fitting, shown
+from src.files import atomic, fitting, shown
 from src.reporting.chart_files import draw_lines, ranking_curve, save_figure, score_figure
 from src.reporting.charts import score_chart
 from src.reporting.colour_scale import ColourScale
@@ -32,7 +33,6 @@ from src.reporting.report import write_report
 from src.reporting.wording import checkpoint_choice, method_title
 from src.result import LineChart, NormalScores, Threshold
 from src.saved_run import SavedRun, ScoreRow
-from src.submission import write_submission
 from src.training import Work
 
 _SHEET_IMAGES = 24  # pictures on the contact sheet and as triptychs
@@ -40,12 +40,9 @@ _DECIDERS = 6  # pictures that set the threshold
 
 
 def write_outputs(
-    work: Work,
-    evaluator: Evaluator,
-    threshold: Threshold,
-    metrics: Mapping[str, float],
+    work: Work, evaluator: Evaluator, threshold: Threshold, metrics: Mapping[str, float],
     sources: Sequence[Sample],
-) -> dict[str, Path]:
+) -> dict[str, Path]:  # fmt: skip
     """Write scores.csv, figures and the report; returns the pictures to log, by name.
 
     `sources`: the samples the model was fitted on, for pictures of patch matches.
@@ -134,18 +131,10 @@ def write_tables(run: SavedRun, data: AnomalyDataModule, evaluator: Evaluator) -
         sample = data.samples[found["index"]]
         entry = data.entry_of(sample)
         rows[found["index"]] = ScoreRow(
-            path=shown(entry.path),
-            label=sample.label,
-            defect=sample.defect,
-            score=found["score"],
-            decision=found["decision"],
-            map_max=found["map_max"],
-            split=sample.split,
-            iou=found["iou"],
-            aupimo=found["aupimo"],
-            image=entry.content,
-            mask=entry.mask,
-        )
+            path=shown(entry.path), label=sample.label, defect=sample.defect, split=sample.split,
+            image=entry.content, mask=entry.mask,
+            **{key: found[key] for key in ("score", "decision", "map_max", "iou", "aupimo")},
+        )  # fmt: skip
     run.write_scores(list(rows.values()))
     if evaluator.has_masks:
         histograms = evaluator.pixel_histograms()
@@ -204,3 +193,23 @@ def _scale(detector: Detector, samples: list[Sample]) -> ColourScale:
         outside = np.concatenate([one.anomaly_map[~one.mask] for one in found])
         anchor = float(np.quantile(outside, 0.999))
     return ColourScale.fit([one.anomaly_map for one in found], anchor)
+
+
+def write_submission(detector: Detector, samples: Sequence[Sample], folder: Path) -> None:
+    """Write what MVTec AD 2 (benchmark.mvtec.com) wants of images whose labels it keeps.
+
+    For `can/test_private/000_regular.png` the map `anomaly_images/.../000_regular.tiff`, float16 in
+    raw units, and the pixels above the deployed threshold, 0 or 255, as
+    `anomaly_images_thresholded/.../000_regular.png`, both at the size of the image.
+    """
+    for sample in (one for one in samples if one.label == UNKNOWN):
+        image = read_sample(sample)
+        size, name = (image.height, image.width), Path(*sample.image_path.parts[-3:])
+        (found,) = detector.detect([image])
+        largest = np.finfo(np.float16).max
+        full = detector.to_original(found.anomaly_map, size).clip(-largest, largest)
+        target = (folder / "anomaly_images" / name).with_suffix(".tiff")
+        with atomic(target) as partial:
+            tifffile.imwrite(partial, full.astype(np.float16))
+        decided = np.uint8(255) * (detector.to_original(found.mask, size) > 0.5)
+        save_png(decided, (folder / "anomaly_images_thresholded" / name).with_suffix(".png"))

@@ -1,8 +1,7 @@
 """The folder of one run: whether it is finished, how to write it safely.
 
-`src.identity` names it. Everything is written to a `.partial` file and renamed; `metrics.json`
-comes last, so its presence means that the run is finished. A run killed at any moment is completed
-by starting the same command again.
+Everything is written to a `.partial` file and renamed; `metrics.json` comes last, so its presence
+means that the run is finished. A run killed at any moment is completed by the same command.
 """
 
 from __future__ import annotations
@@ -192,29 +191,23 @@ class SavedRun:
     def write_scores(self, rows: Sequence[ScoreRow]) -> None:
         """Write scores.csv; a number that is NaN becomes an empty field."""
         table = (row._asdict() | {"decision": int(row.decision)} for row in rows)
-        clean = [{k: "" if v != v else v for k, v in row.items()} for row in table]
-        self.write_rows(SCORES, clean)
+        self.write_rows(SCORES, [{k: "" if v != v else v for k, v in row.items()} for row in table])
 
     def scores(self) -> pd.DataFrame:
         """scores.csv, one row a test image: the columns of `ScoreRow`, of their types.
 
-        Raises:
-            SavedModelError: there is none, a column is missing (which must not pass for missing
-                values), or a value is of the wrong kind.
+        SavedModelError: there is none, a value is of the wrong kind, or a column is missing, which
+        must not pass for missing values.
         """
         import pandas as pd
 
         kinds = get_type_hints(ScoreRow)
-        numbers = [name for name, kind in kinds.items() if kind is float]
+        numbers = {name: [""] for name, kind in kinds.items() if kind is float}
         with self._reading(SCORES) as path:
-            table = pd.read_csv(
-                path,
-                usecols=list(kinds),
-                dtype=kinds | {"decision": int},
-                keep_default_na=False,  # a folder may be called NA
-                na_values={name: [""] for name in numbers},
-                float_precision="round_trip",
-            )
+            table = pd.read_csv(  # keep_default_na: a folder may be called NA
+                path, usecols=list(kinds), dtype=kinds | {"decision": int}, keep_default_na=False,
+                na_values=numbers, float_precision="round_trip",
+            )  # fmt: skip
             return table.astype({"decision": bool})
 
     def write_pixel_statistics(self, histograms: PixelHistograms, paths: Sequence[str]) -> None:
@@ -257,13 +250,10 @@ class SavedRun:
         import torch
 
         name = "calibration.csv"
-        rows = self.read_rows(name) if self.has(name) else []
-        if not rows:
+        if not (rows := self.read_rows(name) if self.has(name) else []):
             return None
         with self._reading(name):
-            score, top = (
-                torch.tensor([float(row[x]) for row in rows]) for x in ("score", "map_max")
-            )
+            score, top = (torch.tensor([float(r[x]) for r in rows]) for x in ("score", "map_max"))
             paths, names = ([row.get(x, "") for row in rows] for x in ("path", "category"))
             return NormalScores(score, top, Calibration(rows[0]["way"]), paths, names)
 

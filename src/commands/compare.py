@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.commands.selection import configuration_labels, runs_table
-from src.detector import Detector
+from src.detector import Detector, data_of, samples_with
 from src.errors import ConfigError, GoodpartsError
 from src.evaluation.comparison import (
     Matched,
@@ -32,7 +32,6 @@ from src.evaluation.overlap import aupro_key
 from src.evaluation.view import pixel_convention
 from src.explaining import picture_of
 from src.files import write_text
-from src.fitted import data_of, samples_with
 from src.metrics import find_metric
 from src.reporting.chart_files import critical_difference, save_figure
 from src.reporting.colour_scale import ColourScale
@@ -100,8 +99,7 @@ def write_ranks(cfg: DictConfig) -> int:
     Writes ranks.csv and critical_difference.png. Seeds are averaged, categories that a method lacks
     are left out.
 
-    Raises:
-        DataError: too few methods or categories have the metric.
+    DataError: too few methods or categories have the metric.
     """
     metric, runs = find_metric(cfg.metric), runs_table(Path(cfg.runs))
     known = runs[runs[metric.key].notna()] if metric.key in runs else runs[:0]

@@ -11,11 +11,10 @@ from rich.table import Table
 
 from src import experiment
 from src.data.record import FILE_NAME as DATA
-from src.detector import Detector
+from src.detector import Detector, checked_data
 from src.errors import ConfigError, SavedModelError
 from src.evaluation.threshold import build_rule
 from src.explaining import sources_of
-from src.fitted import checked_data
 from src.metrics import HEADLINES
 from src.outputs import write_outputs
 from src.reporting.run_table import print_result

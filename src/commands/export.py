@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from src.data.images import read_sample
 from src.data.record import with_data_at
 from src.deployment.fixed_input import FixedInput
-from src.detector import Detector
+from src.detector import Detector, data_of
 from src.errors import ConfigError, GoodpartsError
 from src.files import write_text
-from src.fitted import data_of
 
 
 class ParityError(GoodpartsError):
@@ -90,9 +89,8 @@ class Exported(nn.Module):
 def export_run(cfg: DictConfig) -> Parity:
     """Export `cfg.run`; the parity report. Nothing is written when parity fails.
 
-    Raises:
-        ConfigError: a rule that cannot live in a graph, a format without that precision.
-        ParityError: the exported file decides otherwise than PyTorch.
+    ConfigError: a rule that cannot live in a graph, a format without that precision. ParityError:
+    the exported file decides otherwise than PyTorch.
     """
     detector = Detector.load(Path(cfg.run), "cpu")
     ending, write, runner, precisions = FORMATS[cfg.format]
@@ -250,8 +248,7 @@ def check_parity(
 ) -> Parity:  # fmt: skip
     """Compare both sides on uint8 images (N, h, w, 3), in batches of 1 and of all.
 
-    Raises:
-        ParityError: a decision flips, or an error exceeds tolerance * spread.
+    ParityError: a decision flips, or an error exceeds tolerance * spread.
     """
     truth, batched = original(images), exported(images)
     single = [exported(images[i : i + 1]) for i in range(len(images))]

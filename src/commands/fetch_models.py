@@ -29,9 +29,8 @@ def fetch_published(cfg: DictConfig) -> list[Path]:
     For patchcore, whose banks lie in a Git repository: of the folder `cfg.files`. Files that are
     there already are left alone unless `overwrite`.
 
-    Raises:
-        ConfigError: unknown method, category, metric or source. DownloadError: with advice.
-        SavedModelError: what came is not a checkpoint of U-Flow.
+    ConfigError: unknown method, category, metric or source. DownloadError: with advice.
+    SavedModelError: what came is not a checkpoint of U-Flow.
     """
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     published = options["published"]["files"]

@@ -33,10 +33,8 @@ _INDEX = "src.data.confirmed.index_with_confirmed"
 def learn_images(cfg: DictConfig) -> Result:
     """A new run from the run `cfg.run` and the good parts in the folder `cfg.images`.
 
-    Raises:
-        ConfigError: the run is of several categories.
-        DataError: the run's own images are not there, or there is no new readable picture.
-        SavedModelError: the run is not finished.
+    ConfigError: the run is of several categories. DataError: the run's own images are not there, or
+    there is no new readable picture. SavedModelError: the run is not finished.
     """
     before = SavedRun(Path(cfg.run))
     before.metrics()  # fails early on an unfinished run

@@ -15,11 +15,10 @@ from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
 from src.data.record import with_data_at
 from src.data.samples import UNKNOWN, Sample
-from src.detector import Detector
+from src.detector import Detector, fitted_samples
 from src.errors import ConfigError, DataError, did_you_mean
 from src.explaining import match_grid, picture_of, reader
 from src.files import fitting, shown
-from src.fitted import fitted_samples
 from src.models.patchcore.scores import euclidean_and_cosine
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import save_png
@@ -39,9 +38,8 @@ def explain_image(cfg: DictConfig) -> list[Path]:
 
     Returns: the files, in `cfg.out` or `<run>/patch_match/<image>`.
 
-    Raises:
-        ConfigError: the method keeps no patches.
-        DataError: the image, or the normal images the run was fitted on, are not there.
+    ConfigError: the method keeps no patches. DataError: the image, or the normal images the run was
+    fitted on, are not there.
     """
     detector = Detector.load(Path(cfg.run), cfg.device)
     config = detector.config
@@ -85,8 +83,7 @@ def explain_image(cfg: DictConfig) -> list[Path]:
 def find_sample(path: Path, data: AnomalyDataModule) -> Sample:
     """The sample of a path: an image of the data set by the end of its path, or any image file.
 
-    Raises:
-        DataError: there is none, or several images of the data set end like this.
+    DataError: there is none, or several images of the data set end like this.
     """
     known = {sample.image_path: sample for sample in data.samples}
     full, parts = path.absolute(), path.parts

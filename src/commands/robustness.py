@@ -23,10 +23,9 @@ from src.data.images import read_sample
 from src.data.record import list_samples
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.data.splits import limit_test
-from src.detector import Detector
+from src.detector import Detector, checked_data
 from src.errors import ConfigError, only
 from src.evaluation.ranking import auroc
-from src.fitted import checked_data
 from src.models.build import build_model
 from src.reporting.chart_files import new_panels, save_figure
 from src.saved_run import SavedRun

@@ -18,14 +18,8 @@ from src.errors import DataError, SavedModelError, did_you_mean
 from src.files import write_text
 from src.identity import without_content
 from src.metrics import METRICS
-from src.reporting.chart_files import (
-    DEFECT_COLOUR,
-    FAINT,
-    INK,
-    NORMAL_COLOUR,
-    new_figure,
-    save_figure,
-)
+from src.reporting.chart_files import DEFECT_COLOUR as DEFECT
+from src.reporting.chart_files import FAINT, INK, NORMAL_COLOUR, new_figure, save_figure
 from src.saved_run import SavedRun
 
 #: Column of the table -> key of config.yaml.
@@ -42,8 +36,7 @@ def write_selection(cfg: DictConfig) -> list[Path]:
 
     A figure is left out when the runs do not differ in what it shows.
 
-    Raises:
-        DataError: no finished run has the metric.
+    DataError: no finished run has the metric.
     """
     table, out = runs_table(Path(cfg.runs).expanduser()), Path(cfg.out).expanduser()
     known = table[table[cfg.metric].notna()] if cfg.metric in table else table[:0]
@@ -153,8 +146,8 @@ def pareto_figure(table: pd.DataFrame, accuracy: str = "test/image_auroc") -> Fi
     figure, axes = new_figure(8.8, max(4.2, 1.2 + 0.19 * len(means)))
     x, y, memory = (means[name].to_numpy() for name in (_LATENCY, accuracy, "model_mb"))
     front = pareto_front(x, y)
-    axes.step(x[front], y[front], where="post", color=DEFECT_COLOUR, lw=1.3, zorder=1)
-    colours = list(np.where(front, DEFECT_COLOUR, NORMAL_COLOUR))
+    axes.step(x[front], y[front], where="post", color=DEFECT, lw=1.3, zorder=1)
+    colours = list(np.where(front, DEFECT, NORMAL_COLOUR))
     axes.scatter(x, y, s=marker_areas(memory), c=colours, alpha=0.5, lw=0, zorder=2)
     axes.scatter(x, y, s=5, c=INK, lw=0, zorder=3)
     for k, place in enumerate(zip(x, y, strict=True)):
@@ -178,10 +171,7 @@ def pareto_figure(table: pd.DataFrame, accuracy: str = "test/image_auroc") -> Fi
 
 
 def pareto_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Which points (n,) no other beats: none is at most as costly and at least as good and differs.
-
-    Equal points are all kept.
-    """
+    """Which points (n,) no other beats by costing less or being better; equal ones are all kept."""
     cheaper, better = cost <= cost[:, None], gain >= gain[:, None]  # column against row
     differs = (cost != cost[:, None]) | (gain != gain[:, None])
     return ~(cheaper & better & differs).any(axis=1)
@@ -190,8 +180,7 @@ def pareto_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
 def marker_areas(memory: np.ndarray) -> np.ndarray:
     """Areas in square points proportional to memory (n,), the largest fixed, small ones visible."""
     low, high = _MARKER_AREA
-    largest = memory.max(initial=0.0)
-    return np.maximum(low, high * memory / largest) if largest > 0 else np.full(len(memory), low)
+    return np.maximum(low, high * memory / max(memory.max(initial=0.0), 1e-12))
 
 
 def configuration_labels(table: pd.DataFrame) -> pd.Series:
@@ -208,9 +197,6 @@ def configuration_labels(table: pd.DataFrame) -> pd.Series:
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights moved as little as needed so that neighbours are at least `gap` apart.
-
-    Blocks of crowded heights keep their mean (isotonic regression).
-    """
+    """Ascending heights moved as little as needed to be at least `gap` apart (isotonic)."""
     steps = gap * np.arange(len(heights))
     return [] if not heights else list(isotonic_regression(np.array(heights) - steps).x + steps)

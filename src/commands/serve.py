@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,11 +79,8 @@ class Facts(BaseModel):
 
 def serve(cfg: DictConfig) -> None:
     """Load the run and serve it until interrupted."""
-    application = build_application(
-        Detector.load(Path(cfg.run), cfg.device, cfg.category),
-        cfg.limits.files,
-        cfg.limits.file_megabytes,
-    )
+    detector = Detector.load(Path(cfg.run), cfg.device, cfg.category)
+    application = build_application(detector, cfg.limits.files, cfg.limits.file_megabytes)
     print(f"http://{cfg.host}:{cfg.port}  (Ctrl-C stops)")
     uvicorn.run(application, host=cfg.host, port=cfg.port, log_level="warning")
 
@@ -149,16 +146,14 @@ def _add_limits(application: FastAPI, max_body: int) -> None:
     """Refuse bodies that announce too much, and send headers that allow nothing foreign."""
 
     @application.middleware("http")
-    async def limit(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
+    async def limit(request: Request, call_next: Any) -> Response:
         length = request.headers.get("content-length")
         if request.method == "POST":
             if length is None or not length.isdigit():
                 return PlainTextResponse("a Content-Length is required", 411)
             if int(length) > max_body:
                 return PlainTextResponse(f"at most {max_body} bytes per request", 413)
-        answer: Any = await call_next(request)
+        answer: Response = await call_next(request)
         answer.headers["Content-Security-Policy"] = _POLICY
         answer.headers["X-Content-Type-Options"] = "nosniff"
         answer.headers["Referrer-Policy"] = "no-referrer"
@@ -185,13 +180,12 @@ class Answering:
                 images.append(read_fitting(self.detector, path))
         with self._one_at_a_time:
             results = detect_readable(self.detector, images)
-        answers = []
-        for (name, _), result in zip(uploads, results, strict=True):
-            if isinstance(result, DataError):
-                answers.append(Answer(name=name, error=f"{result.found}. {result.do}"))
-            else:
-                answers.append(self._answer(name, *result, pictures=pictures))
-        return answers
+        return [
+            Answer(name=name, error=f"{result.found}. {result.do}")
+            if isinstance(result, DataError)
+            else self._answer(name, *result, pictures=pictures)
+            for (name, _), result in zip(uploads, results, strict=True)
+        ]
 
     def _answer(self, name: str, image: Image.Image, found: Detection, *, pictures: bool) -> Answer:
         answer = Answer(

@@ -1,34 +1,149 @@
-"""The story of a sweep: ask Optuna for trials, run them on Ray, tell what they came to.
+"""A W&B sweep file searched by Optuna: ask for trials, run them on Ray, tell what they came to.
 
-No account and no network, unlike W&B's own agent for the same files.
+No account and no network, unlike W&B's own agent. Supported is what Optuna can search of what W&B
+documents; every other key, distribution or macro is refused by its name before a trial starts.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import itertools
 import math
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
+import yaml
 from matplotlib import pyplot
 from omegaconf import DictConfig
-from optuna import samplers
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna import distributions, samplers
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 from optuna.visualization import matplotlib as pictures
 
-from src.errors import ConfigError, did_you_mean
+from src.errors import ConfigError, did_you_mean, only
 from src.files import atomic
 from src.identity import require_current
 from src.reproduction.running import Engine, Task, last_lines
 from src.saved_run import SavedRun
-from src.sweeping import Sweep, load_sweep
+
+MEANING = ("program", "method", "metric", "parameters", "command", "early_terminate")
+KEYS = (*MEANING, "run_cap", "name", "description", "project", "entity")
+#: `${env} ${interpreter} ${program} ${args}`: what W&B's agent runs when a file has no command.
+COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
+DISTRIBUTIONS = ("constant", "categorical", "uniform", "int_uniform", "log_uniform_values")
+
+
+class Sweep(NamedTuple):
+    """A checked sweep file."""
+
+    path: Path
+    plain: Mapping[str, Any]  # the file itself
+    space: Mapping[str, distributions.BaseDistribution]  # what is searched
+    metric: str  # what trials are compared by
+    maximise: bool  # W&B's default is to minimise
+    halving: tuple[int, int]  # logged values before hyperband's first band (0: none), and its eta
+    identity: str  # hash of all that trials depend on
+
+    def words(self, values: Mapping[str, Any]) -> list[str]:
+        """The command of a trial, word for word what `wandb agent` runs."""
+        parameters = self.plain["parameters"].items()
+        pairs = [f"{name}={values.get(name, spec.get('value'))}" for name, spec in parameters]
+        macros = {
+            "${env}": ["/usr/bin/env"],
+            "${interpreter}": ["python"],
+            "${program}": [str(self.plain.get("program"))],
+            "${args}": [f"--{pair}" for pair in pairs],
+            "${args_no_hyphens}": pairs,
+        }
+        command = self.plain.get("command") or COMMAND
+        return [word for part in command for word in macros.get(part, [str(part)])]
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every point of the space; ConfigError when it has no end."""
+        axes = []
+        for name, kind in self.space.items():
+            if not isinstance(kind, distributions.CategoricalDistribution):
+                raise _refusal(self.path, f"{name} has no end in a grid", kind, "list values:")
+            axes.append(kind.choices)
+        return [dict(zip(self.space, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Read and check a sweep file; ConfigError says what is wrong or not supported."""
+    near = [str(other) for other in path.parent.glob("*.y*ml")] or ["sweeps/X.yaml"]
+    try:
+        plain = dict(yaml.safe_load(path.read_text()))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise _refusal(path, "not a sweep file", error, did_you_mean(str(path), near)) from error
+    if absent := [key for key in ("method", "parameters", "metric") if not plain.get(key)]:
+        raise _refusal(path, f"{absent[0]} is missing", list(plain), f"add {absent[0]}:")
+    metric = plain["metric"]
+    stopping = plain.get("early_terminate") or {"type": "hyperband", "min_iter": 0}
+    command, program = plain.get("command") or COMMAND, str(plain.get("program"))
+    for where, found, known in (
+        ("the file", plain, KEYS),
+        ("method", [plain["method"]], ("grid", "random", "bayes")),
+        ("metric", metric, ("name", "goal", "target")),
+        ("metric.goal", [metric.get("goal", "minimize")], ("minimize", "maximize")),
+        ("early_terminate", stopping, ("type", "min_iter", "eta")),
+        ("early_terminate.type", [stopping.get("type")], ("hyperband",)),
+        ("command", (w for w in command if "${" in str(w)), (*COMMAND, "${args_no_hyphens}")),
+    ):
+        only(f"{path}, {where}", found, known)
+    if "name" not in metric or "min_iter" not in stopping:
+        raise _refusal(path, "incomplete", [metric, stopping], "add metric.name, or min_iter: 3")
+    if ("src.run" in command or program.endswith("src/run.py")) and "${args}" in command:
+        what = "Hydra wants key=value, the command passes --key=value"
+        raise _refusal(path, what, "${args}", "use ${args_no_hyphens}")
+    space = {name: _distribution(path, name, spec) for name, spec in plain["parameters"].items()}
+    meaning = yaml.safe_dump({k: plain[k] for k in MEANING if k in plain}, sort_keys=False)
+    return Sweep(
+        path=path,
+        plain=plain,
+        space={name: kind for name, kind in space.items() if kind is not None},
+        metric=str(metric["name"]),
+        maximise=metric.get("goal") == "maximize",
+        halving=(int(stopping["min_iter"]), int(stopping.get("eta", 3))),
+        identity=hashlib.sha256(meaning.encode()).hexdigest()[:10],
+    )
+
+
+def _distribution(path: Path, name: str, spec: Any) -> distributions.BaseDistribution | None:
+    """What W&B means, in Optuna's words; None: a constant."""
+    if not isinstance(spec, dict) or "parameters" in spec:
+        do = f"write one dotted name for each parameter, such as '{name}.lr:'"
+        raise _refusal(path, f"{name} is nested, which Hydra cannot read", spec, do)
+    only(f"{path}, {name}", spec, ("value", "values", "min", "max", "distribution"))
+    only(f"{path}, {name}", [spec.get("distribution", "constant")], DISTRIBUTIONS)
+    ends: tuple[Any, Any] = (spec.get("min"), spec.get("max"))
+    try:
+        if None in spec.get("values", [spec.get("value", 0)]):
+            raise ValueError("null reaches Hydra as None, write 'null'")
+        if "value" in spec:
+            return None
+        if "values" in spec:  # lists as the text that the agent passes
+            return distributions.CategoricalDistribution(
+                [v if isinstance(v, bool | int | float | str) else str(v) for v in spec["values"]]
+            )
+        whole = all(isinstance(end, int) for end in ends)
+        if whole and spec.get("distribution", "int_uniform") == "int_uniform":
+            return distributions.IntDistribution(*ends)
+        log = spec.get("distribution") == "log_uniform_values"
+        return distributions.FloatDistribution(*ends, log=log)
+    except (TypeError, ValueError) as error:
+        raise _refusal(path, f"{name} cannot be drawn", f"{spec}: {error}", "repair it") from error
+
+
+def _refusal(path: Path, what: str, found: object, do: str) -> ConfigError:
+    return ConfigError(f"{path}: {what}.", found=str(found), do=do)
+
 
 RANKED = 4  # finished trials; ours: with fewer, any ranking of parameters is noise
 SHOWN = 10  # trials on the screen; trials.csv holds all
@@ -131,15 +246,15 @@ class Search:
         """The command of a trial, whose values depend on seed, number and earlier results only."""
         values = self.draw(trial)
         place = self.folder / f"trial{trial.number:04d}"
-        wandb = os.environ.get("WANDB_MODE", "offline")
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        mode = os.environ.get("WANDB_MODE", "offline")
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return Task(
             key=str(trial.number),
             name=" ".join([f"trial {trial.number}", *(f"{k}={v}" for k, v in values.items())]),
             words=(*self.sweep.words(values), *self.cfg.extra),
             log=self.folder / "logs" / f"{place.name}.log",
             finished=lambda: bool(final_metrics(place)),
-            environment={"WANDB_MODE": wandb, "RUNS_DIR": str(place), "PATH": path},
+            environment={"WANDB_MODE": mode, "RUNS_DIR": str(place), "PATH": path},
         )
 
     def draw(self, trial: Trial) -> dict[str, Any]:
@@ -154,11 +269,11 @@ class Search:
         values: dict[str, Any] = {}
         for name, kind in self.sweep.space.items():
             match kind:
-                case CategoricalDistribution():
+                case distributions.CategoricalDistribution():
                     values[name] = trial.suggest_categorical(name, kind.choices)
-                case IntDistribution():
+                case distributions.IntDistribution():
                     values[name] = trial.suggest_int(name, kind.low, kind.high)
-                case FloatDistribution():
+                case distributions.FloatDistribution():
                     values[name] = trial.suggest_float(name, kind.low, kind.high, log=kind.log)
         return values
 
@@ -166,14 +281,14 @@ class Search:
         """Tell the study what a trial came to; ConfigError when no trial can ever work."""
         number, place = self.running.pop(task).number, Path(task.environment["RUNS_DIR"])
         metrics = final_metrics(place)
+        state = None if self.sweep.metric in metrics else TrialState.FAIL
         value = metrics.get(self.sweep.metric)
-        state = TrialState.FAIL if value is None else None
         self.study.tell(number, value, state=state, skip_if_finished=True)
         if value is not None:
             print(f"       trial {number}: {self.sweep.metric} {value:.4f}")
             return
         states = [trial.state for trial in self.trials() if trial.state.is_finished()]
-        if metrics or (len(states) >= MAX_FAILURES and set(states) == {TrialState.FAIL}):
+        if metrics or (set(states) == {TrialState.FAIL} and len(states) >= MAX_FAILURES):
             found = f"{len(metrics)} others in {place}; {task.log}: {last_lines(task.log, 1)}"
             do = did_you_mean(self.sweep.metric, metrics) if metrics else "run it by hand"
             what = f"Trials do not report the metric {self.sweep.metric!r}."
@@ -207,12 +322,10 @@ class Search:
         words = " ".join(f"{name}={value}" for name, value in best.params.items())
         print(f"Best: trial {best.number}, {sweep.metric} {best.value:.4f} with {words}")
         varied = [n for n in sweep.space if len({str(trial.params[n]) for trial in done}) > 1]
-        drawings: dict[str, Any] = (
-            {"parallel.png": pictures.plot_parallel_coordinate} if varied else {}
-        )
-        if varied and len(done) >= RANKED and len({trial.value for trial in done}) > 1:
+        drawings: dict[str, Any] = {"parallel.png": pictures.plot_parallel_coordinate}
+        if len(done) >= RANKED and len({trial.value for trial in done}) > 1:
             drawings["importances.png"] = pictures.plot_param_importances
-        for name, draw in drawings.items():
+        for name, draw in drawings.items() if varied else ():
             pyplot.sca(draw(study, params=varied))
             paths.append(self.folder / name)
             with atomic(paths[-1]) as partial:

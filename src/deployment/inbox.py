@@ -24,8 +24,7 @@ def find_images(pattern: str) -> tuple[Path, list[Path]]:
     Pictures that this program made itself are left out, with a word: folders of `src.predict`
     and runs. A pattern that begins inside such a folder still finds them.
 
-    Raises:
-        DataError: nothing there, or no image among it.
+    DataError: nothing there, or no image among it.
     """
     path = Path(pattern).expanduser()
     if path.is_file():

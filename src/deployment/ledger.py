@@ -38,11 +38,10 @@ class Version(NamedTuple):
     @classmethod
     def of(cls, path: Path, name: str) -> Version:
         """The present version of `path`, which results call `name`."""
-        try:
+        with contextlib.suppress(OSError):  # moved away between listing and looking
             facts = path.stat()
-        except OSError:  # moved away between listing and looking
-            return cls(name, 0, 0)
-        return cls(name, facts.st_size, facts.st_mtime_ns)
+            return cls(name, facts.st_size, facts.st_mtime_ns)
+        return cls(name, 0, 0)
 
 
 class Scored(NamedTuple):
@@ -57,10 +56,8 @@ class Scored(NamedTuple):
 
     def row(self) -> dict[str, str]:
         """The row of scores.csv, by column."""
-        cells = (
-            self.version.path, repr(self.score), int(self.alarm), repr(self.map_max),
-            f"{self.defective_share:.6f}", *self.version[1:],
-        )  # fmt: skip
+        (path, *file), share = self.version, f"{self.defective_share:.6f}"
+        cells = (path, repr(self.score), int(self.alarm), repr(self.map_max), share, *file)
         return dict(zip(_COLUMNS, map(str, cells), strict=True))
 
 
@@ -114,8 +111,7 @@ class Ledger:
 def open_ledger(folder: Path, card: Mapping[str, Any]) -> Iterator[Ledger]:
     """Hold `folder` alone and continue its rows; `card` says what they must belong to.
 
-    Raises:
-        ConfigError: the folder cannot be written, is in use, or holds other results.
+    ConfigError: the folder cannot be written, is in use, or holds other results.
     """
     lock = FileLock(folder / ".lock")
     try:

@@ -51,8 +51,8 @@ def detect_readable(
 class Scorer:
     """Scores image files and draws overlays/, masks/ and maps/ below `out`, a file each.
 
-    Results mirror the folders of the images below their common `root`; `save` is the node of
-    conf/predict.yaml that says what is drawn.
+    Results mirror the folders of the images below their common `root`, so that equal names never
+    collide; `save` is the node of conf/predict.yaml that says what is drawn.
     """
 
     def __init__(self, detector: Detector, out: Path, root: Path, save: DictConfig) -> None:
@@ -97,40 +97,34 @@ class Scorer:
             rows.append(Scored(version, "", found.score, found.alarm, highest, share))
         return rows
 
-    # --- pictures at the size of the original ----------------------------------------------------
-
     def _draw(self, name: str, image: Image.Image, found: Detection) -> None:
+        """Pictures at the size of the original."""
         if self.save.maps == "none" and not (self.save.masks or self.save.overlays):
             return
         size = (image.height, image.width)
         full = self.detector.to_original(found.anomaly_map, size)
         mask = self.detector.to_original(found.mask, size) > 0.5
+
+        def target(kind: str, suffix: str = ".png") -> Path:
+            # The original suffix stays in the name: a.png and a.jpg of one folder must not collide.
+            return fitting(self.out / kind / f"{name}{suffix}")
+
         if self.save.maps == "npy":
-            with atomic(self._target("maps", name, ".npy")) as partial, partial.open("wb") as file:
+            with atomic(target("maps", ".npy")) as partial, partial.open("wb") as file:
                 np.save(file, full)
         elif self.save.maps == "png":
-            # 16 bits between values fixed for the run, so that images compare
+            # 16 bit between values fixed for the run, so that images compare
             low, span = self.scale.low, 2 * (self.scale.high - self.scale.low)
             facts = {"value": f"{low} + grey / 65535 * {span}", "low": low, "high": low + span}
             if not (told := self.out / "maps" / "scale.json").is_file():
                 write_text(told, json.dumps(facts, indent=2) + "\n")
             grey = np.rint(np.clip((full - low) / span, 0, 1) * 65535)
-            self._write("maps", name, grey.astype(np.uint16))
+            save_png(grey.astype(np.uint16), target("maps"), compress_level=1)
         if self.save.masks:
-            self._write("masks", name, mask)
+            save_png(mask, target("masks"), compress_level=1)
         if self.save.overlays:
             picture = Picture(np.asarray(image), full, segmentation=mask)
-            self._write("overlays", name, overlay(picture, self.scale))
-
-    def _write(self, kind: str, name: str, pixels: np.ndarray) -> None:
-        save_png(pixels, self._target(kind, name, ".png"), compress_level=1)
-
-    def _target(self, kind: str, name: str, suffix: str) -> Path:
-        # The original suffix stays in the name: a.png and a.jpg of one folder must not collide.
-        return fitting(self.out / kind / f"{name}{suffix}")
-
-
-# --- many processes ----------------------------------------------------------------------------
+            save_png(overlay(picture, self.scale), target("overlays"), compress_level=1)
 
 
 class Actor:

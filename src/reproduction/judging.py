@@ -1,20 +1,18 @@
 """Ours beside the paper's: rows of a table, each with an interval and a verdict.
 
-A paper's number and ours come from the same test images, so their draw allows no difference. What
-two faithful runs may differ by is the seed, and rounding. The spread over seeds `s` is pooled: the
-residuals of all runs of a variant from the mean of their category, with one degree of freedom less
-a category. Ours, a mean of n seeds, is within tolerance of the paper's number, taken as one run,
-when
+A paper's number and ours come from the same test images, so two faithful runs may differ by seed
+and rounding only. The spread over seeds `s` is pooled: the residuals of all runs of a variant from
+the mean of their category, with one degree of freedom less a category. Ours, a mean of n seeds, is
+within tolerance of the paper's number, taken as one run, when
 
     |ours - paper| <= t * s * sqrt(1 + 1/n) + half a unit of the paper's last digit
 
-and the mean of m categories likewise with s / sqrt(m). Categories do not spread alike: where there
-is more room, s grows with sqrt(x (1 - x)) of the value x as rates do, and never is below what the
-category's own seeds show. Student's `t` shares an error of 5 % among the numbers of the variant
-(Bonferroni), half of it among its means, which see what shifts all categories, half among its
-categories. So a faithful variant keeps all its numbers within tolerance with a probability of
-about 95 % or more (measured in tests/reproduction/test_judging.py for even and uneven spreads).
-Without MIN_FREEDOM degrees of freedom there is no spread to judge by, and nothing is judged.
+and the mean of m categories likewise with s / sqrt(m). Where there is more room, s grows with
+sqrt(x (1 - x)) of the value x as rates do, and never is below what the category's own seeds show.
+Student's `t` shares an error of 5 % among the numbers of the variant (Bonferroni), half of it among
+its means, half among its categories: a faithful variant keeps all its numbers with a probability of
+about 95 % or more (measured in tests/reproduction/test_judging.py). Without MIN_FREEDOM degrees of
+freedom there is no spread to judge by, and nothing is judged.
 """
 
 from __future__ import annotations
@@ -30,8 +28,7 @@ from scipy.stats import t as student
 
 from src.evaluation.uncertainty import LEVEL, Interval, mean_interval
 from src.metrics import HIGH, LOW
-from src.reproduction.papers import GROUPS, MEAN, Published, Variant
-from src.reproduction.planning import Job
+from src.reproduction.planning import GROUPS, MEAN, Job, Published, Variant
 from src.saved_run import SavedRun
 
 MIN_FREEDOM = 2  # ours: three seeds of one category; with 1, t spans half the scale

@@ -1,12 +1,13 @@
-"""From papers to jobs: the cross product of variants, categories and seeds."""
+"""From the files of conf/paper, with the numbers we are judged by, to jobs."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -17,8 +18,108 @@ from src.data.record import list_samples
 from src.errors import ConfigError, DataError, only
 from src.grammar import quoted
 from src.identity import config_hash, locate_run, newest_finished
-from src.reproduction.papers import Paper, Variant, load_papers
 from src.saved_run import SavedRun
+
+MEAN = "mean"  # the row of all categories
+GROUPS = {  # rows of the tables besides single categories; Bergmann et al. 2019, Table 1
+    "textures": ("carpet", "grid", "leather", "tile", "wood"),
+    "objects": (
+        "bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush",
+        "transistor", "zipper",
+    ),
+}  # fmt: skip
+
+
+class Published(NamedTuple):
+    """One column of numbers from a paper."""
+
+    metric: str  # our key, such as test/image_auroc
+    source: str  # paper, table, or file of an official repository
+    values: Mapping[str, float]  # by category, textures, objects, mean; as fractions of 1
+    rounding: float  # half a unit of the last printed digit, as a fraction of 1
+    judged: bool  # False: shown beside ours, but the definitions differ too much to judge
+    note: str
+
+
+class Variant(NamedTuple):
+    """One way to run a method, with the numbers published for it."""
+
+    name: str
+    title: str
+    overrides: tuple[str, ...]
+    metrics: tuple[str, ...]  # columns of its table
+    published: tuple[Published, ...]
+    categories: tuple[str, ...]
+
+
+class Paper(NamedTuple):
+    """One file of conf/paper."""
+
+    name: str
+    title: str
+    source: str
+    seeds: tuple[int, ...]
+    variants: tuple[Variant, ...]
+
+
+_UNITS = {"percent": 0.01, "fraction": 1.0}
+
+
+def load_papers(node: DictConfig) -> list[Paper]:
+    """The papers of a composed config, `paper.<name>`; ConfigError says what is wrong and where."""
+    papers = []
+    for name, spec in cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)).items():
+        needed = ("title", "source", "overrides", "categories", "variants")
+        _check(f"paper {name}", spec, needed, ("seeds", "metrics"))
+        seeds = tuple(int(seed) for seed in spec.get("seeds", [0]))
+        variants = tuple(_variant(v, own or {}, spec) for v, own in spec["variants"].items())
+        papers.append(Paper(name, spec["title"], spec["source"], seeds, variants))
+    return papers
+
+
+def _variant(name: str, spec: dict[str, Any], paper: dict[str, Any]) -> Variant:
+    where = f"{paper['title']}, variant {name}"
+    _check(where, spec, (), ("title", "overrides", "published", "categories", "metrics"))
+    categories = tuple(str(c) for c in spec.get("categories", paper["categories"]))
+    published = tuple(_published(where, p, categories) for p in spec.get("published", []))
+    listed = [*spec.get("metrics", paper.get("metrics", [])), *(p.metric for p in published)]
+    return Variant(
+        name=name,
+        title=spec.get("title", name),
+        overrides=(*paper["overrides"], *spec.get("overrides", [])),
+        metrics=tuple(dict.fromkeys(listed)),
+        published=published,
+        categories=categories,
+    )
+
+
+def _published(where: str, spec: dict[str, Any], categories: Sequence[str]) -> Published:
+    where = f"{where}, published {spec.get('metric')}"
+    needed = ("metric", "source", "unit", "decimals", "values")
+    _check(where, spec, needed, ("judged", "note", "reproduced"))
+    met = ", ".join(spec.get("reproduced", ())) or "none of these numbers"
+    only(f"{where}, unit", [spec["unit"]], _UNITS)
+    only(f"{where}, category", spec["values"], [*categories, *GROUPS, MEAN])
+    scale = _UNITS[spec["unit"]]
+    values = {row: float(value) * scale for row, value in spec["values"].items()}
+    if outside := [row for row, value in values.items() if not 0 <= value <= 1]:
+        what = f"{where}: values outside 0..1."
+        raise ConfigError(what, found=", ".join(outside), do="check the unit")
+    return Published(
+        metric=spec["metric"],
+        source=f"{spec['source']}; reproduced by us: {met}",
+        values=values,
+        rounding=0.5 * 10.0 ** -spec["decimals"] * scale,
+        judged=bool(spec.get("judged", True)),
+        note=str(spec.get("note", "")),
+    )
+
+
+def _check(where: str, spec: Mapping[str, Any], needed: Sequence[str], more: Sequence[str]) -> None:
+    only(where, spec, (*needed, *more))
+    if missing := [key for key in needed if key not in spec]:
+        what = f"{where} is incomplete."
+        raise ConfigError(what, found=f"no {', '.join(missing)}", do="add it")
 
 
 class Job(NamedTuple):
@@ -93,18 +194,13 @@ def make_plan(cfg: DictConfig) -> Plan:
 
 
 def plan_jobs(
-    papers: Sequence[Paper],
-    configs: Configs,
-    *,
-    variants: Collection[str] = (),
-    categories: Collection[str] = (),
-    seeds: Sequence[int] = (),
+    papers: Sequence[Paper], configs: Configs, *,
+    variants: Collection[str] = (), categories: Collection[str] = (), seeds: Sequence[int] = (),
     overrides: Sequence[str] = (),
-) -> Plan:
+) -> Plan:  # fmt: skip
     """The jobs of `papers` that are chosen by name, without names all of them.
 
-    Raises:
-        ConfigError: a name fits none of them.
+    ConfigError: a name fits none of them.
     """
     every = [(paper, variant) for paper in papers for variant in paper.variants]
     only("variants", variants, {variant.name for _, variant in every})
@@ -181,8 +277,7 @@ class Configs:
             return True  # fetched, or drawn, on first use
         place = str(data.root), category
         if place not in self._listed:
-            try:
+            self._listed[place] = False
+            with contextlib.suppress(DataError):
                 self._listed[place] = bool(list_samples(data))
-            except DataError:
-                self._listed[place] = False
         return self._listed[place]

@@ -99,11 +99,8 @@ class Engine:
 
     def ended(self, seconds: float = 0.5) -> Iterator[Task]:
         """Tasks that came to their end, finished or not, in up to `seconds`; others are retried."""
-        handles = list(self.running)
-        ready, _ = self.ray.wait(
-            handles, num_returns=len(handles), timeout=seconds, fetch_local=False
-        )
-        for handle in ready:
+        wanted = {"num_returns": len(self.running), "timeout": seconds, "fetch_local": False}
+        for handle in self.ray.wait(list(self.running), **wanted)[0]:
             try:
                 event = self.ray.get(next(handle))
             except self.ray.exceptions.RayError:
@@ -122,9 +119,9 @@ class Engine:
         self._failures[task.key] += 1
         if again := self._failures[task.key] <= self.retries and code != USER_MISTAKE:
             self.submit(task)
-        text = f"{'retry ' if again else 'FAILED'} {task.name}  exit code {code} after {took}"
-        end = last_lines(task.log).replace("\n", "\n       ")
-        self._say(f"{text}, {task.log}\n       {end}", finished=not again)
+        what, end = "retry " if again else "FAILED", last_lines(task.log).replace("\n", "\n       ")
+        said = f"{what} {task.name}  exit code {code} after {took}, {task.log}\n       {end}"
+        self._say(said, finished=not again)
         return not again
 
 

@@ -24,8 +24,7 @@ from omegaconf import OmegaConf
 
 from src.commands.export import FORMATS, Exported
 from src.data.images import read_sample
-from src.detector import Detector
-from src.fitted import data_of
+from src.detector import Detector, data_of
 
 ROUNDS = 30
 SOME = 16

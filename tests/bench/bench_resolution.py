@@ -18,10 +18,9 @@ import torch
 from bench_decisions import sets
 
 from src.composing import compose
-from src.detector import Detector
+from src.detector import Detector, checked_data
 from src.evaluation.evaluator import build_evaluator
 from src.experiment import run_experiment
-from src.fitted import checked_data
 
 COLUMNS = ("pixel_auroc", "pixel_ap", "aupro", "aupro_05", "aupimo", "pixel_f1", "pixel_f1_max")
 

@@ -12,11 +12,10 @@ import torch
 from src.commands.evaluate import evaluate_run
 from src.composing import compose
 from src.data.images import read_mask, read_sample
-from src.detector import Detector
+from src.detector import Detector, checked_data
 from src.evaluation.overlap import BOUNDS, image_overlaps
 from src.evaluation.pixels import PixelStore
 from src.experiment import run_experiment
-from src.fitted import checked_data
 from src.saved_run import SavedRun
 
 ROOT = os.environ.get("DATA_DIR")

@@ -22,9 +22,9 @@ from src import experiment
 from src.commands.compare import compare_runs
 from src.commands.evaluate import evaluate_run
 from src.data.datamodule import AnomalyDataModule
+from src.detector import fitted_samples
 from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
-from src.fitted import fitted_samples
 from src.identity import locate_run, newest_finished, require_current
 from src.saved_run import SavedRun
 from tests.conftest import compose_app

@@ -26,7 +26,7 @@ from src.models.build import build_model
 from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.scores import Scored
 from src.reproduction.judging import Measured, judge_variant
-from src.reproduction.papers import Published, Variant
+from src.reproduction.planning import Published, Variant
 from src.result import Prediction, Threshold
 from tests.conftest import compose_app
 

@@ -17,7 +17,7 @@ from src.reproduction.judging import (
     judge_variant,
     verdict_line,
 )
-from src.reproduction.papers import GROUPS, Published, Variant
+from src.reproduction.planning import GROUPS, Published, Variant
 
 METRIC = "test/image_auroc"
 PIXELS = "test/pixel_auroc"

@@ -9,8 +9,7 @@ from src.composing import CONF
 from src.errors import ConfigError
 from src.grammar import quoted
 from src.identity import config_hash
-from src.reproduction.papers import GROUPS, MEAN, Paper, load_papers
-from src.reproduction.planning import Configs, plan_jobs
+from src.reproduction.planning import GROUPS, MEAN, Configs, Paper, load_papers, plan_jobs
 
 
 def papers_of(*names: str) -> list[Paper]:

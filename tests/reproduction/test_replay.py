@@ -15,7 +15,7 @@ from src.data.record import Entry
 from src.errors import SavedModelError
 from src.experiment import run_experiment
 from src.files import write_rows
-from src.reproduction.papers import load_papers
+from src.reproduction.planning import load_papers
 from src.saved_run import SavedRun, ScoreRow
 
 

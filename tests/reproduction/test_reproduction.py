@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.commands import reproduce as command
-from src.commands.reproduce import reproduce
+from src.commands.reproduce import COLUMNS, reproduce
 from src.composing import CONF
 from src.errors import ConfigError, DataError, SavedModelError
 from src.experiment import run_experiment
@@ -18,9 +18,7 @@ from src.reproduction.judging import (
     measurements,
     stored_intervals,
 )
-from src.reproduction.paper_tables import COLUMNS
-from src.reproduction.papers import Published, Variant
-from src.reproduction.planning import Job, make_plan
+from src.reproduction.planning import Job, Published, Variant, make_plan
 from src.saved_run import SavedRun, ScoreRow
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.commands.sweep import load_sweep
 from src.errors import ConfigError
-from src.sweeping import load_sweep
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from src.commands.sweep import Search
-from src.sweeping import load_sweep
+from src.commands.sweep import Search, load_sweep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "sweeps").glob("*.yaml"))

@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
 from src.commands import sweep as searching
-from src.commands.sweep import Search, run_sweep
+from src.commands.sweep import Search, load_sweep, run_sweep
 from src.errors import ConfigError
-from src.sweeping import load_sweep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).with_name("fake_trial.py")

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from src import composing
-from src.sweeping import load_sweep
+from src.commands.sweep import load_sweep
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "sweeps").glob("*.y*ml"))
