@@ -30,10 +30,7 @@ class Beginning(NamedTuple):
 
 
 def find_run(cfg: DictConfig) -> tuple[SavedRun, AnomalyDataModule, str]:
-    """The folder of the run that `cfg` means with its data as they are; data and weights are there.
-
-    The weights are named by what is in their files.
-    """
+    """The folder of the run that `cfg` means, its data and a hash of its weights; all are there."""
     data = AnomalyDataModule(cfg)
     data.prepare_data()
     weights = weights_fingerprint(cfg)

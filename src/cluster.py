@@ -14,10 +14,7 @@ STORE = 80 * 2**20  # bytes; ours: Ray's least is 75 MiB, and only short texts p
 
 
 class Cluster:
-    """The nodes that `address` of conf/engine/ray.yaml names, or this machine; a context manager.
-
-    ConfigError: Ray is not installed, not reachable, or has no node big enough for one job.
-    """
+    """The nodes of `engine.address`, or this machine; ConfigError: no Ray, no room for a job."""
 
     def __init__(self, cfg: DictConfig) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

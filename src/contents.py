@@ -27,10 +27,7 @@ _DIGITS = 32  # 128 bits: no two different files meet by chance
 
 
 def content_hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """Path, as text -> 32 hex digits for the bytes of the file; links are followed.
-
-    DataError: a file cannot be read.
-    """
+    """Path, as text -> 32 hex digits for the bytes of the file; DataError: it cannot be read."""
     files = list(dict.fromkeys(map(str, paths)))  # hashing 100 000 Paths would take a second
     if not files:
         return {}

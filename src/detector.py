@@ -54,9 +54,6 @@ class Detector:
         """Load the run folder that `python -m src.run` printed.
 
         `category`: whose threshold decides, where several were learnt; None: the one for all.
-
-        SavedModelError: no finished run there, or its files are damaged. ConfigError: the category
-        has no threshold.
         """
         run = SavedRun(directory.expanduser())
         if not run.finished:
@@ -162,10 +159,7 @@ def data_of(config: DictConfig) -> AnomalyDataModule:
 
 
 def fitted_samples(run: SavedRun, data: AnomalyDataModule) -> list[Sample]:
-    """The images that a run was fitted on, in the order in which its model numbers them.
-
-    DataError: some are not in `data`. SavedModelError: the run does not say what they were.
-    """
+    """The images of the fit, as the model numbers them; DataError: not all are in `data`."""
     return samples_with(data, {entry.path: entry.content for entry in run.record().fitted})
 
 

@@ -8,10 +8,7 @@ from functools import partial
 
 
 class GoodpartsError(Exception):
-    """A mistake in configuration, data or files that the user can repair.
-
-    Entry points print it without a stack trace and exit with code 2.
-    """
+    """A mistake that the user can repair: printed without a stack trace, with exit code 2."""
 
     def __init__(self, what: str, *, found: str, do: str) -> None:
         self.what, self.found, self.do = what, found, do

@@ -89,10 +89,7 @@ def lead(cfg: DictConfig) -> Result:
 
 
 def follow(cfg: DictConfig) -> Result:
-    """A further process: its share of fitting and scoring. It writes nothing and says nothing.
-
-    Each `from_first` here has its like in `lead`; so have the loaders that are shared.
-    """
+    """A further process: its share of the work. Each `from_first` here has its like in `lead`."""
     with silence():
         begun: Beginning | None = processes.from_first()
         if begun is not None:

@@ -57,8 +57,7 @@ def picture_of(detector: Detector, sample: Sample, sources: Sequence[Sample] = (
 def explain(detector: Detector, image: Image.Image, sources: Sequence[Sample]) -> PatchMatch | None:
     """The most anomalous patch and its nearest normal patch.
 
-    `sources` are the samples the model was fitted on, in their order. None for methods without a
-    memory, and when the images it was fitted on are not at hand.
+    None for methods without a memory, and without `sources`, the images of the fit in their order.
     """
     if not hasattr(detector.model, "nearest_patches") or not sources:
         return None

@@ -1,7 +1,4 @@
-"""What a method can show of images beyond its prediction: a sheet of some, files of all on request.
-
-`AnomalyModule.extras` returns tensors by name. Their form says what they are, see `kind_of`.
-"""
+"""What a method can show of images beyond its prediction: a sheet of some, files of all."""
 
 from __future__ import annotations
 
@@ -28,11 +25,7 @@ _FADED = 200  # grey below a map that has no picture of its own
 
 
 def kind_of(value: Tensor) -> str:
-    """What an extra is, by its form.
-
-    `numbers` (B,), `maps` (B, h, w), `pictures` (B, 3, H, W) in the units of the input, or `arrays`
-    (B, C, h, w).
-    """
+    """`numbers` (B,), `maps` (B, h, w), `pictures` (B, 3, H, W), else `arrays` (B, C, h, w)."""
     if value.ndim == 4:
         return "pictures" if value.shape[1] == 3 else "arrays"
     return "numbers" if value.ndim == 1 else "maps"
@@ -77,9 +70,8 @@ def extras_sheet(
 ) -> Image.Image | None:
     """One row an image: input, its extra pictures and maps, the anomaly map over the input.
 
-    A colour means the same value in every row of a column. `images` (n, 3, H, W) are normalised by
-    `transform` and lie on the device of `model`, which is in evaluation mode. None when the method
-    has nothing to show.
+    A colour means the same value in every row of a column. `images` (n, 3, H, W) lie normalised on
+    the device of `model`, which is in evaluation mode. None: the method has nothing to show.
     """
     extras = model.extras(images)
     if not extras:

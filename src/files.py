@@ -20,10 +20,7 @@ _LONGEST_NAME = 255  # bytes; what common file systems allow
 
 
 def shown(path: Path | str) -> str:
-    r"""A path or name as one printable line, with forward slashes: the only form we write.
-
-    Bytes that are not UTF-8 and line breaks are written as in Python's strings, `\udcfc` and `\n`.
-    """
+    r"""A path or name as one printable line; bytes that are not UTF-8 are written as `\udcfc`."""
     text = path if isinstance(path, str) else path.as_posix()
     text = _LINE_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return text.encode(errors=ESCAPE).decode()

@@ -65,8 +65,7 @@ def locate_run(cfg: DictConfig, known: MutableMapping[str, str] | None = None) -
     """The folder of the run that `cfg` describes; it may not exist yet. Nothing is fetched.
 
     While its images or weights are not on this machine, the name lacks the part that stands for
-    them, so such a folder never exists; `newest_finished` then finds what was made elsewhere.
-    `known`: fingerprints of data sets, filled in here, for many configs in one go.
+    them; `newest_finished` then finds what was made elsewhere. `known`: fingerprints of data sets.
     """
     weights = weights_fingerprint(cfg)
     if weights is None:
@@ -102,10 +101,7 @@ def newest_finished(folder: Path) -> Path:
 
 
 def require_current(place: Path, advice: str) -> None:
-    """ConfigError when a run below `place` was made of other images or weights than lie there now.
-
-    Runs whose data are not on this machine pass.
-    """
+    """ConfigError: a run below `place` was made of images or weights that have changed since."""
     known: dict[str, str] = {}
     for path in sorted(place.rglob("fit.json")):
         now = locate_run(SavedRun(path.parent).config(), known)

@@ -25,10 +25,7 @@ def silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Send what our code says to the console and, with everyone's warnings, to `path`.
-
-    The file is appended to, so that an interrupted run keeps its first part.
-    """
+    """Our code speaks to the console and, with everyone's warnings, to the end of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ours, root = logging.getLogger("src"), logging.getLogger()
     console = logging.StreamHandler(sys.stderr)

@@ -1,8 +1,7 @@
 """What each option may be: the composed config is checked against its defaults, once, at the start.
 
 An option takes values of the type that its schema declares (src/composing.py), or else of the kind
-of its default; RULES adds ranges. All spellings of a boolean count. What fits nowhere is refused
-with the key and the nearest valid value.
+of its default; RULES adds ranges. What fits nowhere is refused with the nearest valid value.
 """
 
 from __future__ import annotations
@@ -182,8 +181,6 @@ def check_options(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
     """The composed config as plain values; its booleans spelled as booleans, its choices as text.
 
     `defaults`: the config of the same groups without any value of the command line.
-
-    ConfigError: names the key, what was found, what is allowed and the nearest valid value.
     """
     checked = plain(cfg)
     for key, found in keys_of(checked):

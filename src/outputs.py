@@ -43,10 +43,7 @@ def write_outputs(
     work: Work, evaluator: Evaluator, threshold: Threshold, metrics: Mapping[str, float],
     sources: Sequence[Sample],
 ) -> dict[str, Path]:  # fmt: skip
-    """Write scores.csv, figures and the report; returns the pictures to log, by name.
-
-    `sources`: the samples the model was fitted on, for pictures of patch matches.
-    """
+    """Write scores.csv, figures and report of a model fitted on `sources`; its pictures by name."""
     cfg, run, _, model, data = work
     rows = write_tables(run, data, evaluator)
     samples = [data.samples[row["index"]] for row in evaluator.per_image_rows()]
@@ -122,10 +119,7 @@ def _protocol(
 
 
 def write_tables(run: SavedRun, data: AnomalyDataModule, evaluator: Evaluator) -> list[ScoreRow]:
-    """Write scores.csv, and with masks what `src.compare` resamples the pixel metrics from.
-
-    One row per test image, in the order of the data set.
-    """
+    """Write scores.csv, and with masks what `src.compare` resamples the pixel metrics from."""
     rows = {}
     for found in evaluator.per_image_rows():
         sample = data.samples[found["index"]]

@@ -85,10 +85,7 @@ def whole(rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def weight(batch: Mapping[str, Tensor]) -> Tensor | float:
-    """Factor of this share's mean loss, so that the mean over processes is that of the batch.
-
-    0 where the batch has fewer images than there are processes and this one has a stand-in.
-    """
+    """Factor of this share's mean loss, so that the mean over processes is that of the batch."""
     if count() == 1:
         return 1.0
     mine = torch.div(batch["of"] - rank() + count() - 1, count(), rounding_mode="floor")
@@ -103,10 +100,7 @@ def launched() -> bool:
 
 @contextlib.contextmanager
 def joined(processes: int) -> Iterator[None]:
-    """Be one of the processes of a run. Only the first error of any of them is raised.
-
-    The others end with SystemExit; whatever started the processes ends those that still wait.
-    """
+    """Be one of the processes; the first error of any is raised, the others end with SystemExit."""
     if processes == 1:
         yield
         return
@@ -122,8 +116,7 @@ def joined(processes: int) -> Iterator[None]:
 def start(work: Callable[[DictConfig], Any], cfg: DictConfig, processes: int) -> None:
     """Do `work(cfg)` in so many new processes and wait for them.
 
-    When one fails, or Ctrl-C comes, all end; on Linux also when this process is killed. What the
-    first process that failed has raised is raised here.
+    When one fails, or Ctrl-C comes, all end; what the first that failed has raised is raised here.
     """
     store: Any = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)

@@ -120,10 +120,7 @@ class SavedRun:
             lock.release()
 
     def start(self, cfg: DictConfig, manifest: Mapping[str, Any], *, force: bool) -> None:
-        """Prepare the folder: config and manifest first; `force` empties it.
-
-        Half-written files of a killed process go: the lock says that nobody is writing them.
-        """
+        """Empty the folder of halves, with `force` of all; config and manifest come first."""
         for path in list(self.directory.rglob("*.partial")):
             path.unlink()
         if force and self.directory.is_dir():
@@ -194,11 +191,7 @@ class SavedRun:
         self.write_rows(SCORES, [{k: "" if v != v else v for k, v in row.items()} for row in table])
 
     def scores(self) -> pd.DataFrame:
-        """scores.csv, one row a test image: the columns of `ScoreRow`, of their types.
-
-        SavedModelError: there is none, a value is of the wrong kind, or a column is missing, which
-        must not pass for missing values.
-        """
+        """scores.csv, the columns of `ScoreRow`; SavedModelError: one is missing or wrong."""
         import pandas as pd
 
         kinds = get_type_hints(ScoreRow)
@@ -211,10 +204,7 @@ class SavedRun:
             return table.astype({"decision": bool})
 
     def write_pixel_statistics(self, histograms: PixelHistograms, paths: Sequence[str]) -> None:
-        """Keep what pixel metrics are resampled from: some 100 kB instead of the score maps.
-
-        Row i belongs to the image of scores.csv whose path is `paths[i]`.
-        """
+        """Keep what pixel metrics are resampled from; row i is of the image `paths[i]`."""
         arrays: dict[str, Any] = histograms._replace(image=np.array(list(paths), str))._asdict()
         with atomic(self.directory / PIXELS) as partial, partial.open("wb") as stream:
             np.savez_compressed(stream, **arrays)

@@ -28,10 +28,7 @@ _SHOWN_WHILE_TRAINING = 4  # rows of the sheet
 
 @contextlib.contextmanager
 def open_loggers(cfg: DictConfig, directory: Path) -> Iterator[list[Logger]]:
-    """CSV and the loggers named by `logger.names`; W&B works offline when there is no key.
-
-    On leaving, its W&B run ends, so that the next run of this process has its own.
-    """
+    """CSV and the loggers named by `logger.names`; on leaving, the run of W&B ends."""
     loggers: list[Logger] = [CSVLogger(directory, name="log")]
     if "tensorboard" in cfg.logger.names:
         loggers.append(TensorBoardLogger(directory, name="tensorboard"))

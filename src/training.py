@@ -141,10 +141,7 @@ def _quieten() -> None:
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint of an interrupted run that can be read, if any.
-
-    A damaged one is set aside as `.broken`; no code in a checkpoint is ever run.
-    """
+    """The newest usable checkpoint of an interrupted run; a damaged one becomes `.broken`."""
     found = list((directory / "checkpoints").glob("last*.ckpt"))
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
@@ -167,10 +164,9 @@ def score_images(
 ) -> None:
     """Predict every batch of `loader` on the trainer's device and hand it to `consume`, on CPU.
 
-    Nothing is kept, so memory does not grow with the number of images. Of several processes, each
-    predicts its share. With `own_share` each consumes it too, for metrics that gather small states
-    themselves; otherwise the first one consumes whole batches, since maps of a whole test set may
-    not fit in the memory of every process, and rankings of them belong to one.
+    Of several processes, each predicts its share. With `own_share` each consumes it too, for
+    metrics that gather small states themselves; otherwise the first one consumes whole batches, as
+    maps of a whole test set may not fit in the memory of every process.
     """
 
     def hand_over(_: pl.Trainer, __: pl.LightningModule, found: Any, batch: Any, *___: int) -> None:

@@ -39,8 +39,7 @@ _TOLD = 10  # pictures on console and sheet of a run
 def check_data_set(cfg: DictConfig) -> int:
     """Examine `cfg.data`; print, write findings.json and check.png to `cfg.out`.
 
-    The exit code is 0 for nothing worse than a note, 1 for warnings, 2 for errors. DataError: the
-    data set is not there at all.
+    The exit code: 0 for nothing worse than a note, 1 for warnings, 2 for errors.
     """
     if cfg.run:
         return rank_by_suspicion(SavedRun(Path(cfg.run)))
@@ -69,7 +68,6 @@ def rank_by_suspicion(run: SavedRun) -> int:
     """Rank the pictures that a run was calibrated with, the most conspicuous first.
 
     Prints the first ten; writes suspicion.csv of all and suspicion.png of the first to the run.
-    ConfigError: the run kept no such scores.
     """
     normal = run.calibration()
     if normal is None:

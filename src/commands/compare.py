@@ -1,9 +1,8 @@
 """Two run folders compared: a table, a CSV file, and the pictures on which they disagree.
 
-With runs=FOLDER: all methods in it ranked over categories, with a critical-difference figure.
-
-With exact=true, and for `python -m src.run replay=RUN`: whether every number is the same to the
-last bit, and what of code, packages, machine and data may have caused a difference.
+With runs=FOLDER: all methods in it ranked over categories, with a critical-difference figure. With
+exact=true, and for `src.run replay=RUN`: whether every number is the same to the last bit, and what
+may have caused a difference.
 """
 
 from __future__ import annotations
@@ -45,11 +44,7 @@ _TIMING = ("speed/", "fit/")  # these depend on what else the machine does
 
 
 def compare_runs(cfg: DictConfig) -> list[MetricPair] | int:
-    """Compare `cfg.run_a` and `cfg.run_b`; print the table and write everything to `cfg.out`.
-
-    With `cfg.exact` nothing is written; the exit code is 1 when the runs differ in any number. With
-    `cfg.runs` all methods below that folder are ranked instead.
-    """
+    """Compare two runs by chance or to the last bit, or rank the methods below `cfg.runs`."""
     if cfg.runs:
         return write_ranks(cfg)
     for name in ("run_a", "run_b"):
@@ -97,9 +92,7 @@ def write_ranks(cfg: DictConfig) -> int:
     """Rank the methods of the runs below `cfg.runs` over their categories by `cfg.metric`.
 
     Writes ranks.csv and critical_difference.png. Seeds are averaged, categories that a method lacks
-    are left out.
-
-    DataError: too few methods or categories have the metric.
+    are left out. DataError: too few methods or categories have the metric.
     """
     metric, runs = find_metric(cfg.metric), runs_table(Path(cfg.runs))
     known = runs[runs[metric.key].notna()] if metric.key in runs else runs[:0]

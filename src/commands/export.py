@@ -87,11 +87,7 @@ class Exported(nn.Module):
 
 
 def export_run(cfg: DictConfig) -> Parity:
-    """Export `cfg.run`; the parity report. Nothing is written when parity fails.
-
-    ConfigError: a rule that cannot live in a graph, a format without that precision. ParityError:
-    the exported file decides otherwise than PyTorch.
-    """
+    """Export `cfg.run`; the parity report. Nothing is written when parity fails (ParityError)."""
     detector = Detector.load(Path(cfg.run), "cpu")
     ending, write, runner, precisions = FORMATS[cfg.format]
     if detector.threshold.rule == "nfa":

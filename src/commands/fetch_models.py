@@ -1,8 +1,7 @@
 """Download the authors' published models and convert them, one file at a time.
 
-Each file is 1.8 GB, most of it two frozen CaiTs and Adam's state; 49 MB remain. Google Drive
-answers with a web page when a file's daily quota is used up; then, as for any failure, the error
-says how to place the file by hand.
+Each file is 1.8 GB, most of it two frozen CaiTs and Adam's state; 49 MB remain. Where a download
+fails, as by Google Drive's daily quota, the error says how to place the file by hand.
 """
 
 from __future__ import annotations
@@ -28,9 +27,6 @@ def fetch_published(cfg: DictConfig) -> list[Path]:
 
     For patchcore, whose banks lie in a Git repository: of the folder `cfg.files`. Files that are
     there already are left alone unless `overwrite`.
-
-    ConfigError: unknown method, category, metric or source. DownloadError: with advice.
-    SavedModelError: what came is not a checkpoint of U-Flow.
     """
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     published = options["published"]["files"]

@@ -1,8 +1,7 @@
 """What a method finds after 1, 2, 4, ... good images: runs over shots and seeds, table, figure.
 
-The protocol of AnomalyDINO (Damm et al., WACV 2025): disjoint slices of the good images by the seed
-(`src.data.splits.choose_shots`), mean and standard deviation over the seeds. Runs are those of
-`src.run`, found again by their configs, so that none is made twice.
+The protocol of AnomalyDINO (Damm et al., WACV 2025): disjoint slices of the good images by the
+seed, mean and standard deviation over the seeds. Runs are those of `src.run`; none is made twice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Good parts that were confirmed later join the training images of a finished run.
 
-It is the same experiment once more, fitted, calibrated and tested anew with these images as well: a
-PatchCore takes seconds, and a bank that had only grown would depend on the order in which images
-came. The old run stays as it is; the new one says in its manifest where it comes from.
+It is the same experiment once more, fitted, calibrated and tested anew: a PatchCore takes seconds,
+and a bank that had only grown would depend on the order in which images came.
 """
 
 from __future__ import annotations
@@ -31,11 +30,7 @@ _INDEX = "src.data.confirmed.index_with_confirmed"
 
 
 def learn_images(cfg: DictConfig) -> Result:
-    """A new run from the run `cfg.run` and the good parts in the folder `cfg.images`.
-
-    ConfigError: the run is of several categories. DataError: the run's own images are not there, or
-    there is no new readable picture. SavedModelError: the run is not finished.
-    """
+    """A new run from the run `cfg.run` and the good parts in the folder `cfg.images`."""
     before = SavedRun(Path(cfg.run))
     before.metrics()  # fails early on an unfinished run
     config = with_data_at(before.config(), cfg.data.root)

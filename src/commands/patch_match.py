@@ -34,12 +34,9 @@ from src.reporting.records import Picture
 
 
 def explain_image(cfg: DictConfig) -> list[Path]:
-    """Write the match figure, the distance maps and the animation of `cfg.image`.
+    """Write the match figure, the distance maps and the animation of `cfg.image`; their paths.
 
-    Returns: the files, in `cfg.out` or `<run>/patch_match/<image>`.
-
-    ConfigError: the method keeps no patches. DataError: the image, or the normal images the run was
-    fitted on, are not there.
+    DataError: the image, or the normal images the run was fitted on, are not there.
     """
     detector = Detector.load(Path(cfg.run), cfg.device)
     config = detector.config
@@ -81,10 +78,7 @@ def explain_image(cfg: DictConfig) -> list[Path]:
 
 
 def find_sample(path: Path, data: AnomalyDataModule) -> Sample:
-    """The sample of a path: an image of the data set by the end of its path, or any image file.
-
-    DataError: there is none, or several images of the data set end like this.
-    """
+    """An image of the data set by the end of its path, else any file; DataError: none, several."""
     known = {sample.image_path: sample for sample in data.samples}
     full, parts = path.absolute(), path.parts
     if full not in known and full.is_file():
@@ -110,10 +104,7 @@ def find_sample(path: Path, data: AnomalyDataModule) -> Sample:
 def _distances(
     detector: Detector, image: Image.Image | np.ndarray, picture: Picture, grid: MatchGrid
 ) -> Image.Image:
-    """Both distances of the same patches to the same bank.
-
-    As many patches are hot as the segmentation has pixels, at least one.
-    """
+    """Both distances to one bank; as many patches are hot as the segmentation has pixels."""
     model: Any = detector.model
     batch = detector.transform(image).to(detector.device)[None]
     patches = model.patches(batch)[0][0]  # (h, w, D)

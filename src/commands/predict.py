@@ -77,9 +77,8 @@ def predict_images(cfg: DictConfig) -> int:
 def _screen(normal: NormalScores, rows: Sequence[dict[str, str]], level: float, out: Path) -> str:
     """Write screening.csv, the most conspicuous image first; the sentence that sums it up.
 
-    Benjamini and Hochberg call an image of a batch of m a discovery: on average a share `level` of
-    the discoveries or less are good parts. This holds for conformal p-values of held-out
-    calibration scores (Bates et al. 2023, theorem 2).
+    Benjamini and Hochberg: on average a share `level` of the discoveries or less are good parts.
+    This holds for conformal p-values of held-out calibration scores (Bates et al. 2023, theorem 2).
     """
     rows = sorted(rows, key=lambda row: -float(row["score"]))
     p_values = conformal_p(normal, [float(row["score"]) for row in rows])
@@ -155,9 +154,8 @@ class DriftMonitor:
     """Has the camera, the light or the product changed since calibration?
 
     A two-sample Kolmogorov-Smirnov test compares a sliding window of live scores with those of the
-    calibration images, once per half window, at level `alpha`; with fewer than 20 of these it stays
-    silent. It sees any change, also a fall of scores (a lens cap gives very regular images), and a
-    burst of real defects: the warning says so, because a person must look either way.
+    calibration images, once per half window, at level `alpha`. It sees any change, also a fall of
+    scores (a lens cap gives very regular images) and a burst of real defects.
     """
 
     def __init__(self, calibration: Sequence[float], window: int, alpha: float) -> None:

@@ -92,10 +92,7 @@ COLUMNS = (
 def write_tables(
     paper: Paper, plan: Plan, rows: Sequence[Row], folder: Path, changes: Sequence[str]
 ) -> list[Path]:
-    """Write `folder`/<paper>.{md,csv,tex,html} from the judged rows of a reproduction; their paths.
-
-    `changes` are overrides of the recipes, which the tables must not hide.
-    """
+    """Write the tables of a paper; `changes`, overrides of its recipes, are not to be hidden."""
     own = [row for row in rows if row.table == paper.name]
     groups = [group for group in plan.variants if group.paper.name == paper.name]
     unfinished = sum(job.folder is None for group in groups for job in group.jobs)

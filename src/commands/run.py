@@ -28,7 +28,7 @@ def replay_run(cfg: DictConfig) -> int:
     """Repeat the run `cfg.replay` below `cfg.runs_dir`/replays and compare every number.
 
     Keys given on the command line, such as data.root or hardware, replace those of the run. The
-    exit code is 0 when nothing changed; SavedModelError: `cfg.replay` is not a finished run.
+    exit code is 0 when nothing changed.
     """
     before = SavedRun(Path(cfg.replay))
     before.metrics()  # fails early on an unfinished run

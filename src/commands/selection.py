@@ -32,12 +32,7 @@ _MARKER_AREA = (30.0, 700.0)  # square points of the smallest and the largest mo
 
 
 def write_selection(cfg: DictConfig) -> list[Path]:
-    """Write runs.csv and the figures of the finished runs below `cfg.runs` into `cfg.out`.
-
-    A figure is left out when the runs do not differ in what it shows.
-
-    DataError: no finished run has the metric.
-    """
+    """Write runs.csv, and figures of what the runs below `cfg.runs` differ in, to `cfg.out`."""
     table, out = runs_table(Path(cfg.runs).expanduser()), Path(cfg.out).expanduser()
     known = table[table[cfg.metric].notna()] if cfg.metric in table else table[:0]
     if known.empty:
@@ -64,8 +59,7 @@ def write_selection(cfg: DictConfig) -> list[Path]:
 def runs_table(folder: Path) -> pd.DataFrame:
     """One row a finished run below `folder`: config, metrics, `model_mb` and `run` (its path).
 
-    Folders whose files cannot be read are left out: a run may be half written or being deleted.
-    So are results inside a run folder, such as evaluations on other data.
+    Left out are folders that cannot be read, and results inside a run folder.
     """
     found = {path.parent for path in folder.rglob("metrics.json")}
     runs = sorted(
@@ -91,11 +85,7 @@ def runs_table(folder: Path) -> pd.DataFrame:
 
 
 def coreset_curve(table: pd.DataFrame, metric: str = "test/image_auroc") -> Figure:
-    """A metric against the coreset fraction: one line a category, their mean in front.
-
-    Several runs of one category and fraction (seeds) are averaged. The mean covers the categories
-    that have every fraction, so that it does not bend when one is missing.
-    """
+    """A metric against the coreset fraction, averaged over seeds: a line a category, their mean."""
     grid = table.pivot_table(index="ratio", columns="category", values=metric, aggfunc="mean")
     figure, axes = new_figure(6.2, 3.8)
     draw_curve(axes, grid, METRICS[metric].name if metric in METRICS else metric)
@@ -107,10 +97,7 @@ def coreset_curve(table: pd.DataFrame, metric: str = "test/image_auroc") -> Figu
 
 
 def draw_curve(axes: Axes, grid: pd.DataFrame, name: str) -> None:
-    """A line a column of `grid` over its index, the mean of the complete ones in front.
-
-    Their names stand at the right ends, moved apart so that none overlap.
-    """
+    """A named line a column of `grid` over its index; in front the mean of complete columns."""
     lines = {str(column): grid[column].dropna() for column in grid.columns}
     for line in lines.values():
         axes.plot(line.index, line.to_numpy(), "-", color=NORMAL_COLOUR, alpha=0.35, lw=1.0)
@@ -138,8 +125,8 @@ def draw_curve(axes: Axes, grid: pd.DataFrame, name: str) -> None:
 def pareto_figure(table: pd.DataFrame, accuracy: str = "test/image_auroc") -> Figure:
     """Accuracy against latency, marker area by memory; the step line joins the best of each speed.
 
-    Rows with the same label (categories, seeds) are averaged. Points are numbered by latency and
-    named in a list beside the plot, since names on the points would hide each other.
+    Rows with the same label are averaged. Points are numbered by latency and named beside the plot,
+    since names on the points would hide each other.
     """
     means = table.groupby("label", sort=True)[[accuracy, _LATENCY, "model_mb"]].mean().dropna()
     means = means.sort_values(_LATENCY, kind="stable")

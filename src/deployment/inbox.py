@@ -21,10 +21,8 @@ log = logging.getLogger(__name__)
 def find_images(pattern: str) -> tuple[Path, list[Path]]:
     """Common parent folder and the images that `pattern` names, in natural order.
 
-    Pictures that this program made itself are left out, with a word: folders of `src.predict`
-    and runs. A pattern that begins inside such a folder still finds them.
-
-    DataError: nothing there, or no image among it.
+    Folders that this program made are left out, with a word, unless the pattern begins inside of
+    them. DataError: nothing there, or no image among it.
     """
     path = Path(pattern).expanduser()
     if path.is_file():
@@ -47,10 +45,7 @@ def find_images(pattern: str) -> tuple[Path, list[Path]]:
 
 
 def _matches(path: Path) -> list[Path]:
-    """What a glob matches; folders that exist mean themselves, and so does [7] where nothing else.
-
-    `line [7]/*.png` finds the images of the folder `line [7]`.
-    """
+    """What a glob matches; `line [7]/*.png` also the images of a folder `line [7]`."""
     start = next(folder for folder in path.parents if folder.is_dir() or folder == Path())
     below = str(path.relative_to(start))
     for pattern in (below, below.replace("[", "[[]")):
@@ -64,8 +59,7 @@ def watch(folder: Path, pause_s: float, idle_s: float | None) -> Iterator[list[P
     """Batches of images as they appear in `folder` or are written again there.
 
     A file counts once its size and time stand still between two looks. Ends after `idle_s` seconds
-    without a new image; None: never. Times come from the monotonic clock, so a change of the wall
-    clock neither ends nor prolongs the watch.
+    of the monotonic clock without a new image; None: never.
     """
     given: dict[Path, Version] = {}
     before: dict[Path, Version] = {}

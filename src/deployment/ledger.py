@@ -109,10 +109,7 @@ class Ledger:
 
 @contextlib.contextmanager
 def open_ledger(folder: Path, card: Mapping[str, Any]) -> Iterator[Ledger]:
-    """Hold `folder` alone and continue its rows; `card` says what they must belong to.
-
-    ConfigError: the folder cannot be written, is in use, or holds other results.
-    """
+    """Hold `folder` alone and continue its rows; ConfigError: it is in use or of another card."""
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)

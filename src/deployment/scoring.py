@@ -51,8 +51,7 @@ def detect_readable(
 class Scorer:
     """Scores image files and draws overlays/, masks/ and maps/ below `out`, a file each.
 
-    Results mirror the folders of the images below their common `root`, so that equal names never
-    collide; `save` is the node of conf/predict.yaml that says what is drawn.
+    Results mirror the folders of the images below their common `root`; `save`: what is drawn.
     """
 
     def __init__(self, detector: Detector, out: Path, root: Path, save: DictConfig) -> None:
@@ -144,8 +143,7 @@ class Actor:
 def spread(paths: Sequence[Path], root: Path, cfg: DictConfig) -> Iterator[list[Scored]]:
     """Results in the order of `paths`, batch by batch, as `Scorer` gives them in one process.
 
-    `cfg` is of `src.predict` with engine=ray. The nodes of a cluster see the images below `root`,
-    the run and `cfg.out` at the same paths.
+    The nodes of a cluster see the images, the run and `cfg.out` at the same paths.
     """
     with Cluster(cfg.engine) as cluster:
         import ray.data  # after the check that Ray is there

@@ -1,8 +1,7 @@
-"""Charts of runs for files, papers and loggers, drawn by matplotlib.
+"""Charts of runs for files, papers and loggers, drawn by matplotlib, without pyplot's global state.
 
-Each function returns a `matplotlib.figure.Figure` without pyplot, so nothing is global and nothing
-stays open. Two colours carry the labels everywhere, blue for normal and orange for defective; they
-differ in lightness too (Okabe and Ito's palette, 2008).
+Two colours carry the labels everywhere, blue for normal and orange for defective; they differ in
+lightness too (Okabe and Ito's palette, 2008).
 """
 
 from __future__ import annotations
@@ -28,10 +27,7 @@ _PX = 1 / 62  # inches of a pixel of the page
 
 
 def score_figure(chart: ScoreChart) -> Figure:
-    """The chart of the page: images by score, below them a dot an image by defect type.
-
-    Counts are drawn, not densities: one defective image among hundreds must stay visible.
-    """
+    """The chart of the page: counts by score, where one defect shows; below them a dot an image."""
     figure, axes = new_figure(6.0, chart.height * _PX + 0.6)
     for kind in chart.kinds:
         bars = [bar for bar in chart.bars if bar.kind == kind]
@@ -96,10 +92,7 @@ def draw_lines(chart: LineChart) -> Figure:
 
 
 def critical_difference(ranks: MethodRanks, metric: str) -> Figure:
-    """Mean ranks on a line, the best left; bars join methods that cannot be told apart.
-
-    The diagram of Demsar 2006, figure 1.
-    """
+    """Mean ranks on a line; bars join methods that cannot be told apart (Demsar 2006, figure 1)."""
     count, rows = len(ranks.mean), (len(ranks.mean) + 1) // 2
     start = 0.6 + 0.25 * len(ranks.groups)  # names begin below the bars
     figure, axes = new_figure(8.0, 1.2 + 0.3 * (start + rows))

@@ -1,10 +1,9 @@
 """One colour scale for a whole run, anchored at the threshold.
 
-ours: scaling every picture by its own extremes paints the hottest spot of a good part red. Here a
-colour means the same in every picture of a run: nothing is tinted far below the threshold, the
-threshold itself is a pale neutral, and only values above it turn yellow, orange, red, purple. The
-colours above the threshold fall in lightness all the way, so that they are ordered for any kind of
-colour vision and in grey print.
+ours: scaling every picture by its own extremes paints the hottest spot of a good part red. Here
+nothing is tinted far below the threshold, the threshold is a pale neutral, and only values above it
+turn yellow, orange, red, purple, falling in lightness all the way: ordered for any kind of colour
+vision and in grey print.
 """
 
 from __future__ import annotations
@@ -42,11 +41,7 @@ _SAMPLES_PER_MAP = 4096  # enough for a percentile, bounds memory for large maps
 
 @dataclass(frozen=True, slots=True)
 class ColourScale:
-    """Where a map value lies between calm (`low`), `threshold` and hottest (`high`).
-
-    All in map units; low < threshold < high unless the threshold is infinite, in which case all
-    finite values lie on one side of it.
-    """
+    """Where a map value lies between calm (`low`), `threshold` (or infinite) and `high`."""
 
     low: float
     threshold: float
@@ -54,11 +49,10 @@ class ColourScale:
 
     @classmethod
     def fit(cls, maps: Iterable[np.ndarray], threshold: float) -> ColourScale:
-        """A scale for the maps (h, w) of one run.
+        """A scale for the maps (h, w) of one run; values that are not finite are ignored.
 
-        low: median of all values (most pixels are normal). high: 99th percentile of the values
-        above the threshold. Both are moved away from the threshold when they touch it. NaN and
-        infinite map values are ignored; a NaN threshold counts as +inf (nothing is detected).
+        low: median of all values. high: 99th percentile of those above the threshold. Both are
+        moved away from the threshold when they touch it. A NaN threshold counts as +inf.
         """
         values = np.concatenate([_sample(each) for each in maps] or [np.zeros(0)])
         if math.isnan(threshold):
@@ -79,10 +73,7 @@ class ColourScale:
         return cls(**run.read_json("figures/scale.json"))
 
     def position(self, values: np.ndarray) -> np.ndarray:
-        """Place of each value on the scale, float32 of the same shape in [-1, 1]; 0 = threshold.
-
-        NaN counts as hottest: it must be seen.
-        """
+        """Places on the scale, float32 in [-1, 1]; 0: threshold; NaN is hottest, to be seen."""
         values = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=np.inf)
         points, places = [self.low, self.threshold, self.high], [-1.0, 0.0, 1.0]
         if not math.isfinite(self.threshold):  # all on one side of it, from low to high

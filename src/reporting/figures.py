@@ -218,8 +218,7 @@ def boxed(picture: np.ndarray, box: Box, side: int, least: float = 0) -> Image.I
 def crop(picture: np.ndarray, box: Box, context: float, side: int) -> Image.Image:
     """A square around the middle of `box`, enlarged to `side` pixels, with the box drawn.
 
-    context: side of the square in units of the longer side of the box; the square is moved, and
-    shrunk if need be, so that it stays inside the picture.
+    context: its side in units of the longer side of the box; it stays inside the picture.
     """
     height, width = picture.shape[:2]
     tall, wide = box.bottom - box.top, box.right - box.left
@@ -234,10 +233,7 @@ def crop(picture: np.ndarray, box: Box, context: float, side: int) -> Image.Imag
 
 
 def draw_box(image: Image.Image, box: Box, factor: float, *, least: float = 0) -> None:
-    """A cyan rectangle with a dark rim at `factor` times the box, drawn into the image.
-
-    least: pixels; a smaller rectangle could not be seen.
-    """
+    """Draw a cyan box with a dark rim at `factor` times `box`, at least `least` pixels wide."""
     ends = []
     for low, high in ((box.left, box.right), (box.top, box.bottom)):
         middle, half = factor * (low + high) / 2, max(least, factor * (high - low)) / 2

@@ -69,11 +69,7 @@ def match_at(grid: MatchGrid, flat: int, source: Source) -> PatchMatch:
 def match_figure(
     picture: Picture, scale: ColourScale, facts: Sequence[str] = (), side: int = 320
 ) -> Image.Image:
-    """One alarm explained: test image, heat and matched normal image above their two crops.
-
-    `picture` must have a match; `facts` are lines of text such as its name and the model; `side` is
-    the longer side of each panel in pixels.
-    """
+    """An alarm explained: image, heat and normal image above their crops; `facts` are lines."""
     match = picture.match
     if match is None:
         raise ValueError("the picture has no match to draw")
@@ -97,8 +93,7 @@ def patch_frames(
 ) -> Iterator[Image.Image]:
     """Frames of an animation: one patch each, test image and heat left, its match right.
 
-    `scale` is that of patch distances, `side` the longer side of both pictures in pixels, `order`
-    the flat numbers of the patches in the order they are shown. 64 normal images are kept.
+    `order`: the flat numbers of the patches as they are shown. 64 normal images are kept.
     """
     read = lru_cache(maxsize=64)(source)
     small = lru_cache(maxsize=64)(lambda image: fit_within(read(image)[1], side))
@@ -160,8 +155,7 @@ def heat_pair(
 ) -> Image.Image:
     """The picture beside its heat maps, each (title, map (h, w), scale), with colour bars.
 
-    Different distances have different units, so each map has its own scale; they should be
-    anchored where equally many patches lie above (see `equal_share`).
+    Different distances have different units: their scales should be anchored by `equal_share`.
     """
     truth = figures.truth(picture)
 
@@ -177,10 +171,7 @@ def heat_pair(
 
 
 def equal_share(values: np.ndarray, other: np.ndarray, scale: ColourScale) -> ColourScale:
-    """A scale for `other` (h, w) that calls as many patches hot as `scale` does in `values`.
-
-    A distance that was never calibrated has no threshold; equal shares make two maps comparable.
-    """
+    """A scale for `other` (h, w) that calls as many patches hot as `scale` does in `values`."""
     hot = int((values > scale.threshold).sum())
     ordered = np.sort(other, axis=None)[::-1]
     return ColourScale.fit([other], float(ordered[min(hot, ordered.size - 1)]))

@@ -1,4 +1,4 @@
-"""Self-contained HTML: one inline style, one inline script, no network.
+"""Self-contained HTML with one inline style and one inline script.
 
 A content security policy names both by their hash and forbids everything else, so a page keeps
 what it promises even when a name in it is hostile.
@@ -15,10 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render_page(template: str, style: str, script: str, **content: Any) -> str:
-    """The page `template` with `content`; names of files in the folder `templates`.
-
-    The template gets `style`, `script` and `policy` besides. Everything else is escaped.
-    """
+    """The page `template` with `content`, escaped; names of files in the folder `templates`."""
     inline = {"style": resource(style), "script": resource(script)}
     inline["policy"] = (
         f"default-src 'none'; img-src data:; style-src '{_hash(inline['style'])}'; "

@@ -65,11 +65,7 @@ class ProtocolFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """The whole content of report.html. Arrays follow the classes above.
-
-    `images[i].score > threshold.image` equals `images[i].decision` unless a method decides by
-    regions of its own.
-    """
+    """The content of report.html; `threshold` decides, unless a method marks regions itself."""
 
     title: str
     subtitle: str
@@ -94,8 +90,8 @@ class ReportData:
 def choose_pictures(images: Sequence[ScoreRow], threshold: float, count: int) -> list[int]:
     """Rows whose pictures are most worth showing, at most `count`, best first.
 
-    Wrong decisions come first (misses by lowest score and false alarms by highest, in turn); then
-    the closest calls, one of each defect type in turn, so that no type is left out.
+    Wrong decisions (misses by lowest score and false alarms by highest, in turn), then the closest
+    calls, one of each defect type in turn, so that no type is left out.
     """
 
     def in_turn(groups: Iterable[list[int]]) -> list[int]:

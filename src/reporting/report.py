@@ -1,8 +1,7 @@
 """One self-contained page of a run: `report.html`.
 
-Pictures are data URIs, style and script are inline, every string of the run is escaped by the
-template engine. The page can be read without JavaScript; with it, pictures can be filtered,
-compared and zoomed and the threshold can be moved.
+It can be read without JavaScript; with it, pictures can be filtered, compared and zoomed and the
+threshold can be moved.
 """
 
 from __future__ import annotations
@@ -43,15 +42,10 @@ class Card(NamedTuple):
 def write_report(
     path: Path, data: ReportData, *, max_images: int, max_side: int, max_megabytes: float
 ) -> None:
-    """Write the page to `path`; the file appears only when it is complete.
+    """Write the page to `path`.
 
-    Args:
-        path: where; its folder is made when missing.
-        data: everything that is shown.
-        max_images: pictures in the page, the most telling first (see `choose_pictures`); all other
-            images are listed without a picture.
-        max_side: longer side of a picture in pixels.
-        max_megabytes: pictures stop when they fill this much of the page.
+    The pictures of `max_images` images are shown, the most telling first, at most `max_side` pixels
+    wide or high, until they fill `max_megabytes`; all other images are listed without a picture.
     """
     threshold, images = score_threshold(data), data.images
 
@@ -87,10 +81,7 @@ def write_report(
 
 
 def score_threshold(data: ReportData) -> float:
-    """The threshold on `ScoreRow.score`; NaN when the decisions do not come from one.
-
-    A rule such as `nfa` decides by regions; a line among the scores would then be a lie.
-    """
+    """The threshold on the scores; NaN where regions decide: a line would be a lie."""
     limit = data.threshold.image
     agrees = all((row.score > limit) == row.decision for row in data.images)
     return limit if agrees else math.nan

@@ -97,10 +97,7 @@ class Row:
 def judge_variant(
     table: str, variant: Variant, runs: Mapping[str, Sequence[Measured]]
 ) -> list[Row]:
-    """Every row of a variant, category rows first, then group and total means.
-
-    `runs` are those of each category.
-    """
+    """Rows of a variant, categories first, then means; `runs` are those of each category."""
     rows: list[Row] = []
     for metric in variant.metrics:
         columns: list[Published | None] = [p for p in variant.published if p.metric == metric]
@@ -251,10 +248,9 @@ def measurements(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
 
 
 def stored_intervals(metrics: dict[str, float]) -> dict[str, Interval]:
-    """Intervals that evaluation wrote beside its metrics.
+    """Intervals that evaluation wrote beside its metrics; those that do not hold them are left out.
 
-    Under a paper's protocol a metric may come from another epoch than its interval; one that does
-    not hold its metric is left out.
+    Under a paper's protocol a metric may come from another epoch than its interval.
     """
     found = {}
     for name in [key.removesuffix(LOW) for key in metrics if key.endswith(LOW)]:

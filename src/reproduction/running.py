@@ -47,8 +47,7 @@ class Task:
 class Engine:
     """Tasks on the cluster of conf/engine, under a bar with the time left; a context manager.
 
-    Failed tasks get so many `retries`, mistakes of the user none; `finished` of `total` are so
-    already.
+    Failed tasks get so many `retries`, mistakes of the user none.
     """
 
     def __init__(self, cfg: DictConfig, retries: int, total: int, finished: int = 0) -> None:
