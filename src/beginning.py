@@ -1,7 +1,5 @@
 """What is settled before a run learns: its folder, its data, its weights, and what it had done."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import NamedTuple

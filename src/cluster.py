@@ -1,7 +1,5 @@
 """Ray for whatever needs many processes: one of our own on this machine, or a cluster."""
 
-from __future__ import annotations
-
 import logging
 import os
 from typing import Any, Self

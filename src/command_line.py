@@ -3,8 +3,6 @@
 Only Hydra is imported here, so that `--help` answers at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

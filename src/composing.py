@@ -6,8 +6,6 @@ beside their code: every `...Options` of src/models/<method>/options.py is a sch
 `model`, with the keys of MethodKeys added. No torch here: `--help` answers at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import pkgutil

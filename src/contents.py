@@ -7,8 +7,6 @@ each folder of images has one file, replaced as a whole, because the locks of a 
 work on every network home. When two processes write at once, the later one wins.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

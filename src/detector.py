@@ -1,14 +1,12 @@
 """A finished run at work: images in, scores, decisions and maps out; and what it was fitted on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -50,7 +48,7 @@ class Detector:
     device: torch.device
 
     @classmethod
-    def load(cls, directory: Path, device: str = "auto", category: str | None = None) -> Detector:
+    def load(cls, directory: Path, device: str = "auto", category: str | None = None) -> Self:
         """Load the run folder that `python -m src.run` printed.
 
         `category`: whose threshold decides, where several were learnt; None: the one for all.

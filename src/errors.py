@@ -1,7 +1,5 @@
 """Errors a user can cause, in three parts: what is wrong, what was found, what to do."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial

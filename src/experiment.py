@@ -5,8 +5,6 @@ nothing of methods, data of neither (`make check` holds the house to it). Normal
 `fit` and `calibrate`; test labels are read by `evaluate` only.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from typing import NamedTuple

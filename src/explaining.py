@@ -1,7 +1,5 @@
 """What a detector finds in an image, and why: its patches beside the nearest normal ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What a method can show of images beyond its prediction: a sheet of some, files of all."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Writing files so that nobody ever meets half of one, whatever is in a file name."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import hashlib

@@ -5,8 +5,6 @@ mean something. Whoever types a path means none of that, so the value of every k
 before Hydra sees it. An existing path is taken whole; values in Hydra's own quotes stay untouched.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Sequence

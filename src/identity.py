@@ -5,8 +5,6 @@ masks and labels and for the weights it starts from. Places are not part of it: 
 its run.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Messages of a run: short on the console, with time stamps in log.txt."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import sys

@@ -1,7 +1,5 @@
 """What ran: everything needed to say later why a number is what it is."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.metadata
@@ -11,10 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pytorch_lightning as pl
+import pytorch_lightning as pl
+import torch
 
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu", "FrEIA",
@@ -24,8 +22,6 @@ PACKAGES = (
 
 def describe_run(data_fingerprint: str, weights: str | None) -> dict[str, Any]:
     """Facts of this run: code, packages, machine, data and weights (all JSON)."""
-    import torch
-
     packages = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -58,8 +54,6 @@ def describe_run(data_fingerprint: str, weights: str | None) -> dict[str, Any]:
 
 def describe_device(trainer: pl.Trainer) -> dict[str, Any]:
     """What the run computes on, and in how many processes."""
-    import torch
-
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     return {"device": name, "processes": trainer.world_size}

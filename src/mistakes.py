@@ -1,7 +1,5 @@
 """What to say when a program fails: the mistake in its words, or the trouble of the machine."""
 
-from __future__ import annotations
-
 import errno
 import shlex
 import sys

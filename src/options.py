@@ -4,8 +4,6 @@ An option takes values of the type that its schema declares (src/composing.py), 
 of its default; RULES adds ranges. What fits nowhere is refused with the nearest valid value.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import shlex

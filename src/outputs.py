@@ -1,7 +1,5 @@
 """What a run leaves behind for people: scores.csv, figures, report.html, a table on the console."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Mapping, Sequence

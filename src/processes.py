@@ -7,8 +7,6 @@ divided as [rank::count], so that shares can be put together again in its order,
 those of one process.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import functools

@@ -4,8 +4,6 @@ Everything is written to a `.partial` file and renamed; `metrics.json` comes las
 means that the run is finished. A run killed at any moment is completed by the same command.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_type_hints
 from zipfile import BadZipFile
 
 import numpy as np
+import pandas as pd
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,8 +30,6 @@ from src.grammar import literal
 from src.result import Calibration, NormalScores
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from src.evaluation.pixels import PixelHistograms
 
 SCORES, PIXELS = "scores.csv", "pixel_statistics.npz"
@@ -192,8 +189,6 @@ class SavedRun:
 
     def scores(self) -> pd.DataFrame:
         """scores.csv, the columns of `ScoreRow`; SavedModelError: one is missing or wrong."""
-        import pandas as pd
-
         kinds = get_type_hints(ScoreRow)
         numbers = {name: [""] for name, kind in kinds.items() if kind is float}
         with self._reading(SCORES) as path:
@@ -203,13 +198,13 @@ class SavedRun:
             )  # fmt: skip
             return table.astype({"decision": bool})
 
-    def write_pixel_statistics(self, histograms: PixelHistograms, paths: Sequence[str]) -> None:
+    def write_pixel_statistics(self, histograms: "PixelHistograms", paths: Sequence[str]) -> None:
         """Keep what pixel metrics are resampled from; row i is of the image `paths[i]`."""
         arrays: dict[str, Any] = histograms._replace(image=np.array(list(paths), str))._asdict()
         with atomic(self.directory / PIXELS) as partial, partial.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
 
-    def pixel_statistics(self) -> PixelHistograms | None:
+    def pixel_statistics(self) -> "PixelHistograms | None":
         """What `write_pixel_statistics` kept; None: the run had no masks."""
         from src.evaluation.pixels import PixelHistograms
 

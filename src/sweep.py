@@ -1,7 +1,5 @@
 """A W&B sweep file without W&B: `python -m src.sweep sweeps/crn_bayes.yaml count=20`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

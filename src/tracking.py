@@ -1,7 +1,5 @@
 """Loggers of a run: CSV always, TensorBoard and W&B by config."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

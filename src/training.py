@@ -1,7 +1,5 @@
 """The Lightning trainer of a run: hardware, checkpoints to resume from, progress, NaN guard."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import warnings

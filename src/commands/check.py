@@ -1,7 +1,5 @@
 """The data doctor as one call: examine the samples of a configuration, or those of a run."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

@@ -5,8 +5,6 @@ exact=true, and for `src.run replay=RUN`: whether every number is the same to th
 may have caused a difference.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A saved run on its own test set again, on other data, or at several checkpoints."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

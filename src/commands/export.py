@@ -1,7 +1,5 @@
 """A detector as one file, accepted only when it decides like the original on real images."""
 
-from __future__ import annotations
-
 import json
 import logging
 import tempfile

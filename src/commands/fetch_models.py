@@ -4,8 +4,6 @@ Each file is 1.8 GB, most of it two frozen CaiTs and Adam's state; 49 MB remain.
 fails, as by Google Drive's daily quota, the error says how to place the file by hand.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

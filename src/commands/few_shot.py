@@ -4,8 +4,6 @@ The protocol of AnomalyDINO (Damm et al., WACV 2025): disjoint slices of the goo
 seed, mean and standard deviation over the seeds. Runs are those of `src.run`; none is made twice.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product

@@ -4,8 +4,6 @@ It is the same experiment once more, fitted, calibrated and tested anew: a Patch
 and a bank that had only grown would depend on the order in which images came.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

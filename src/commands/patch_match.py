@@ -1,7 +1,5 @@
 """Explain one image with a saved memory bank: what `python -m src.patch_match` does."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ changed. `scores.csv` has a row for each image the call names; of a watched fold
 version of a file that was scored, the newest last.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections import deque

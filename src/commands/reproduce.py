@@ -1,7 +1,5 @@
 """A reproduction: plan -> run -> judge -> tables, ours beside the paper's -> exit code."""
 
-from __future__ import annotations
-
 import math
 import shlex
 import sys

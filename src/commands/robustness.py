@@ -1,7 +1,5 @@
 """AUROC, recall and false alarms of a finished run under changes of image and training data."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable, Sequence

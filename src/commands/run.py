@@ -1,7 +1,5 @@
 """`python -m src.run`: one experiment, or with replay=RUN the repetition of a finished one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig

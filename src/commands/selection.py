@@ -1,7 +1,5 @@
 """Figures for choosing a model: accuracy against coreset size, and accuracy, latency, memory."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The web application: one page, one endpoint, strict limits, localhost by default."""
 
-from __future__ import annotations
-
 import tempfile
 import threading
 from collections.abc import Sequence

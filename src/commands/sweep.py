@@ -4,8 +4,6 @@ No account and no network, unlike W&B's own agent. Supported is what Optuna can 
 documents; every other key, distribution or macro is refused by its name before a trial starts.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import itertools

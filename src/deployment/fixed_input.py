@@ -13,8 +13,6 @@ The weights of one output pixel touch few input pixels: outputs are computed in 
 the inputs that it needs, a tenth of the work of full matrices.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor, nn

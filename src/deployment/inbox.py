@@ -1,7 +1,5 @@
 """Which images to score: a file, a folder, a glob, or a folder that is still filling up."""
 
-from __future__ import annotations
-
 import functools
 import glob
 import logging

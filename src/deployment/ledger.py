@@ -6,8 +6,6 @@ become `scores.csv` at the end. A row belongs to one version of a file (`bytes`,
 an image that was changed since is scored again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno
@@ -15,7 +13,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
@@ -36,7 +34,7 @@ class Version(NamedTuple):
     modified_ns: int  # since 1970
 
     @classmethod
-    def of(cls, path: Path, name: str) -> Version:
+    def of(cls, path: Path, name: str) -> Self:
         """The present version of `path`, which results call `name`."""
         with contextlib.suppress(OSError):  # moved away between listing and looking
             facts = path.stat()

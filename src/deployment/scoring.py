@@ -1,7 +1,5 @@
 """Images in, rows and pictures out, for `src.predict`: in this process, or by Ray Data in many."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

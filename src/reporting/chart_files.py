@@ -4,8 +4,6 @@ Two colours carry the labels everywhere, blue for normal and orange for defectiv
 lightness too (Okabe and Ito's palette, 2008).
 """
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

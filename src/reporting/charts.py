@@ -5,8 +5,6 @@ security policy, and its threshold can move. x is in percent of the plot's width
 need no script to fit any screen; y is in pixels from the top.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

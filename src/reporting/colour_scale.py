@@ -6,11 +6,10 @@ turn yellow, orange, red, purple, falling in lightness all the way: ordered for 
 vision and in grey print.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -48,7 +47,7 @@ class ColourScale:
     high: float
 
     @classmethod
-    def fit(cls, maps: Iterable[np.ndarray], threshold: float) -> ColourScale:
+    def fit(cls, maps: Iterable[np.ndarray], threshold: float) -> Self:
         """A scale for the maps (h, w) of one run; values that are not finite are ignored.
 
         low: median of all values. high: 99th percentile of those above the threshold. Both are
@@ -68,7 +67,7 @@ class ColourScale:
         return cls(min(low, threshold - room / 4), threshold, max(high, threshold + room / 4))
 
     @classmethod
-    def of_run(cls, run: SavedRun) -> ColourScale:
+    def of_run(cls, run: SavedRun) -> Self:
         """The scale of a run's own figures, so that a colour keeps its meaning."""
         return cls(**run.read_json("figures/scale.json"))
 

@@ -5,8 +5,6 @@ several times that. Colours are safe for colour-blind readers: the truth is whit
 cyan, heat runs from yellow to purple.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

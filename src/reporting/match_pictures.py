@@ -5,8 +5,6 @@ cosine distance side by side. The bank remembers where its rows come from, so th
 any grid can be shown; frames are drawn with Pillow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

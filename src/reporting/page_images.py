@@ -5,8 +5,6 @@ and travels at half resolution. A 384-pixel picture with all layers takes about 
 one core, a patch match the same again.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ A content security policy names both by their hash and forbids everything else, 
 what it promises even when a name in it is hostile.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from importlib.resources import files

@@ -1,21 +1,17 @@
 """What a report is made of. H, W: pixels of the picture that is shown; h, w: of an anomaly map."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from src.evaluation.operating_points import Deciding, OperatingPoint
+from src.reporting.colour_scale import ColourScale
 from src.result import Calibration, Curve, DefectRecall, Threshold
 from src.saved_run import ScoreRow
-
-if TYPE_CHECKING:
-    from src.reporting.colour_scale import ColourScale
 
 
 class Box(NamedTuple):

@@ -4,8 +4,6 @@ It can be read without JavaScript; with it, pictures can be filtered, compared a
 threshold can be moved.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """The last thing a run prints: its headline numbers and where to look."""
 
-from __future__ import annotations
-
 from rich.console import Console
 from rich.table import Table
 

@@ -5,8 +5,6 @@ writers escape everything, so that a category called `a|b_50%` breaks nothing. L
 \usepackage{booktabs}; the page works without network, mouse or JavaScript.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

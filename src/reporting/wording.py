@@ -1,7 +1,5 @@
 """Sentences of the report and the console: what was measured, and what it promises."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping

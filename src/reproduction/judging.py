@@ -15,8 +15,6 @@ about 95 % or more (measured in tests/reproduction/test_judging.py). Without MIN
 freedom there is no spread to judge by, and nothing is judged.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

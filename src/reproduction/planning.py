@@ -1,7 +1,5 @@
 """From the files of conf/paper, with the numbers we are judged by, to jobs."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import shlex
@@ -194,7 +192,7 @@ def make_plan(cfg: DictConfig) -> Plan:
 
 
 def plan_jobs(
-    papers: Sequence[Paper], configs: Configs, *,
+    papers: Sequence[Paper], configs: "Configs", *,
     variants: Collection[str] = (), categories: Collection[str] = (), seeds: Sequence[int] = (),
     overrides: Sequence[str] = (),
 ) -> Plan:  # fmt: skip

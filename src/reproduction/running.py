@@ -5,8 +5,6 @@ worker or node costs nothing but time: Ray starts the task again, and the run go
 checkpoint, or waits for its lock when the lost process still lives, and then finds itself finished.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
