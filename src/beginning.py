@@ -58,7 +58,7 @@ def begin(
     if data.roi_file is not None:
         with atomic(run.directory / "roi.png") as partial:
             shutil.copyfile(data.roi_file, partial)
-    return Beginning(run, run.fitted, last_checkpoint(run.directory))
+    return Beginning(run, run.has("fit.json"), last_checkpoint(run.directory))
 
 
 def _say_what_changed(folder: Path, record: DataRecord) -> None:

@@ -1,5 +1,3 @@
-"""Data doctor: `python -m src.check data=folder data.root=photos`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

@@ -44,10 +44,9 @@ class Interrupted(KeyboardInterrupt):
 def program(config_name: str, function: str) -> NoReturn:
     """Compose conf/`config_name`.yaml, call `function` (package.module:name) with it, and exit.
 
-    The number that the function returns is the exit code, anything else means 0. It is imported
-    when the words have proved to be right: `--help` answers at once. Mistakes of the user are
-    explained in a few lines and exit with 2; `debug=true` or HYDRA_FULL_ERROR=1 shows the stack
-    trace.
+    The number that it returns is the exit code, anything else means 0. It is imported when the
+    words have proved to be right. Mistakes of the user are explained in a few lines and exit
+    with 2; `debug=true` or HYDRA_FULL_ERROR=1 shows the stack trace.
     """
     for name in ("stdout", "stderr"):  # closed (`>&-`): no other file may take its number
         if getattr(sys, name) is None:

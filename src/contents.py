@@ -1,10 +1,8 @@
 """What is in a file, as a hash that is remembered until the file changes.
 
 Reading 100 000 photographs takes minutes, asking for their sizes and times half a second. So the
-hash of a file is kept with its size and its times of modification and change, and computed again
-when one of them differs. The memory lies in the user's cache, as it is true for one machine only;
-each folder of images has one file, replaced as a whole, because the locks of a data base do not
-work on every network home. When two processes write at once, the later one wins.
+hash is kept with size and times in the user's cache, as it is true for one machine only; each
+folder of images has one file, replaced as a whole: locks do not work on every network home.
 """
 
 import contextlib

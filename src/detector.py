@@ -102,16 +102,12 @@ class Detector:
         """Apply the threshold to a batch of predictions."""
         prediction = prediction.cpu()
         alarms, masks = self.threshold.decide(prediction), self.threshold.mask(prediction)
-        return [
-            Detection(
-                score=float(prediction.score[row]),
-                alarm=bool(alarms[row]),
-                anomaly_map=prediction.anomaly_map[row].numpy(),
-                mask=masks[row].numpy(),
-                extra={name: maps[row].numpy() for name, maps in prediction.extra.items()},
-            )
-            for row in range(len(alarms))
-        ]
+        found = []
+        for row, mask in enumerate(masks.numpy()):
+            extra = {name: maps[row].numpy() for name, maps in prediction.extra.items()}
+            score, heat = float(prediction.score[row]), prediction.anomaly_map[row].numpy()
+            found.append(Detection(score, bool(alarms[row]), heat, mask, extra))
+        return found
 
     def to_original(self, grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """A map (h, w) of this detector over an original image of (H, W) pixels, float32."""

@@ -1,5 +1,3 @@
-"""Metrics again from a saved run: `python -m src.evaluate run=runs/...`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

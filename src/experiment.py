@@ -1,7 +1,6 @@
 """The story of one run: data -> fit -> calibrate -> evaluate -> report.
 
-This file alone knows the order: methods know nothing of metrics, reports and loggers, evaluation
-nothing of methods, data of neither (`make check` holds the house to it). Normal images alone reach
+This file alone knows the order (`make check` holds the house to it). Normal images alone reach
 `fit` and `calibrate`; test labels are read by `evaluate` only.
 """
 

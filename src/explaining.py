@@ -53,10 +53,7 @@ def picture_of(detector: Detector, sample: Sample, sources: Sequence[Sample] = (
 
 
 def explain(detector: Detector, image: Image.Image, sources: Sequence[Sample]) -> PatchMatch | None:
-    """The most anomalous patch and its nearest normal patch.
-
-    None for methods without a memory, and without `sources`, the images of the fit in their order.
-    """
+    """The most anomalous patch and its nearest normal one; None: no memory, or no `sources`."""
     if not hasattr(detector.model, "nearest_patches") or not sources:
         return None
     grid = match_grid(detector, image)

@@ -36,8 +36,7 @@ def write_extras(
     """Draw `sheet.png` of one image per kind of defect, and keep of every image the kinds `keep`.
 
     Files: `numbers.csv`, `<defect>/<image>_<name>.npy` of maps (float32) and arrays (float16),
-    `<defect>/<image>_<name>.png` of pictures. Returns the sheet as `extras`; nothing where the
-    method has no extras.
+    `.png` of pictures. Returns the sheet as `extras`; nothing where the method has none.
     """
 
     def read(sample: Sample) -> Tensor:

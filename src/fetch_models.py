@@ -1,5 +1,3 @@
-"""Published models: `python -m src.fetch_models method=uflow categories=[carpet,grid]`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

@@ -1,5 +1,3 @@
-"""The learning curve of a method: `python -m src.few_shot model=patchcore data.category=screw`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

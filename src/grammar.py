@@ -1,8 +1,7 @@
 """Words of the command line as Hydra must read them: a path is a path, whatever it is called.
 
-Hydra reads values with a grammar of its own, in which `=`, `(`, `#`, `[7]` and letters beyond ASCII
-mean something. Whoever types a path means none of that, so the value of every key below is quoted
-before Hydra sees it. An existing path is taken whole; values in Hydra's own quotes stay untouched.
+In Hydra's grammar `=`, `(`, `#`, `[7]` and letters beyond ASCII mean something. So the value of
+every key below is quoted; an existing path is taken whole, Hydra's own quotes stay untouched.
 """
 
 import os

@@ -176,10 +176,7 @@ NULLABLE = {"crop", "folds", "log_images_every_n_epochs", "num_workers", "animat
 
 
 def check_options(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
-    """The composed config as plain values; its booleans spelled as booleans, its choices as text.
-
-    `defaults`: the config of the same groups without any value of the command line.
-    """
+    """The composed config as plain values; `defaults`: without values of the command line."""
     checked = plain(cfg)
     for key, found in keys_of(checked):
         if isinstance(found, dict) and found:

@@ -1,5 +1,3 @@
-"""The normal patches an image was compared with: `python -m src.patch_match run=... image=...`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """Several processes, one run: the first leads, each takes its share of every batch.
 
-`hardware.devices=4 hardware.strategy=ddp` starts four processes; under torchrun or srun they are
-there already. All build the same model and read the same config. The first one alone owns the run:
-lock, folder, downloads, printing and every file; the others wait for its decisions. A batch is
-divided as [rank::count], so that shares can be put together again in its order, and results are
-those of one process.
+`hardware.devices=4 hardware.strategy=ddp` starts four; under torchrun or srun they are there. The
+first one alone owns the run: lock, folder, downloads, printing and every file; the others wait for
+its decisions. A batch is divided as [rank::count], so that results are those of one process.
 """
 
 import atexit
@@ -28,17 +26,13 @@ from torch import Tensor
 from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import ProcessException, spawn
 
-from src.errors import ConfigError, GoodpartsError, root_of
+from src.errors import ConfigError, TrainingError, root_of
 
 T = TypeVar("T")
 
 #: ours: the others wait while the first one downloads, waits for a lock, or draws the report.
 PATIENCE = timedelta(days=7)
 _GRACE_S = 5.0  # ours: for the others to end by themselves once one has failed
-
-
-class LostProcessError(GoodpartsError):
-    """A process of the run was ended from outside."""
 
 
 def count() -> int:
@@ -126,7 +120,7 @@ def start(work: Callable[[DictConfig], Any], cfg: DictConfig, processes: int) ->
             pass
     except ProcessException as gone:
         if not store.check(["error"]):
-            raise LostProcessError(
+            raise TrainingError(
                 "A process of the run has ended unexpectedly.",
                 found=gone.msg,
                 do="lower data.batch_size if memory ran out; run the same command to continue",

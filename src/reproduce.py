@@ -1,5 +1,3 @@
-"""The tables of the papers, run and judged: `python -m src.reproduce paper=smoke`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

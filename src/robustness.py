@@ -1,5 +1,3 @@
-"""How a detector holds up under change: `python -m src.robustness run=runs/...`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

@@ -1,5 +1,3 @@
-"""One experiment: `python -m src.run model=patchcore data=mvtec data.category=bottle`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

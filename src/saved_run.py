@@ -1,7 +1,6 @@
-"""The folder of one run: whether it is finished, how to write it safely.
+"""The folder of one run. `metrics.json` is written last: its presence means that it is finished.
 
-Everything is written to a `.partial` file and renamed; `metrics.json` comes last, so its presence
-means that the run is finished. A run killed at any moment is completed by the same command.
+A run killed at any moment is completed by the same command.
 """
 
 import contextlib
@@ -76,11 +75,6 @@ class SavedRun:
     def finished(self) -> bool:
         """Whether metrics.json is there."""
         return self.has("metrics.json")
-
-    @property
-    def fitted(self) -> bool:
-        """Whether the fitted model is there, so that an interrupted run need not fit again."""
-        return self.has("fit.json")
 
     def has(self, name: str) -> bool:
         """Whether a file of the folder exists."""

@@ -1,5 +1,3 @@
-"""Figures for choosing a model from finished runs: `python -m src.selection runs=runs`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

@@ -1,5 +1,3 @@
-"""A live page for a finished run: `python -m src.serve run=runs/...`."""
-
 from src.command_line import program
 
 if __name__ == "__main__":

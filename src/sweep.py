@@ -1,5 +1,3 @@
-"""A W&B sweep file without W&B: `python -m src.sweep sweeps/crn_bayes.yaml count=20`."""
-
 import sys
 from pathlib import Path
 

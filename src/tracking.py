@@ -103,14 +103,7 @@ class ExtrasWhileTraining(pl.Callback):
         self.every_n_epochs, self.transform = every_n_epochs, transform
         self._images: Tensor | None = None
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: object,
-        batch: dict[str, Tensor],
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, _: Any, __: Any, ___: Any, batch: Any, ____: int) -> None:
         """Remember a few images of the batch."""
         self._images = batch["image"][:_SHOWN_WHILE_TRAINING]
 

@@ -12,12 +12,8 @@ import torch
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import (
-    LambdaCallback,
-    ModelCheckpoint,
-    RichProgressBar,
-    TQDMProgressBar,
-)
+from pytorch_lightning import callbacks as pl_callbacks
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
@@ -40,8 +36,6 @@ _OF_LIGHTNING = (
     "max_epochs", "max_steps", "limit_train_batches", "check_val_every_n_epoch",
     "val_check_interval", "num_sanity_val_steps", "gradient_clip_val", "log_every_n_steps",
 )  # fmt: skip
-
-Consumer = Callable[[dict[str, Tensor], Prediction], None]
 
 
 class Work(NamedTuple):
@@ -158,8 +152,9 @@ def train(work: Work, checkpoint: Path | None) -> None:
 
 
 def score_images(
-    work: Work, loader: Iterable[dict[str, Tensor]], consume: Consumer, *, own_share: bool = False
-) -> None:
+    work: Work, loader: Iterable[dict[str, Tensor]],
+    consume: Callable[[dict[str, Tensor], Prediction], None], *, own_share: bool = False,
+) -> None:  # fmt: skip
     """Predict every batch of `loader` on the trainer's device and hand it to `consume`, on CPU.
 
     Of several processes, each predicts its share. With `own_share` each consumes it too, for
@@ -193,14 +188,7 @@ def _back_to_work(work: Work) -> None:
 class _StopOnNaN(pl.Callback):
     """Stops at the first loss that is not a number, with advice instead of hours of nothing."""
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, _: Any, outputs: Any, *__: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         every = trainer.log_every_n_steps or 50  # type: ignore[attr-defined]
         if not isinstance(loss, Tensor) or trainer.global_step % every:
@@ -215,8 +203,10 @@ class _StopOnNaN(pl.Callback):
 
 
 def _callbacks(cfg: DictConfig, directory: Path, *, single_pass: bool) -> list[pl.Callback]:
-    bar = RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=0)
-    chosen: list[pl.Callback] = [bar, _StopOnNaN()]  # no bar in log files
+    bar: pl.Callback = pl_callbacks.TQDMProgressBar(refresh_rate=0)  # no bar in log files
+    if sys.stdout.isatty():
+        bar = pl_callbacks.RichProgressBar(leave=False)
+    chosen = [bar, _StopOnNaN()]
     trainer = cfg.trainer
     if every := trainer.get("log_images_every_n_epochs"):
         chosen.append(ExtrasWhileTraining(every, ImageTransform.from_config(cfg.transform)))

@@ -35,10 +35,7 @@ _TOLD = 10  # pictures on console and sheet of a run
 
 
 def check_data_set(cfg: DictConfig) -> int:
-    """Examine `cfg.data`; print, write findings.json and check.png to `cfg.out`.
-
-    The exit code: 0 for nothing worse than a note, 1 for warnings, 2 for errors.
-    """
+    """Examine `cfg.data`, write to `cfg.out`; 0: a note at most, 1: warnings, 2: errors."""
     if cfg.run:
         return rank_by_suspicion(SavedRun(Path(cfg.run)))
     data, (root, category) = cfg.data, place_of(cfg.data)
@@ -63,10 +60,7 @@ def check_data_set(cfg: DictConfig) -> int:
 
 
 def rank_by_suspicion(run: SavedRun) -> int:
-    """Rank the pictures that a run was calibrated with, the most conspicuous first.
-
-    Prints the first ten; writes suspicion.csv of all and suspicion.png of the first to the run.
-    """
+    """Rank the pictures a run was calibrated with: ten on the console, all in suspicion.csv."""
     normal = run.calibration()
     if normal is None:
         raise ConfigError(
@@ -109,9 +103,8 @@ def print_report(
         return
     heads = (Column(name, overflow="fold") for name in ("", "what", "found", "what to do"))
     table = Table(*heads, show_lines=True)
-    for one in report.findings:
-        label = f"[{_STYLE[one.severity]}]{one.severity}[/]"
-        table.add_row(label, one.what, one.found, one.remedy)
+    for x in report.findings:
+        table.add_row(f"[{_STYLE[x.severity]}]{x.severity}[/]", x.what, x.found, x.remedy)
     console.print(table)
 
 

@@ -17,14 +17,8 @@ from rich.table import Table
 from src.commands.selection import configuration_labels, runs_table
 from src.detector import Detector, data_of, samples_with
 from src.errors import ConfigError, GoodpartsError
-from src.evaluation.comparison import (
-    Matched,
-    MetricPair,
-    compare_images,
-    compare_pixels,
-    match,
-    rank_methods,
-)
+from src.evaluation import comparison
+from src.evaluation.comparison import Matched, MetricPair, match, rank_methods
 from src.evaluation.overlap import aupro_key
 from src.evaluation.view import pixel_convention
 from src.explaining import picture_of
@@ -45,22 +39,18 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair] | int:
     """Compare two runs by chance or to the last bit, or rank the methods below `cfg.runs`."""
     if cfg.runs:
         return write_ranks(cfg)
-    for name in ("run_a", "run_b"):
-        if cfg[name] is None:
-            raise ConfigError(
-                f"{name} is needed.",
-                found="no value",
-                do=f"add {name}=..., or runs=FOLDER to rank all methods in it",
-            )
+    for name in (name for name in ("run_a", "run_b") if cfg[name] is None):
+        do = f"add {name}=..., or runs=FOLDER to rank all methods in it"
+        raise ConfigError(f"{name} is needed.", found="no value", do=do)
     first, second = SavedRun(Path(cfg.run_a)), SavedRun(Path(cfg.run_b))
     if cfg.exact:
         return say_exactly(first, second)
     matched = match(first.scores(), second.scores())
-    rows = compare_images(matched, cfg.resamples, cfg.seed)
+    rows = comparison.compare_images(matched, cfg.resamples, cfg.seed)
     pixels = [run.pixel_statistics() for run in (first, second)]
     if pixels[0] is not None and pixels[1] is not None:
         limits = {aupro_key(limit): limit for limit in second.config().evaluation.aupro_limits}
-        rows += compare_pixels(
+        rows += comparison.compare_pixels(
             pixels[0], pixels[1], matched.same_masks, limits, cfg.resamples, cfg.seed
         )
     folders = (f"{run.directory.parent.name}-{run.directory.name}" for run in (first, second))
@@ -89,8 +79,7 @@ def compare_runs(cfg: DictConfig) -> list[MetricPair] | int:
 def write_ranks(cfg: DictConfig) -> int:
     """Rank the methods of the runs below `cfg.runs` over their categories by `cfg.metric`.
 
-    Writes ranks.csv and critical_difference.png. Seeds are averaged, categories that a method lacks
-    are left out. DataError: too few methods or categories have the metric.
+    Seeds are averaged; categories that a method lacks are left out. DataError: too few are left.
     """
     metric, runs = find_metric(cfg.metric), runs_table(Path(cfg.runs))
     known = runs[runs[metric.key].notna()] if metric.key in runs else runs[:0]

@@ -1,7 +1,7 @@
 """Download the authors' published models and convert them, one file at a time.
 
-Each file is 1.8 GB, most of it two frozen CaiTs and Adam's state; 49 MB remain. Where a download
-fails, as by Google Drive's daily quota, the error says how to place the file by hand.
+Of 1.8 GB each, mostly frozen CaiTs and Adam's state, 49 MB remain. A failure, as by Google Drive's
+daily quota, says how to place the file by hand.
 """
 
 from pathlib import Path

@@ -76,7 +76,7 @@ def run_config(cfg: DictConfig, category: Any, shots: str | int, seed: int) -> D
 def run_facts(run: SavedRun, shots: str, metrics: Sequence[str]) -> dict[str, Any]:
     """A row of few_shot.csv: what was learnt from, what set the threshold, what was found."""
     config, measured, normal = run.config(), run.metrics(), run.calibration()
-    threshold: Mapping[str, Any] = run.read_json("model/threshold.json")
+    threshold = run.read_json("model/threshold.json")
     return {
         "category": place_of(config.data)[1], "shots": shots, "seed": config.seed,
         "train": sum(entry.used == "train" for entry in run.record().entries),

@@ -1,7 +1,6 @@
 """Good parts that were confirmed later join the training images of a finished run.
 
-It is the same experiment once more, fitted, calibrated and tested anew: a PatchCore takes seconds,
-and a bank that had only grown would depend on the order in which images came.
+It is the same experiment once more: a bank that only grew would depend on the order of images.
 """
 
 import logging

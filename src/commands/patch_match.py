@@ -32,10 +32,7 @@ from src.reporting.records import Picture
 
 
 def explain_image(cfg: DictConfig) -> list[Path]:
-    """Write the match figure, the distance maps and the animation of `cfg.image`; their paths.
-
-    DataError: the image, or the normal images the run was fitted on, are not there.
-    """
+    """Write match figure, distance maps and animation of `cfg.image`; returns their paths."""
     detector = Detector.load(Path(cfg.run), cfg.device)
     config = detector.config
     if not hasattr(detector.model, "nearest_patches"):

@@ -1,8 +1,7 @@
 """Score any number of images with constant memory and write what was found.
 
-An interrupted call continues where it stopped, a repeated one scores only what is new or was
-changed. `scores.csv` has a row for each image the call names; of a watched folder, one for each
-version of a file that was scored, the newest last.
+An interrupted call continues where it stopped, a repeated one scores what is new or was changed.
+`scores.csv` has a row for each image; of a watched folder, for each version of a file.
 """
 
 import math
@@ -34,11 +33,9 @@ def predict_images(cfg: DictConfig) -> int:
     """Score `cfg.images` with `cfg.run` into `cfg.out`; the exit code (0, or 3: unreadable)."""
     out, (root, groups) = Path(cfg.out), _images_of(cfg)
     if root.resolve().is_relative_to(out.resolve()):
-        raise ConfigError(
-            f"out={out} is or holds the folder of the images.",
-            found=f"images in {root}",
-            do="give results a folder of their own, such as out=predictions",
-        )
+        what = f"out={out} is or holds the folder of the images."
+        do = "give results a folder of their own, such as out=predictions"
+        raise ConfigError(what, found=f"images in {root}", do=do)
     detector = Detector.load(Path(cfg.run), cfg.device, cfg.category)
     scorer, console = Scorer(detector, out, root, cfg.save), Console()
     card = {  # what the rows of one folder have in common

@@ -67,9 +67,8 @@ def measure_robustness(cfg: DictConfig) -> list[Row]:
     samples = limit_test(data.test_samples, cfg.limit, cfg.seed)
     labels = {sample.label for sample in samples}
     if NORMAL not in labels:
-        raise ConfigError(
-            "Robustness needs normal test images.", found=f"{len(samples)} images", do="add some"
-        )
+        what = "Robustness needs normal test images."
+        raise ConfigError(what, found=f"{len(samples)} images", do="add some")
     rows = [_row("none", math.nan, detector, samples, cfg.batch_size)]
     for name, levels in cfg.changes.items():
         for level in map(float, levels or []):

@@ -55,10 +55,7 @@ def write_selection(cfg: DictConfig) -> list[Path]:
 
 
 def runs_table(folder: Path) -> pd.DataFrame:
-    """One row a finished run below `folder`: config, metrics, `model_mb` and `run` (its path).
-
-    Left out are folders that cannot be read, and results inside a run folder.
-    """
+    """One row a finished run below `folder` that can be read: config, metrics, size, path."""
     found = {path.parent for path in folder.rglob("metrics.json")}
     runs = sorted(
         (path for path in found if not found & set(path.parents)),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import FastAPI, File, HTTPException, Query, Request, Response, UploadFile
 from fastapi.responses import PlainTextResponse
+from fastapi.staticfiles import StaticFiles
 from omegaconf import DictConfig
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -91,13 +92,6 @@ def build_application(detector: Detector, max_files: int, max_megabytes: float) 
         title="goodparts", summary="Scores images with a fitted detector", docs_url=None,
         redoc_url=None,
     )  # fmt: skip
-    for path, name, kind in (
-        ("/", "page.html", "text/html"),
-        ("/page.css", "page.css", "text/css"),
-        ("/page.js", "page.js", "text/javascript"),
-    ):
-        text = (TEMPLATES / name).read_text(encoding="utf-8")
-        application.add_route(path, partial(_page, text, kind), include_in_schema=False)
     _add_limits(application, max_files * max_bytes + _OVERHEAD)
 
     @application.get("/api/detector")
@@ -133,11 +127,8 @@ def build_application(detector: Detector, max_files: int, max_megabytes: float) 
             uploads.append((upload.filename or "image", content))
         return answering.answer(uploads, pictures=pictures)
 
+    application.mount("/", StaticFiles(directory=TEMPLATES, html=True))  # behind the above
     return application
-
-
-def _page(text: str, kind: str, _: Request) -> Response:
-    return Response(text, media_type=kind)
 
 
 def _add_limits(application: FastAPI, max_body: int) -> None:

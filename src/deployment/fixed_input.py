@@ -1,16 +1,11 @@
 """Pre-processing as a few matrix products, so that it can live inside an exported model.
 
-Pillow's resize is separable: every output row is a fixed weighted mean of input rows. For one
-camera size the weights are constants, and uint8 pixels of that size can go straight into the
-exported graph: it resizes, crops and normalises bit for bit as training did. Pillow computes with
-integer weights of 22 bits, which float32 sums would not reproduce (at 640 x 480 to 256 pixels many
-means lie half-way between two grey levels, and a score moved by 2 % of the spread). So each weight
-is split into two halves of 11 bits; sums of their products with 8-bit pixels are whole numbers
-below 2^24, where float32 is exact, for windows of up to 32 pixels (bilinear: shrinking 16 times).
-Running the graph with TF32 products would break this.
-
-The weights of one output pixel touch few input pixels: outputs are computed in blocks, each from
-the inputs that it needs, a tenth of the work of full matrices.
+Pillow's resize is separable: every output row is a fixed weighted mean of input rows, with integer
+weights of 22 bits, which float32 sums would not reproduce (a score moved by 2 % of the spread). So
+each weight is split into two halves of 11 bits; sums of their products with 8-bit pixels are whole
+numbers below 2^24, where float32 is exact, for windows of up to 32 pixels (bilinear: shrinking 16
+times). Running the graph with TF32 products would break this. Outputs are computed in blocks, each
+from the inputs that it needs, a tenth of the work of full matrices.
 """
 
 import numpy as np
@@ -89,22 +84,20 @@ def resize_matrix(size_in: int, size_out: int, interpolation: str) -> np.ndarray
         first = max(int(centre - support + 0.5), 0)
         last = min(int(centre + support + 0.5), size_in)
         taps = (np.arange(first, last) - centre + 0.5) / stretch
-        values = np.array([_kernel(tap, interpolation) for tap in taps])
+        values = _kernel(np.abs(taps), interpolation)
         weights[row, first:last] = values / values.sum()
     scaled = weights * _ONE
     return np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.float32)
 
 
-def _kernel(x: float, interpolation: str) -> float:
-    """Pillow's filter functions at distance x."""
-    x = abs(x)
+def _kernel(x: np.ndarray, interpolation: str) -> np.ndarray:
+    """Pillow's filter functions at distances x."""
     if interpolation == "bilinear":
-        return max(0.0, 1.0 - x)
+        return np.maximum(0.0, 1.0 - x)
     if interpolation == "bicubic":  # a = -0.5
-        if x < 1:
-            return (1.5 * x - 2.5) * x * x + 1
-        return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
-    return float(np.sinc(x) * np.sinc(x / 3)) if x < 3 else 0.0
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+        return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
 def _to_grey_levels(high: Tensor, low: Tensor) -> Tensor:

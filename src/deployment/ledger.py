@@ -1,9 +1,8 @@
 """The folder that `src.predict` writes: whose results it holds, and a row for every image.
 
-`predict.json` says which detector and which images a folder belongs to; it also marks the folder,
-so that its pictures are never taken for images. Rows go to `scores.csv.partial` as they come and
-become `scores.csv` at the end. A row belongs to one version of a file (`bytes`, `modified_ns`), so
-an image that was changed since is scored again.
+`predict.json` says of which detector and images it is; its pictures are never taken for images.
+Rows go to `scores.csv.partial` as they come and become `scores.csv` at the end. A row belongs to
+one version of a file (`bytes`, `modified_ns`).
 """
 
 import contextlib
@@ -113,19 +112,17 @@ def open_ledger(folder: Path, card: Mapping[str, Any]) -> Iterator[Ledger]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ConfigError(
-            f"Another src.predict is writing out={folder}.",
-            found=f"{lock.lock_file} is held",
-            do="wait for it, or give another folder with out=",
-        ) from error
+        what = f"Another src.predict is writing out={folder}."
+        do = "wait for it, or give another folder with out="
+        raise ConfigError(what, found=f"{lock.lock_file} is held", do=do) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ConfigError(
+        what, do = (
             f"Results cannot be written to out={folder}.",
-            found=f"{type(error).__name__}: {error}",
-            do="give a folder of your own with out=",
-        ) from error
+            "give a folder of your own with out=",
+        )
+        raise ConfigError(what, found=f"{type(error).__name__}: {error}", do=do) from error
     try:
         _claim(folder, card)
         with contextlib.closing(Ledger(folder)) as ledger:

@@ -47,10 +47,7 @@ def detect_readable(
 
 
 class Scorer:
-    """Scores image files and draws overlays/, masks/ and maps/ below `out`, a file each.
-
-    Results mirror the folders of the images below their common `root`; `save`: what is drawn.
-    """
+    """Scores image files; draws what `save` names below `out`, in the folders below `root`."""
 
     def __init__(self, detector: Detector, out: Path, root: Path, save: DictConfig) -> None:
         self.detector, self.out, self.root, self.save = detector, out, root, save

@@ -28,16 +28,12 @@ def score_figure(chart: ScoreChart) -> Figure:
     """The chart of the page: counts by score, where one defect shows; below them a dot an image."""
     figure, axes = new_figure(6.0, chart.height * _PX + 0.6)
     for kind in chart.kinds:
-        bars = [bar for bar in chart.bars if bar.kind == kind]
-        axes.bar(
-            [bar.x for bar in bars], [bar.height for bar in bars], [bar.width for bar in bars],
-            [bar.y for bar in bars], align="edge", color=_COLOURS[kind], alpha=0.8, label=kind,
-        )  # fmt: skip
-        dots = [dot for dot in chart.dots if dot.kind == kind]
-        axes.scatter(
-            [dot.x for dot in dots], [dot.y for dot in dots], s=14, color=_COLOURS[kind],
-            alpha=0.75, lw=0,
-        )  # fmt: skip
+        colour, bars = _COLOURS[kind], [bar[:4] for bar in chart.bars if bar.kind == kind]
+        left, foot, width, height = zip(*bars, strict=True)
+        axes.bar(left, height, width, foot, align="edge", color=colour, alpha=0.8, label=kind)
+        dots = [(dot.x, dot.y) for dot in chart.dots if dot.kind == kind]
+        x, y = np.array(dots).reshape(-1, 2).T
+        axes.scatter(x, y, s=14, color=colour, alpha=0.75, lw=0)
     axes.axhline(chart.base, color=FAINT, lw=0.8)
     axes.annotate(f"{chart.most} images", (0, chart.base - 152), fontsize=8, color=FAINT)
     for name, top in chart.strips:

@@ -1,8 +1,7 @@
 """Geometry of the charts of a run, drawn twice: by templates for the page, by `chart_files` else.
 
-Inline SVG follows the colours of the page (light or dark), stays sharp in print, obeys the page's
-security policy, and its threshold can move. x is in percent of the plot's width, so that charts
-need no script to fit any screen; y is in pixels from the top.
+Inline SVG follows the colours of the page and its threshold can move. x is in percent of the plot's
+width, so that charts need no script to fit any screen; y is in pixels from the top.
 """
 
 import math

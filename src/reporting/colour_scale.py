@@ -53,7 +53,9 @@ class ColourScale:
         low: median of all values. high: 99th percentile of those above the threshold. Both are
         moved away from the threshold when they touch it. A NaN threshold counts as +inf.
         """
-        values = np.concatenate([_sample(each) for each in maps] or [np.zeros(0)])
+        some = [np.ravel(each)[:: max(1, each.size // _SAMPLES_PER_MAP)] for each in maps]
+        values = np.concatenate([np.zeros(0), *some])
+        values = values[np.isfinite(values)]
         if math.isnan(threshold):
             threshold = math.inf
         finite = math.isfinite(threshold)
@@ -99,9 +101,3 @@ def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
         return mask.astype(bool)
     picture = Image.fromarray(mask.astype(np.uint8))
     return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST)) > 0
-
-
-def _sample(values: np.ndarray) -> np.ndarray:
-    flat = np.asarray(values, dtype=np.float64).ravel()
-    flat = flat[:: max(1, flat.size // _SAMPLES_PER_MAP)]
-    return flat[np.isfinite(flat)]

@@ -1,8 +1,7 @@
-"""Pictures of single images: overlay, outlines, triptych, contact sheet.
+"""Pictures of single images, drawn with NumPy and Pillow, several times quicker than matplotlib.
 
-Drawn with NumPy and Pillow: a triptych of 512 x 512 pixels takes some 20 ms on one core, matplotlib
-several times that. Colours are safe for colour-blind readers: the truth is white, the prediction
-cyan, heat runs from yellow to purple.
+The truth is white, the prediction cyan, heat runs from yellow to purple: safe for colour-blind
+readers.
 """
 
 import functools
@@ -214,10 +213,7 @@ def boxed(picture: np.ndarray, box: Box, side: int, least: float = 0) -> Image.I
 
 
 def crop(picture: np.ndarray, box: Box, context: float, side: int) -> Image.Image:
-    """A square around the middle of `box`, enlarged to `side` pixels, with the box drawn.
-
-    context: its side in units of the longer side of the box; it stays inside the picture.
-    """
+    """A square of `context` times `box` around it, `side` pixels wide, with the box drawn."""
     height, width = picture.shape[:2]
     tall, wide = box.bottom - box.top, box.right - box.left
     length = int(min(max(round(context * max(tall, wide)), 8), height, width))

@@ -1,8 +1,6 @@
 """Pictures of the memory at work: which normal patch each test patch was compared with.
 
-A figure of one match, an animation over all patches of an image, and heat maps of Euclidean and
-cosine distance side by side. The bank remembers where its rows come from, so that any coreset and
-any grid can be shown; frames are drawn with Pillow.
+The bank remembers where its rows come from, so that any coreset and any grid can be shown.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,10 +87,7 @@ def match_figure(
 def patch_frames(
     grid: MatchGrid, scale: ColourScale, source: Source, side: int, order: Iterable[int]
 ) -> Iterator[Image.Image]:
-    """Frames of an animation: one patch each, test image and heat left, its match right.
-
-    `order`: the flat numbers of the patches as they are shown. 64 normal images are kept.
-    """
+    """A frame a patch: image and heat left, its match right; `order`: their flat numbers."""
     read = lru_cache(maxsize=64)(source)
     small = lru_cache(maxsize=64)(lambda image: fit_within(read(image)[1], side))
     heated = fit_within(figures.heat(grid.distance, scale, grid.display), side)
@@ -151,10 +146,7 @@ def _palette(samples: Sequence[Image.Image]) -> Image.Image:
 def heat_pair(
     picture: Picture, maps: Sequence[tuple[str, np.ndarray, ColourScale]], side: int = 380
 ) -> Image.Image:
-    """The picture beside its heat maps, each (title, map (h, w), scale), with colour bars.
-
-    Different distances have different units: their scales should be anchored by `equal_share`.
-    """
+    """The picture beside heat maps (title, map (h, w), scale of its own: see `equal_share`)."""
     truth = figures.truth(picture)
 
     def fitted(panel: np.ndarray) -> Image.Image:

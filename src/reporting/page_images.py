@@ -1,8 +1,6 @@
-"""The pictures inside report.html, as data URIs in separate layers.
+"""The pictures inside report.html, as data URIs in layers that the reader can fade and toggle.
 
-Photo, heat and outlines stay separate so that the reader can fade and toggle them. Heat is smooth
-and travels at half resolution. A 384-pixel picture with all layers takes about 20 kB and 10 ms of
-one core, a patch match the same again.
+A 384-pixel picture with all layers takes about 20 kB and 10 ms of one core, a match the same again.
 """
 
 import base64

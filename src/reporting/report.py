@@ -42,8 +42,8 @@ def write_report(
 ) -> None:
     """Write the page to `path`.
 
-    The pictures of `max_images` images are shown, the most telling first, at most `max_side` pixels
-    wide or high, until they fill `max_megabytes`; all other images are listed without a picture.
+    Pictures of up to `max_images` images, the most telling first, fill up to `max_megabytes`; no
+    side is longer than `max_side` pixels. All other images are listed without a picture.
     """
     threshold, images = score_threshold(data), data.images
 

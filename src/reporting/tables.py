@@ -1,8 +1,6 @@
-r"""Result tables as Markdown, LaTeX and one sortable HTML page.
+"""Result tables as Markdown, LaTeX (needs booktabs) and one sortable HTML page.
 
-A table is plain data: cells carry the text a person reads and the value a machine sorts. The
-writers escape everything, so that a category called `a|b_50%` breaks nothing. LaTeX needs
-\usepackage{booktabs}; the page works without network, mouse or JavaScript.
+Cells carry the text a person reads and the value a machine sorts; all text is escaped.
 """
 
 import math

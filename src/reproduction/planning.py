@@ -221,10 +221,7 @@ def listed(value: object) -> tuple[str, ...]:
 
 
 class Configs:
-    """Composed configs of `src.run`: each list of words once, category and seed put in afterwards.
-
-    With `download`, missing sets that can be fetched count as there.
-    """
+    """Composed configs of `src.run`; category and seed, plain values, are put in afterwards."""
 
     def __init__(self, *, download: bool = False) -> None:
         self._download = download

@@ -1,8 +1,7 @@
 """Jobs on Ray: each is one command in a process of its own, wherever Ray finds a place for it.
 
-The code, its environment and `runs_dir` lie at the same paths on every node of a cluster. A dead
-worker or node costs nothing but time: Ray starts the task again, and the run goes on from its own
-checkpoint, or waits for its lock when the lost process still lives, and then finds itself finished.
+Code, environment and `runs_dir` lie at the same paths on every node. After a dead worker or node
+Ray starts the task again, and the run goes on from its own checkpoint, or waits for its lock.
 """
 
 import os
@@ -43,10 +42,7 @@ class Task:
 
 
 class Engine:
-    """Tasks on the cluster of conf/engine, under a bar with the time left; a context manager.
-
-    Failed tasks get so many `retries`, mistakes of the user none.
-    """
+    """Tasks on the cluster of conf/engine, under a bar; mistakes of the user are not retried."""
 
     def __init__(self, cfg: DictConfig, retries: int, total: int, finished: int = 0) -> None:
         self.retries, self.cluster = retries, Cluster(cfg)
