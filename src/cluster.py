@@ -23,11 +23,8 @@ class Cluster:
 
             ray.init(cfg.address or "local", **quiet, **({} if cfg.address else here))
         except ImportError as error:
-            raise ConfigError(
-                "Ray runs many jobs, and it is not installed.",
-                found=str(error),
-                do="pip install -e '.[many]'",
-            ) from error
+            what, do = "Ray runs many jobs, and it is not installed.", "pip install -e '.[many]'"
+            raise ConfigError(what, found=str(error), do=do) from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 "There is no Ray to work with.",

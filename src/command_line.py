@@ -145,11 +145,9 @@ def _load_environment(path: Path) -> None:
     except (FileNotFoundError, IsADirectoryError):
         return
     except (OSError, ValueError) as error:  # another encoding, a NUL byte, no permission
-        raise ConfigError(
-            f"{path.absolute()} cannot be read.",
-            found=f"{type(error).__name__}: {error}",
-            do="save it as UTF-8 text with lines NAME=value, or delete it",
-        ) from error
+        what, found = f"{path.absolute()} cannot be read.", f"{type(error).__name__}: {error}"
+        do = "save it as UTF-8 text with lines NAME=value, or delete it"
+        raise ConfigError(what, found=found, do=do) from error
 
 
 def _unread() -> bool:

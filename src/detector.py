@@ -120,11 +120,9 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name.replace("gpu", "cuda"))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"There is no such device as {name}.",
-            found=f"{torch.cuda.device_count()} GPUs that torch can use",
-            do="device=cpu, or install a CUDA build of torch and a driver",
-        )
+        found = f"{torch.cuda.device_count()} GPUs that torch can use"
+        do = "device=cpu, or install a CUDA build of torch and a driver"
+        raise ConfigError(f"There is no such device as {name}.", found=found, do=do)
     return device
 
 

@@ -104,11 +104,8 @@ def require_current(place: Path, advice: str) -> None:
     for path in sorted(place.rglob("fit.json")):
         now = locate_run(SavedRun(path.parent).config(), known)
         if now != without_content(now) and now.name[-10:] != path.parent.name[-10:]:
-            raise ConfigError(
-                "The images or weights have changed since these runs.",
-                found=f"{path.parent} was fitted on others",
-                do=advice,
-            )
+            what = "The images or weights have changed since these runs."
+            raise ConfigError(what, found=f"{path.parent} was fitted on others", do=advice)
 
 
 def weights_fingerprint(cfg: DictConfig) -> str | None:

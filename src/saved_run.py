@@ -153,14 +153,12 @@ class SavedRun:
     def record(self) -> DataRecord:
         """The images this run was made of."""
         if self.has("config.yaml") and not self.has(DATA):
-            raise SavedModelError(
-                f"{self.directory} does not say which images it was fitted on.",
-                found=f"no {DATA}; an earlier version of this program wrote the folder",
-                do="run the experiment again; its results then lie in a folder of their own",
-            )
-        rows = self.read_rows(DATA)
+            what = f"{self.directory} does not say which images it was fitted on."
+            found = f"no {DATA}; an earlier version of this program wrote the folder"
+            do = "run the experiment again; its results then lie in a folder of their own"
+            raise SavedModelError(what, found=found, do=do)
         with self._reading(DATA):
-            return DataRecord.from_rows(rows)
+            return DataRecord.from_rows(self.read_rows(DATA))
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; NaN becomes null."""

@@ -91,11 +91,9 @@ def process_count(cfg: DictConfig) -> int:
         ) from error
     wanted = places.num_devices * places.num_nodes
     if wanted > 1 and not isinstance(places.strategy, DDPStrategy):
-        raise ConfigError(
-            "Several processes need hardware.strategy=ddp.",
-            found=f"hardware.strategy={cfg.hardware.strategy}",
-            do="set hardware.strategy=ddp, or hardware.devices=1",
-        )
+        found = f"hardware.strategy={cfg.hardware.strategy}"
+        do = "set hardware.strategy=ddp, or hardware.devices=1"
+        raise ConfigError("Several processes need hardware.strategy=ddp.", found=found, do=do)
     return wanted
 
 
@@ -103,12 +101,9 @@ def _places(cfg: DictConfig) -> dict[str, Any]:
     """Where a trainer works."""
     hardware = cfg.hardware
     if hardware.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            "hardware=gpu needs a GPU that torch can use.",
-            found=f"hardware.accelerator={hardware.accelerator}, and torch.cuda.is_available() "
-            "is False",
-            do="install a CUDA build of torch and a driver, or use hardware=cpu",
-        )
+        found = f"hardware.accelerator={hardware.accelerator}, torch.cuda.is_available() is False"
+        do = "install a CUDA build of torch and a driver, or use hardware=cpu"
+        raise ConfigError("hardware=gpu needs a GPU that torch can use.", found=found, do=do)
     return {
         **{key: hardware[key] for key in ("accelerator", "devices", "strategy", "num_nodes")},
         # Under our own launcher as under torchrun; Lightning would look for SLURM first.

@@ -28,11 +28,8 @@ def evaluate_run(cfg: DictConfig) -> dict[str, float]:
     run = detector.run
     data = checked_data(run, None if cfg.get("data") is None else merged)
     if not data.test_samples:
-        raise ConfigError(
-            "There is nothing to evaluate.",
-            found=f"{data.name} has no test images",
-            do="give data.abnormal_dir or data.normal_test_dir",
-        )
+        what, do = "There is nothing to evaluate.", "give data.abnormal_dir or data.normal_test_dir"
+        raise ConfigError(what, found=f"{data.name} has no test images", do=do)
     default = run.directory / "evaluations" / f"{data.name}-{data.category}"
     out = SavedRun(Path(cfg.out or default))
     trainer = build_trainer(merged, out.directory, [], single_pass=True)

@@ -95,11 +95,9 @@ def export_run(cfg: DictConfig) -> Parity:
             do="run again with threshold=conformal (the model is the same) and export that run",
         )
     if cfg.precision not in precisions:
-        raise ConfigError(
-            f"format={cfg.format} has no such precision.",
-            found=f"precision={cfg.precision}",
-            do=f"choose one of {', '.join(precisions)}, or another format",
-        )
+        what = f"format={cfg.format} has no such precision."
+        do = f"choose one of {', '.join(precisions)}, or another format"
+        raise ConfigError(what, found=f"precision={cfg.precision}", do=do)
     size, images = _camera_images(detector, cfg)
     target = Path(cfg.out or detector.run.directory / "export" / "detector").with_suffix(ending)
 

@@ -103,16 +103,11 @@ def _release_asset(published: dict[str, Any], metric: str, category: str) -> str
         answer.raise_for_status()
         named = {str(a["name"]): str(a["browser_download_url"]) for a in answer.json()["assets"]}
     except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-        raise DownloadError(
-            "The list of released models could not be read.",
-            found=f"{type(error).__name__}: {error}",
-            do=by_hand,
-        ) from error
+        what, found = "The list of released models could not be read.", type(error).__name__
+        raise DownloadError(what, found=f"{found}: {error}", do=by_hand) from error
     fitting = [name for name in named if metric in name.lower() and category in name.lower()]
     if len(fitting) != 1:
-        raise DownloadError(
-            f"The release has no single file for {metric} of {category}.",
-            found=", ".join(fitting or sorted(named)) or "no files",
-            do=by_hand,
-        )
+        what = f"The release has no single file for {metric} of {category}."
+        found = ", ".join(fitting or sorted(named)) or "no files"
+        raise DownloadError(what, found=found, do=by_hand)
     return named[fitting[0]]

@@ -18,16 +18,10 @@ from src.errors import ConfigError, DataError, did_you_mean
 from src.explaining import match_grid, picture_of, reader
 from src.files import fitting, shown
 from src.models.patchcore.scores import euclidean_and_cosine
+from src.reporting import match_pictures as pictures
 from src.reporting.colour_scale import ColourScale
 from src.reporting.figures import save_png
-from src.reporting.match_pictures import (
-    MatchGrid,
-    equal_share,
-    heat_pair,
-    match_at,
-    match_figure,
-    write_animation,
-)
+from src.reporting.match_pictures import MatchGrid, match_at
 from src.reporting.records import Picture
 
 
@@ -36,11 +30,8 @@ def explain_image(cfg: DictConfig) -> list[Path]:
     detector = Detector.load(Path(cfg.run), cfg.device)
     config = detector.config
     if not hasattr(detector.model, "nearest_patches"):
-        raise ConfigError(
-            f"{config.model.name} keeps no patches that could be shown.",
-            found=f"run={cfg.run}",
-            do="give the folder of a PatchCore run",
-        )
+        what = f"{config.model.name} keeps no patches that could be shown."
+        raise ConfigError(what, found=f"run={cfg.run}", do="give the folder of a PatchCore run")
     data = AnomalyDataModule(with_data_at(config, cfg.data.root))
     data.setup()
     sample = find_sample(Path(str(cfg.image)), data)
@@ -58,13 +49,13 @@ def explain_image(cfg: DictConfig) -> list[Path]:
     name = f"{sample.image_path.parent.name}_{sample.image_path.stem}"
     folder = Path(cfg.out or fitting(detector.run.directory / "patch_match" / name))
     written = [folder / "match.png", folder / "distances.png"]
-    save_png(match_figure(picture, ColourScale.of_run(detector.run), facts), written[0])
+    save_png(pictures.match_figure(picture, ColourScale.of_run(detector.run), facts), written[0])
     save_png(_distances(detector, image, picture, grid), written[1])
     if (film := cfg.animation).format is not None:
         written.append(folder / f"patches.{film.format}")
         # Unsmoothed patch distances, as the image score is one: its threshold is their anchor.
         scale = ColourScale.fit([grid.distance], detector.threshold.image)
-        write_animation(
+        pictures.write_animation(
             written[-1], grid, scale, source,
             side=film.side, milliseconds=film.milliseconds, step=film.step,
         )  # fmt: skip
@@ -82,10 +73,9 @@ def find_sample(path: Path, data: AnomalyDataModule) -> Sample:
     if full in known or len(ends) == 1:
         return known[full if full in known else ends[0]]
     if ends:
+        found = ", ".join(map(str, ends[:4]))
         raise DataError(
-            f"Several images are called {path}.",
-            found=", ".join(map(str, ends[:4])),
-            do="give more of the path",
+            f"Several images are called {path}.", found=found, do="give more of the path"
         )
     names = [str(each.relative_to(data.root)) for each in known if each.is_relative_to(data.root)]
     raise DataError(
@@ -112,6 +102,6 @@ def _distances(
     unit = " of unit vectors" if grid.metric == "cosine" else ""
     maps = [
         (f"Euclidean distance{unit}", euclidean, scale),
-        ("cosine distance", cosine, equal_share(euclidean, cosine, scale)),
+        ("cosine distance", cosine, pictures.equal_share(euclidean, cosine, scale)),
     ]
-    return heat_pair(picture, maps)
+    return pictures.heat_pair(picture, maps)

@@ -48,10 +48,8 @@ def replayed_config(saved: DictConfig, cfg: DictConfig) -> DictConfig:
         if key in _OF_REPLAY:
             continue
         if OmegaConf.select(config, key, default=absent) is absent:
-            raise ConfigError(
-                f"{key} cannot be changed in a replay.",
-                found=f"the run's config has no {key}",
-                do="give only keys that the run has, such as data.root or hardware.num_workers",
-            )
+            do = "give only keys that the run has, such as data.root or hardware.num_workers"
+            found = f"the run's config has no {key}"
+            raise ConfigError(f"{key} cannot be changed in a replay.", found=found, do=do)
         OmegaConf.update(config, key, literal(OmegaConf.select(cfg, key)))
     return config

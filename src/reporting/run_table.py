@@ -7,16 +7,7 @@ from src.data.record import place_of
 from src.evaluation.operating_points import POINTS, OperatingPoint, deciding
 from src.evaluation.view import pixel_convention
 from src.metrics import HEADLINES
-from src.reporting.wording import (
-    CATEGORY_NAMES,
-    aim,
-    category_rows,
-    checkpoint_choice,
-    deciding_sentence,
-    interval,
-    number,
-    point_texts,
-)
+from src.reporting import wording
 from src.result import Threshold
 from src.saved_run import SavedRun
 
@@ -30,16 +21,16 @@ def print_result(run: SavedRun, *, repeated: bool = False) -> None:
     table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
     for metric in HEADLINES:
         if (key := metric.key) in metrics and not metric.unit:  # times are told below
-            table.add_row(metric.name, number(metrics[key]), interval(metrics, key))
+            table.add_row(metric.name, wording.number(metrics[key]), wording.interval(metrics, key))
     console.print(table)
-    if rows := category_rows(metrics):
-        table = Table("category", *CATEGORY_NAMES, title="each by its own threshold")
+    if rows := wording.category_rows(metrics):
+        table = Table("category", *wording.CATEGORY_NAMES, title="each by its own threshold")
         for row in rows:
             table.add_row(*row)
         console.print(table)
     if "test/pixel_auroc" in metrics:
         console.print(pixel_convention(config))
-    if chosen := checkpoint_choice(config.protocol, metrics):
+    if chosen := wording.checkpoint_choice(config.protocol, metrics):
         console.print(f"checkpoint: {chosen}")
     if run.has("model/threshold.json"):
         threshold = Threshold.from_json(run.read_json("model/threshold.json"))
@@ -47,7 +38,7 @@ def print_result(run: SavedRun, *, repeated: bool = False) -> None:
         labels = "TEST LABELS WERE USED" if threshold.oracle else "no test label was used"
         console.print(
             f"protocol {config.protocol}: {labels}; threshold {threshold.image:.4g} by rule "
-            f"{threshold.rule} {aim(threshold, normal.way if normal else None)}".rstrip()
+            f"{threshold.rule} {wording.aim(threshold, normal.way if normal else None)}".rstrip()
         )
         if run.has(POINTS):
             points = [OperatingPoint.from_row(row) for row in run.read_rows(POINTS)]
@@ -56,10 +47,12 @@ def print_result(run: SavedRun, *, repeated: bool = False) -> None:
             table = Table("alpha", "threshold", "promised", "defects found", "false alarms")
             for point in reversed(shown.values()):
                 if point.alpha in wanted or point.threshold == threshold.image:
-                    table.add_row(*point_texts(point))
+                    table.add_row(*wording.point_texts(point))
             console.print(table)
         if decides := deciding(normal, threshold):
-            console.print(deciding_sentence(decides), soft_wrap=True, highlight=False, markup=False)
+            console.print(
+                wording.deciding_sentence(decides), soft_wrap=True, highlight=False, markup=False
+            )
     if (speed := metrics.get("speed/latency_p50_ms")) is not None:
         fitted = metrics.get("fit/seconds")
         took = f", fitted in {fitted:.1f} s" if fitted is not None else ""
