@@ -11,7 +11,6 @@ import importlib.util
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +65,6 @@ def is_group(word: str) -> bool:
     return key.startswith("hydra/") or (CONF / key).is_dir()
 
 
-class Precision(StrEnum):
-    """Of a frozen backbone."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 @dataclass
 class BackboneOptions:
     """`backbone`: a network of timm, frozen."""
@@ -86,7 +77,7 @@ class BackboneOptions:
     std: list[float]
     weights: str
     padding_mode: str | None
-    precision: Precision
+    precision: str
     channels_last: bool
     step: int = 32  # pixels of which sides of images are multiples
 

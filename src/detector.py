@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ from src.result import Prediction, Threshold
 from src.saved_run import SavedRun
 
 
-@dataclass(frozen=True, slots=True)
-class Detection:
+class Detection(NamedTuple):
     """What the detector says of one image; maps lie on the model's grid (see `to_original`)."""
 
     score: float  # raw units, higher is more anomalous

@@ -140,6 +140,7 @@ RULES: Mapping[str, Rule] = {
     "animation.format": choice("gif", "webp"),
     "extras": several(choice("numbers", "maps", "pictures", "arrays")),
     "folds": whole(2),
+    "backbone.precision": choice("float32", "bfloat16", "float16"),
     "calibration.method": choice("cross", "leave_one_out"),
     "seed": whole(0, 2**32 - 1),
     "seeds": either(whole(0), several(whole(0))),

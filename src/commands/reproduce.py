@@ -47,11 +47,9 @@ def reproduce(cfg: DictConfig) -> int:
 
 
 def run_jobs(
-    jobs: Sequence[Job],
-    cfg: DictConfig,
-    finished: int = 0,
+    jobs: Sequence[Job], cfg: DictConfig, finished: int = 0,
     program: Sequence[str] = (sys.executable, "-m", "src.run"),
-) -> None:
+) -> None:  # fmt: skip
     """Give jobs to `program` until each is finished or failed; others were `finished` before."""
     logs = Path(cfg.runs_dir).expanduser() / ".jobs"
     with Engine(cfg.engine, cfg.retries, finished + len(jobs), finished) as engine:

@@ -4,10 +4,9 @@ The bank remembers where its rows come from, so that any coreset and any grid ca
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,8 +21,7 @@ _CONTEXT = 5.0  # side of a crop in units of the patch
 _COLOURS = 64  # of an animation: one palette for all frames keeps files small
 
 
-@dataclass(frozen=True, slots=True)
-class MatchGrid:
+class MatchGrid(NamedTuple):
     """The nearest bank row of every patch of one image, grid (h, w) row by row."""
 
     display: np.ndarray  # (H, W, 3) uint8, the test image

@@ -23,8 +23,7 @@ class Box(NamedTuple):
     right: int
 
 
-@dataclass(frozen=True, slots=True)
-class PatchMatch:
+class PatchMatch(NamedTuple):
     """The most anomalous patch of an image and the normal patch it was compared with."""
 
     distance: float  # feature distance, >= 0
@@ -47,8 +46,7 @@ class Picture:
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)  # further maps (h, w) by name
 
 
-@dataclass(frozen=True, slots=True)
-class ProtocolFacts:
+class ProtocolFacts(NamedTuple):
     """Which images and labels were used for what."""
 
     name: str  # "honest" | "paper"

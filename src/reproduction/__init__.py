@@ -1,1 +1,1 @@
-"""Many runs on one shared folder: jobs, claims, processes, tables."""
+"""Many runs: papers planned and judged, jobs on Ray."""
