@@ -48,10 +48,7 @@ class Detector:
 
     @classmethod
     def load(cls, directory: Path, device: str = "auto", category: str | None = None) -> Self:
-        """Load the run folder that `python -m src.run` printed.
-
-        `category`: whose threshold decides, where several were learnt; None: the one for all.
-        """
+        """Load a finished run; `category`: whose threshold decides, None: the one for all."""
         run = SavedRun(directory.expanduser())
         if not run.finished:
             raise SavedModelError(

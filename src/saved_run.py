@@ -82,10 +82,7 @@ class SavedRun:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run folder alone; a second process waits, then finds the run finished.
-
-        Where the file system has no flock, a file that only one process can create is the lock.
-        """
+        """Hold the folder alone; others wait. Without flock, a file that one can create is it."""
         self.directory.mkdir(parents=True, exist_ok=True)
 
         def hold(lock: BaseFileLock) -> BaseFileLock:

@@ -143,7 +143,7 @@ def last_checkpoint(directory: Path) -> Path | None:
 def train(work: Work, checkpoint: Path | None) -> None:
     """Fit, from a checkpoint if there is one; the model stays on the trainer's device."""
     work.trainer.fit(work.model, datamodule=work.data, ckpt_path=checkpoint, weights_only=True)
-    _back_to_work(work)
+    work.model.eval().to(work.trainer.strategy.root_device)  # Lightning moved it to the CPU
 
 
 def score_images(
@@ -172,12 +172,7 @@ def score_images(
         work.trainer.predict(work.model, dataloaders=loader, return_predictions=False)
     finally:
         callbacks.remove(callback)
-    _back_to_work(work)
-
-
-def _back_to_work(work: Work) -> None:
-    """Undo that Lightning moves a model to the CPU after each fit and predict."""
-    work.model.eval().to(work.trainer.strategy.root_device)
+    work.model.eval().to(work.trainer.strategy.root_device)  # Lightning moved it to the CPU
 
 
 class _StopOnNaN(pl.Callback):

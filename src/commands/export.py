@@ -238,10 +238,7 @@ def check_parity(
     images: np.ndarray, original: Runner, exported: Runner,
     threshold: float, tolerance: float, repeats: int,
 ) -> Parity:  # fmt: skip
-    """Compare both sides on uint8 images (N, h, w, 3), in batches of 1 and of all.
-
-    ParityError: a decision flips, or an error exceeds tolerance * spread.
-    """
+    """Compare both sides on images (N, h, w, 3), one by one and as a batch; else a ParityError."""
     truth, batched = original(images), exported(images)
     single = [exported(images[i : i + 1]) for i in range(len(images))]
     singly = Outputs(*(np.concatenate(parts) for parts in zip(*single, strict=True)))

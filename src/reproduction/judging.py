@@ -246,10 +246,7 @@ def measurements(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
 
 
 def stored_intervals(metrics: dict[str, float]) -> dict[str, Interval]:
-    """Intervals that evaluation wrote beside its metrics; those that do not hold them are left out.
-
-    Under a paper's protocol a metric may come from another epoch than its interval.
-    """
+    """Intervals beside metrics that hold them: under a paper's protocol epochs may differ."""
     found = {}
     for name in [key.removesuffix(LOW) for key in metrics if key.endswith(LOW)]:
         interval = Interval(metrics[name + LOW], metrics[name + HIGH])
