@@ -152,7 +152,7 @@ def _line(row: Row) -> Line:
         Cell(name), tables.percent(row.paper), tables.percent(row.ours),
         tables.percent(row.difference, sign=True), tables.interval(*row.interval),
         tables.percent(row.std),
-        Cell("-", row.paper) if math.isnan(row.paper) else tables.interval(*row.tolerance),
+        tables.interval(*row.tolerance),
         Cell(row.verdict), Cell(str(row.seeds), row.seeds), Cell(row.protocol),
         Cell(" ".join(row.hashes) or "-"),
         Cell("-" if math.isnan(row.seconds) else duration(row.seconds), row.seconds),

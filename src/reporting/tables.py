@@ -55,24 +55,17 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()  # source, protocol, caveats
 
 
-def number(value: float | None, digits: int = 4, *, sign: bool = False) -> Cell:
-    """A number with fixed digits; None and NaN are a dash that sorts last."""
-    if value is None or math.isnan(value):
-        return Cell("-", math.nan)
-    return Cell(f"{value:{'+' if sign else ''}.{digits}f}", float(value))
+def percent(value: float, *, sign: bool = False) -> Cell:
+    """A fraction in percent; NaN is a dash that sorts last. The value stays a fraction."""
+    return Cell("-" if math.isnan(value) else f"{100 * value:{'+' if sign else ''}.2f}", value)
 
 
-def percent(value: float | None, digits: int = 2, *, sign: bool = False) -> Cell:
-    """A fraction in percent; None and NaN are a dash. The value stays a fraction."""
-    shown = number(None if value is None else 100.0 * value, digits, sign=sign)
-    return Cell(shown.text, math.nan if value is None else float(value))
-
-
-def interval(low: float, high: float, digits: int = 2) -> Cell:
+def interval(low: float, high: float) -> Cell:
     """Two fractions in percent; sorted by the lower one."""
-    if math.isnan(low) or math.isnan(high):
-        return Cell("-", math.nan)
-    return Cell(f"{100 * low:.{digits}f} .. {100 * high:.{digits}f}", float(low))
+    known = not math.isnan(low + high)
+    return Cell(
+        f"{100 * low:.2f} .. {100 * high:.2f}" if known else "-", low if known else math.nan
+    )
 
 
 def as_markdown(table: Table) -> str:
@@ -90,13 +83,12 @@ def as_markdown(table: Table) -> str:
     return "\n".join([*lines, ""])
 
 
-def as_latex(table: Table, label: str = "") -> str:
+def as_latex(table: Table) -> str:
     """A booktabs table; a rule separates the means, failing lines are bold."""
     keep = [k for k, column in enumerate(table.columns) if column.in_latex]
     spec = "".join("r" if table.columns[k].numeric else "l" for k in keep)
     sentences = (s if s.endswith((".", "!", "?")) else f"{s}." for s in (table.title, *table.notes))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex(' '.join(sentences))}}}"]
-    lines += [rf"\label{{{label}}}"] if label else []
     lines += [rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines += [" & ".join(latex(table.columns[k].name) for k in keep) + r" \\", r"\midrule"]
     previous = PLAIN

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from src.reporting.report import write_report
-from src.reporting.tables import Cell, Column, Line, Table, as_html, number
+from src.reporting.tables import Cell, Column, Line, Table, as_html, percent
 from tests import chromium
 from tests.reporting.report_data import make_report, wilson
 
@@ -39,8 +39,8 @@ def pages(tmp_path_factory):
 
 def test_a_table_sorts_by_its_headings_from_the_keyboard(browser, pages):
     columns = (Column("name", numeric=False), Column("value"))
-    values = {"b": 0.5, "a": None, "c": 0.25}
-    lines = tuple(Line((Cell(name), number(value))) for name, value in values.items())
+    values = {"b": 0.5, "a": float("nan"), "c": 0.25}
+    lines = tuple(Line((Cell(name), percent(value))) for name, value in values.items())
     path = pages / "table.html"
     path.write_text(as_html("Results", [Table("t", columns, lines)]), encoding="utf-8")
     browser.get(path.as_uri())

