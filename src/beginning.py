@@ -44,11 +44,8 @@ def begin(
 ) -> Beginning:
     """Write what is known before the fit; WeightsError when it began from other weights."""
     if (weights_fingerprint(cfg) or weights) != weights:
-        raise WeightsError(
-            "The weights changed while the run was started.",
-            found=f"the files of {cfg.backbone.name}",
-            do="start it again",
-        )
+        what = "The weights changed while the run was started."
+        raise WeightsError(what, found=f"the files of {cfg.backbone.name}", do="start it again")
     if not run.has(DATA):
         _say_what_changed(run.directory, data.record)
     backbone = getattr(model.backbone, "identity", None)

@@ -26,11 +26,9 @@ class Cluster:
             what, do = "Ray runs many jobs, and it is not installed.", "pip install -e '.[many]'"
             raise ConfigError(what, found=str(error), do=do) from error
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                "There is no Ray to work with.",
-                found=f"engine.address={cfg.address}: {error}",
-                do="check the address with `ray status`, or unset RAY_ADDRESS",
-            ) from error
+            found = f"engine.address={cfg.address}: {error}"
+            do = "check the address with `ray status`, or unset RAY_ADDRESS"
+            raise ConfigError("There is no Ray to work with.", found=found, do=do) from error
         self.ray: Any = ray
         nodes = self._nodes()
         gpus = any(node.get("GPU") for node in nodes) if cfg.gpus is None else cfg.gpus
@@ -38,11 +36,9 @@ class Cluster:
         self.share = {"CPU": float(cpus), "GPU": float(gpus)}  # of one job
         if not self.places():
             ray.shutdown()
-            raise ConfigError(
-                "No node has room for a job.",
-                found=f"engine.cpus={cfg.cpus} engine.gpus={cfg.gpus}, {len(nodes)} nodes",
-                do="lower engine.cpus or engine.gpus",
-            )
+            found = f"engine.cpus={cfg.cpus} engine.gpus={cfg.gpus}, {len(nodes)} nodes"
+            do = "lower engine.cpus or engine.gpus"
+            raise ConfigError("No node has room for a job.", found=found, do=do)
 
     def __enter__(self) -> Self:
         return self

@@ -47,11 +47,9 @@ def content_hashes(paths: Iterable[Path]) -> dict[str, str]:
             if int(stamps[path].split()[-1]) < now - _SETTLED_NS and _stamp(path) == stamps[path]
         ]
     except OSError as error:
-        raise DataError(
-            f"{error.filename} cannot be read.",
-            found=error.strerror or str(error),
-            do="repair or remove it, or allow this user to read it",
-        ) from error
+        what = f"{error.filename} cannot be read."
+        do = "repair or remove it, or allow this user to read it"
+        raise DataError(what, found=error.strerror or str(error), do=do) from error
     if settled:
         remembered |= {path: f"{stamps[path]} {hashes[path]}" for path in settled}
         with contextlib.suppress(OSError):  # a read-only or full home: hashed again next time

@@ -51,11 +51,9 @@ class Detector:
         """Load a finished run; `category`: whose threshold decides, None: the one for all."""
         run = SavedRun(directory.expanduser())
         if not run.finished:
-            raise SavedModelError(
-                f"{directory} is not a finished run.",
-                found="no metrics.json" if directory.is_dir() else "no such folder",
-                do="run the experiment to its end, or give the folder it printed",
-            )
+            found = "no metrics.json" if directory.is_dir() else "no such folder"
+            do = "run the experiment to its end, or give the folder it printed"
+            raise SavedModelError(f"{directory} is not a finished run.", found=found, do=do)
         read_model_card(run.directory / "model")  # refuses what an earlier version fitted
         config = run.config()
         transform = ImageTransform.from_config(config.transform)
@@ -157,9 +155,7 @@ def samples_with(data: AnomalyDataModule, contents: Mapping[str, str]) -> list[S
     here = {data.entry_of(sample).content: sample for sample in data.found}
     missing = [path for path, content in contents.items() if content not in here]
     if missing:
-        raise DataError(
-            "Images of the run are missing or were changed.",
-            found=f"{len(missing)} of {len(contents)}, first {missing[0]}, below {data.root}",
-            do="put them back, or give the folder that holds them as data.root",
-        )
+        found = f"{len(missing)} of {len(contents)}, first {missing[0]}, below {data.root}"
+        do = "put them back, or give the folder that holds them as data.root"
+        raise DataError("Images of the run are missing or were changed.", found=found, do=do)
     return [here[content] for content in contents.values()]

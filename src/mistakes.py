@@ -100,11 +100,8 @@ def explain_overrides(arguments: Sequence[str], config_name: str) -> ConfigError
         own = given[words.index(several[0])]
         command = shlex.join(["python", "-m", f"src.{config_name}", "-m", *arguments])
         alone = f"give one value, and call src.{config_name} once for each"
-        return ConfigError(
-            f"{own} holds several values, and this is one run.",
-            found=f"{own} without -m",
-            do=f"add -m: {command}" if config_name == "run" else alone,
-        )
+        found, do = f"{own} without -m", f"add -m: {command}" if config_name == "run" else alone
+        return ConfigError(f"{own} holds several values, and this is one run.", found=found, do=do)
     if several:
         return None
     problems = (problem_of(o.key_or_group, o.value(), defaults) for o in values.values())

@@ -120,11 +120,9 @@ def start(work: Callable[[DictConfig], Any], cfg: DictConfig, processes: int) ->
             pass
     except ProcessException as gone:
         if not store.check(["error"]):
-            raise TrainingError(
-                "A process of the run has ended unexpectedly.",
-                found=gone.msg,
-                do="lower data.batch_size if memory ran out; run the same command to continue",
-            ) from gone
+            what = "A process of the run has ended unexpectedly."
+            do = "lower data.batch_size if memory ran out; run the same command to continue"
+            raise TrainingError(what, found=gone.msg, do=do) from gone
         error, text = pickle.loads(store.get("error"))
         raise error from RuntimeError(f"in a process of the run:\n{text}")
     finally:

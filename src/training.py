@@ -84,11 +84,9 @@ def process_count(cfg: DictConfig) -> int:
             enable_model_summary=False,
         )  # fmt: skip
     except (MisconfigurationException, ValueError) as error:
-        raise ConfigError(
-            "These hardware settings do not fit together, or not this machine.",
-            found=str(error),
-            do="see conf/hardware: hardware=cpu, gpu, multi_gpu or cluster",
-        ) from error
+        what = "These hardware settings do not fit together, or not this machine."
+        do = "see conf/hardware: hardware=cpu, gpu, multi_gpu or cluster"
+        raise ConfigError(what, found=str(error), do=do) from error
     wanted = places.num_devices * places.num_nodes
     if wanted > 1 and not isinstance(places.strategy, DDPStrategy):
         found = f"hardware.strategy={cfg.hardware.strategy}"

@@ -63,11 +63,9 @@ def rank_by_suspicion(run: SavedRun) -> int:
     """Rank the pictures a run was calibrated with: ten on the console, all in suspicion.csv."""
     normal = run.calibration()
     if normal is None:
-        raise ConfigError(
-            "The run has no scores of good pictures that its model had not seen.",
-            found=f"no calibration.csv in {run.directory}",
-            do="give a PatchCore run, or one with calibration.fraction=0.1",
-        )
+        what = "The run has no scores of good pictures that its model had not seen."
+        do = "give a PatchCore run, or one with calibration.fraction=0.1"
+        raise ConfigError(what, found=f"no calibration.csv in {run.directory}", do=do)
     ranked, console = suspicion(normal), Console(markup=False, highlight=False)
     root, _ = place_of(run.config().data)
     table = Table("picture", "score", "p", title=f"most suspicious of {len(ranked)}, {normal.way}")

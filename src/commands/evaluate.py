@@ -74,11 +74,9 @@ def _compare_checkpoints(cfg: DictConfig, work: Work, detector: Detector) -> Non
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     if not found:
         have = [path.name for path in folder.glob("*.ckpt")]
-        raise SavedModelError(
-            "No such checkpoints.",
-            found=f"{wanted} among {have or 'none'}",
-            do="keep some with trainer.checkpoint_keep_every_n_epochs=N when training",
-        )
+        what = "No such checkpoints."
+        do = "keep some with trainer.checkpoint_keep_every_n_epochs=N when training"
+        raise SavedModelError(what, found=f"{wanted} among {have or 'none'}", do=do)
     rows = []
     for path in found:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]

@@ -89,11 +89,9 @@ def export_run(cfg: DictConfig) -> Parity:
     detector = Detector.load(Path(cfg.run), "cpu")
     ending, write, runner, precisions = FORMATS[cfg.format]
     if detector.threshold.rule == "nfa":
-        raise ConfigError(
-            "The a-contrario threshold builds a tree of regions, which no graph format can hold.",
-            found="the run was made with threshold=nfa",
-            do="run again with threshold=conformal (the model is the same) and export that run",
-        )
+        what = "The a-contrario threshold builds a tree of regions, which no graph format can hold."
+        do = "run again with threshold=conformal (the model is the same) and export that run"
+        raise ConfigError(what, found="the run was made with threshold=nfa", do=do)
     if cfg.precision not in precisions:
         what = f"format={cfg.format} has no such precision."
         do = f"choose one of {', '.join(precisions)}, or another format"

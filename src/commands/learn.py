@@ -32,11 +32,9 @@ def learn_images(cfg: DictConfig) -> Result:
     before.metrics()  # fails early on an unfinished run
     config = with_data_at(before.config(), cfg.data.root)
     if len(names := categories_of(config.data)) > 1:
-        raise ConfigError(
-            "Nobody knows of which category the confirmed parts are.",
-            found=f"a run of {', '.join(names)}",
-            do="move them to the good images of their category, and run the experiment again",
-        )
+        what = "Nobody knows of which category the confirmed parts are."
+        do = "move them to the good images of their category, and run the experiment again"
+        raise ConfigError(what, found=f"a run of {', '.join(names)}", do=do)
     folder = Path(str(cfg.images)).absolute()
     wider = with_confirmed(config, folder)
     if changed := before.record().difference(list_record(config.data)):
@@ -44,11 +42,8 @@ def learn_images(cfg: DictConfig) -> Result:
     known = {sample.image_path for sample in list_samples(config.data)}
     new = [sample for sample in list_samples(wider.data) if sample.image_path not in known]
     if not new:
-        raise DataError(
-            "There is nothing to learn.",
-            found=f"the run was made with every picture in {folder}",
-            do="give a folder with other pictures of good parts",
-        )
+        what, do = "There is nothing to learn.", "give a folder with other pictures of good parts"
+        raise DataError(what, found=f"the run was made with every picture in {folder}", do=do)
     for sample in new:  # every one is read once, so none fails later
         read_sample(sample)
     above = before.directory.absolute().parents  # <runs>/<model>/<data>/<category>

@@ -78,11 +78,9 @@ def find_sample(path: Path, data: AnomalyDataModule) -> Sample:
             f"Several images are called {path}.", found=found, do="give more of the path"
         )
     names = [str(each.relative_to(data.root)) for each in known if each.is_relative_to(data.root)]
-    raise DataError(
-        f"There is no image {path}.",
-        found=f"neither in this folder nor among the images of {data.root}",
-        do=did_you_mean(str(path), names) if names else "give the path of an image",
-    )
+    found = f"neither in this folder nor among the images of {data.root}"
+    do = did_you_mean(str(path), names) if names else "give the path of an image"
+    raise DataError(f"There is no image {path}.", found=found, do=do)
 
 
 @torch.inference_mode()

@@ -100,11 +100,9 @@ def _images_of(cfg: DictConfig) -> tuple[Path, Iterable[list[Path]]]:
         return root, [paths]
     folder = Path(str(cfg.images))
     if cfg.engine.name == "ray":
-        raise ConfigError(
-            "A watched folder is scored on this machine, as its images come.",
-            found="watch=true engine=ray",
-            do="leave engine=ray or watch=true out",
-        )
+        what = "A watched folder is scored on this machine, as its images come."
+        do = "leave engine=ray or watch=true out"
+        raise ConfigError(what, found="watch=true engine=ray", do=do)
     if not folder.is_dir():
         raise ConfigError(
             "watch=true needs a folder.", found=str(folder), do="create it or give another one"

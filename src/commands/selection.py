@@ -35,11 +35,9 @@ def write_selection(cfg: DictConfig) -> list[Path]:
     known = table[table[cfg.metric].notna()] if cfg.metric in table else table[:0]
     if known.empty:
         metrics = [str(name) for name in table if "/" in str(name)]
-        raise DataError(
-            f"No finished run below {cfg.runs} has the metric {cfg.metric}.",
-            found=f"{len(table)} finished runs",
-            do=did_you_mean(cfg.metric, metrics) if metrics else "give a folder of run folders",
-        )
+        what = f"No finished run below {cfg.runs} has the metric {cfg.metric}."
+        do = did_you_mean(cfg.metric, metrics) if metrics else "give a folder of run folders"
+        raise DataError(what, found=f"{len(table)} finished runs", do=do)
     known = known.assign(label=configuration_labels(known))
     write_text(out / "runs.csv", known.to_csv(index=False))
     figures = {}

@@ -35,11 +35,9 @@ def find_images(pattern: str) -> tuple[Path, list[Path]]:
     if images := _without_ours(found, root, set()):
         return root, images
     there = "no file of a known type, or results of earlier calls only"
-    raise DataError(
-        f"There are no images at {pattern}.",
-        found=there if path.exists() or found else "nothing there",
-        do=f"give a file, folder or quoted glob; known types: {', '.join(EXTENSIONS)}",
-    )
+    what = f"There are no images at {pattern}."
+    do = f"give a file, folder or quoted glob; known types: {', '.join(EXTENSIONS)}"
+    raise DataError(what, found=there if path.exists() or found else "nothing there", do=do)
 
 
 def _matches(path: Path) -> list[Path]:

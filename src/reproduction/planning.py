@@ -183,11 +183,9 @@ def make_plan(cfg: DictConfig) -> Plan:
         overrides=(*listed(cfg.overrides), f"runs_dir={quoted(str(cfg.runs_dir))}"),
     )
     if not plan.jobs:
-        raise DataError(
-            "There is nothing to run.",
-            found=f"no data for {', '.join(plan.absent) or 'any category'}",
-            do="set DATA_DIR (in .env) to the folder that holds mvtec/, or use paper=smoke",
-        )
+        found = f"no data for {', '.join(plan.absent) or 'any category'}"
+        do = "set DATA_DIR (in .env) to the folder that holds mvtec/, or use paper=smoke"
+        raise DataError("There is nothing to run.", found=found, do=do)
     return plan
 
 
