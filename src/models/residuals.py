@@ -21,9 +21,11 @@ from src.models.map_options import MapOptions, MapScore, ResidualOptions, Standa
 class Moments:
     """Mean and deviation over some dimensions of batches, added up in float64."""
 
-    def __init__(self, *dims: int) -> None:
+    def __init__(self, *dims: int, over: Iterable[Tensor] = ()) -> None:
         self.dims, self.count = dims, 0
         self._total = self._squares = torch.zeros(())
+        for values in over:
+            self.add(values)
 
     def add(self, values: Tensor) -> None:
         """Take one batch; its other dimensions stay."""
@@ -61,10 +63,7 @@ class PositionScale(nn.Module):
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Measure batches (B, C, h, w) of normal images."""
-        moments = Moments(0)
-        for batch in batches:
-            moments.add(batch)
-        self.take(moments)
+        self.take(Moments(0, over=batches))
 
     def take(self, moments: Moments) -> None:
         """Use moments over the images."""

@@ -31,7 +31,6 @@ from src.models.haloae.autoencoder import Bottleneck
 from src.models.haloae.halo_attention import HaloAttention
 from src.models.haloae.module import HaloAE
 from src.models.haloae.options import (
-    Alignment,
     AttentionOptions,
     Border,
     HaloAEOptions,
@@ -89,7 +88,7 @@ def haloae(alignment: str = "clean") -> HaloAE:
 
 def make_straightforward(model: HaloAE) -> None:
     """Swap in the plain formulations, keeping every weight."""
-    model.backbone = StraightforwardFeatures(model.backbone.alignment == Alignment.padded)  # type: ignore[assignment]
+    model.backbone = StraightforwardFeatures(model.backbone.padded)  # type: ignore[assignment]
     for module in model.modules():
         if isinstance(module, HaloAttention):
             module.forward = attention_unfold_then_project.__get__(module)  # type: ignore[method-assign]

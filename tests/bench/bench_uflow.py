@@ -165,7 +165,7 @@ def bench_nfa() -> None:
         ("ResNet18 at 256", [(84, 64, 64), (80, 32, 32), (128, 16, 16)]),
     ):
         latents = [torch.randn(1, *shape) for shape in shapes]
-        taken = milliseconds(lambda z=latents: log_nfa(z, 256, PAPER), 9)
+        taken = milliseconds(lambda z=latents: log_nfa(z, (256, 256), PAPER), 9)
         print(f"  {name}, all scales to 256 px: {taken:.1f} ms")
 
 
@@ -176,14 +176,17 @@ def bench_flow() -> None:
         for kernel in (3, 1):
             shape = (channels, side, side)
             block = freia_block(shape, kernel)
-            step = CouplingStep([shape], kernel_size=kernel, generator=torch.Generator())
+            step = CouplingStep(channels, kernel, torch.Generator())
             x = torch.randn(batch, *shape)
 
-            def run(module: torch.nn.Module, x: torch.Tensor = x) -> None:
-                (z,), log_det = module((x,))
+            def backward(z: torch.Tensor, log_det: torch.Tensor) -> None:
                 (0.5 * z.square().sum() - log_det.sum()).backward()
 
-            ours, theirs = alternating(lambda s=step: run(s), lambda b=block: run(b), 12)
+            def freia(block: torch.nn.Module = block, x: torch.Tensor = x) -> None:
+                (z,), log_det = block((x,))
+                backward(z, log_det)
+
+            ours, theirs = alternating(lambda s=step, x=x: backward(*s(x)), freia, 12)
             print(
                 f"  C={channels} {side}x{side} kernel {kernel} batch {batch:2d} {ours:14.1f} "
                 f"{theirs:17.1f} {theirs / ours:7.2f}x"

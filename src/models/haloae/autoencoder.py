@@ -19,6 +19,7 @@ from src.errors import ConfigError
 from src.models.haloae.batch_norm import SharedBatchNorm
 from src.models.haloae.halo_attention import HaloAttention
 from src.models.haloae.options import (
+    FEATURE_STRIDE,
     HEAD_KERNEL,
     Activation,
     AttentionOptions,
@@ -28,7 +29,9 @@ from src.models.haloae.options import (
     OutputResize,
     Stage,
 )
-from src.models.haloae.sizes import Grid, latent_grid, reduced_grids
+
+Grid = tuple[int, int]  # cells
+_RIM = HEAD_KERNEL - 1  # cells that the unpadded head convolution takes from each axis
 
 
 class Output(NamedTuple):
@@ -43,13 +46,8 @@ class Output(NamedTuple):
 class Bottleneck(nn.Module):
     """1x1 convolution, halo attention, k x k convolution, with a skip around all three.
 
-    Args:
-        channels: that come in.
-        stage: width, out, heads, kernel.
-        attention: geometry.
-        resize: grid that leaves, when it differs from the one that comes in.
-        up: with `resize`, double the grid first (decoder) instead of halving it.
-        activation: of what leaves.
+    `resize`: grid that leaves, when it differs from the one that comes in; with `up` the grid is
+    doubled first (decoder) instead of halved.
     """
 
     def __init__(
@@ -71,12 +69,11 @@ class Bottleneck(nn.Module):
         self.stride = None if resize is None else _strided(out, out, 3, up=up)
         self.norm2 = SharedBatchNorm(out)
         self.skip: nn.Sequential | None = None
-        if channels != out or resize is not None:
-            if resize is None:
-                project: nn.Module = nn.Conv2d(channels, out, 1, bias=False)
-            else:
-                project = _strided(channels, out, 1, up=up)
-            self.skip = nn.Sequential(project, SharedBatchNorm(out))
+        if resize is not None:
+            self.skip = nn.Sequential(_strided(channels, out, 1, up=up), SharedBatchNorm(out))
+        elif channels != out:
+            plain = nn.Conv2d(channels, out, 1, bias=False)
+            self.skip = nn.Sequential(plain, SharedBatchNorm(out))
         self.resize, self.activation = resize, activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,12 +100,10 @@ class ImageDecoder(nn.Module):
 
     def __init__(self, channels: int, options: ImageDecoderOptions) -> None:
         super().__init__()
-        widths = [channels, options.first_channels]
-        widths += [options.first_channels // 2**n for n in range(1, options.layers + 1)]
-        self.body = nn.ModuleList(_mirrored(before, after) for before, after in pairwise(widths))
-        self.tail = nn.ModuleList(
-            _mirrored(widths[-1] if n == 0 else 3, 3) for n in range(options.tail)
-        )
+        widths = [channels, *(options.first_channels >> n for n in range(options.layers + 1))]
+        ends = [widths[-1], *[3] * options.tail]
+        self.body = nn.ModuleList(_mirrored(*pair) for pair in pairwise(widths))
+        self.tail = nn.ModuleList(_mirrored(*pair) for pair in pairwise(ends))
         self.factor = 4 // options.tail  # two layers of x 2 or one of x 4
         self.rectified = options.activation == Activation.relu
 
@@ -124,13 +119,7 @@ class ImageDecoder(nn.Module):
 
 
 class HaloAutoEncoder(nn.Module):
-    """Reconstructs features, and from them the image; tells originals from pasted images.
-
-    Args:
-        channels: of the features.
-        image_size: (H, W) in pixels.
-        options: of the whole method.
-    """
+    """Reconstructs features of `channels`, and from them the image; tells originals from pasted."""
 
     def __init__(self, channels: int, image_size: tuple[int, int], options: HaloAEOptions) -> None:
         super().__init__()
@@ -138,7 +127,15 @@ class HaloAutoEncoder(nn.Module):
         attention, head = options.attention, options.head
         grids = reduced_grids(latent_grid(image_size, attention.block), attention.block)
         grids = grids[: {"s1": 1, "s2": 2, "s4": 3}[options.reduction]]
-        down, up = options.encoder, _ending_with(channels, options.decoder)
+        down, *up = options.encoder, *options.decoder
+        width, out, *rest = up[-1]
+        if out not in (None, channels):
+            raise ConfigError(
+                "model.decoder does not end with the channels of the features.",
+                found=f"{out} channels; the backbone gives {channels}",
+                do=f"set its last stage to [{width}, null, ...]",
+            )
+        up[-1] = [width, channels, *rest]
         self.head = nn.Sequential(
             nn.Conv2d(channels, head, HEAD_KERNEL, bias=False), SharedBatchNorm(head), nn.ReLU()
         )
@@ -176,13 +173,10 @@ class HaloAutoEncoder(nn.Module):
 
     def _to_grid(self, x: Tensor) -> Tensor:
         """Undo the 4 cells that the head took: (B, C, h, w) -> (B, C, h + 4, w + 4)."""
-        rim = HEAD_KERNEL // 2
         if self.output_resize == OutputResize.replicate:
-            return F.pad(x, (rim,) * 4, mode="replicate")
-        size = (x.shape[-2] + 2 * rim, x.shape[-1] + 2 * rim)
-        if self.output_resize == OutputResize.nearest:
-            return F.interpolate(x, size, mode="nearest")
-        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+            return F.pad(x, (_RIM // 2,) * 4, mode="replicate")
+        size = (x.shape[-2] + _RIM, x.shape[-1] + _RIM)
+        return F.interpolate(x, size, mode=self.output_resize)  # nearest or bilinear
 
 
 class _UpConvolution(nn.Module):
@@ -227,18 +221,6 @@ def _chain(
     return blocks
 
 
-def _ending_with(channels: int, stages: Sequence[Stage]) -> list[Stage]:
-    """The decoder's stages, of which the last gives as many channels as the features have."""
-    width, out, heads, kernel = stages[-1]
-    if out not in (None, channels):
-        raise ConfigError(
-            "model.decoder does not end with the channels of the features.",
-            found=f"{out} channels; the backbone gives {channels}",
-            do=f"set its last stage to [{width}, null, ...]",
-        )
-    return [*stages[:-1], [width, channels, heads, kernel]]
-
-
 def _initialise(model: HaloAutoEncoder) -> None:
     """Kaiming normal with gain sqrt(2) everywhere, zero biases (as published).
 
@@ -253,3 +235,41 @@ def _initialise(model: HaloAutoEncoder) -> None:
             )
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+# --- which images fit ----------------------------------------------------------------------------
+
+
+def latent_grid(size: Grid, block: int) -> Grid:
+    """Cells of the map behind the head for images of (H, W) pixels; multiples of `block`.
+
+    Raises:
+        ConfigError: a side does not fit; the nearest sides that do are named.
+    """
+    nearby = sorted({n for side in size for n in nearest_valid(side, block)})
+    if set(nearby) != set(size):
+        raise ConfigError(
+            f"HaloAE needs image sides of 4 (4 + n x {block}) pixels: n blocks of {block} cells "
+            "behind the head convolution.",
+            found=f"{size[0]} x {size[1]} pixels",
+            do=f"set transform.resize to {' or '.join(f'[{n},{n}]' for n in nearby)}, or change "
+            "model.attention.block",
+        )
+    return size[0] // FEATURE_STRIDE - _RIM, size[1] // FEATURE_STRIDE - _RIM
+
+
+def nearest_valid(side: int, block: int) -> list[int]:
+    """The valid image sides next to `side`: itself, or the one below and the one above."""
+    step, least = FEATURE_STRIDE * block, FEATURE_STRIDE * (_RIM + block)
+    below, rest = divmod(max(side, least) - least, step)
+    return [least + n * step for n in (range(below, below + 2) if rest else [below])]
+
+
+def reduced_grids(grid: Grid, block: int) -> list[Grid]:
+    """`grid`, its half and a quarter, as multiples of `block`: the next above, then below.
+
+    The published sizes for 256 px: 60 -> 30 -> 36 (up), then 36 -> 18 -> 12 (down).
+    """
+    half = tuple(-(-side // (2 * block)) * block for side in grid)
+    quarter = tuple(max(1, -(-side // 2) // block) * block for side in half)
+    return [grid, (half[0], half[1]), (quarter[0], quarter[1])]

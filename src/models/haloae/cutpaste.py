@@ -42,16 +42,11 @@ class Pieces(NamedTuple):
 
 
 def views(image: Tensor, options: CutPasteOptions, generator: torch.Generator) -> list[Tensor]:
-    """The images a training step sees, each (B, 3, H, W) in [0, 1]; the jittered original first.
+    """Views of RGB images (B, 3, H, W) in [0, 1] for a training step; the jittered original first.
 
     All views come from one jittered original, so they share their background. Modes: `3way`
     (original, rectangle, scar), `normal` (original, rectangle), `scar` (original, scar), `union`
     (original, one or the other with equal chance).
-
-    Args:
-        image: (B, 3, H, W) RGB in [0, 1].
-        options: ranges; see `conf/model/haloae.yaml`.
-        generator: on the CPU.
     """
     original = jitter(image, draw_jitter(len(image), options, generator))
     if options.mode in (CutPasteMode.normal, CutPasteMode.scar):
@@ -144,35 +139,34 @@ class Jitter(NamedTuple):
 
 def draw_jitter(count: int, options: CutPasteOptions, generator: torch.Generator) -> Jitter | None:
     """Factors U(1 - s, 1 + s) and hue U(-s, s) for each image; None when jitter is off."""
-    strength = options.jitter
-    if not strength:
+    s = options.jitter
+    if not s:
         return None
-    scales = [_uniform(count, (1 - strength, 1 + strength), generator) for _ in range(3)]
-    hue = _uniform(count, (-strength, strength), generator)
+    brightness, contrast, saturation = (
+        _uniform(count, (1 - s, 1 + s), generator) for _ in range(3)
+    )
+    hue = _uniform(count, (-s, s), generator)
     order = tuple(torch.randperm(4, generator=generator).tolist())
-    return Jitter(scales[0], scales[1], scales[2], hue, order)
+    return Jitter(brightness, contrast, saturation, hue, order)
 
 
 def jitter(image: Tensor, colours: Jitter | None, region: Tensor | None = None) -> Tensor:
     """Apply colour changes to (B, 3, H, W) in [0, 1], as Pillow and torchvision define them.
 
-    Args:
-        image: RGB.
-        colours: what `draw_jitter` returned; None leaves the image alone.
-        region: (B, H, W) bool, the piece whose mean grey is the pivot of contrast; None: all.
+    `region` (B, H, W) bool: the piece whose mean grey is the pivot of contrast; None: all.
     """
     if colours is None:
         return image
     brightness, contrast, saturation, hue = (value.to(image) for value in colours[:4])
-    for change in colours.order:
-        if change == 0:
-            image = kornia.enhance.adjust_brightness_accumulative(image, brightness)
-        elif change == 1:
-            image = _contrast(image, contrast, region)
-        elif change == 2:
-            image = kornia.enhance.adjust_saturation_with_gray_subtraction(image, saturation)
-        else:
-            image = kornia.enhance.adjust_hue(image, hue * 2 * math.pi)
+    enhance = kornia.enhance
+    changes = (
+        lambda x: enhance.adjust_brightness_accumulative(x, brightness),
+        lambda x: _contrast(x, contrast, region),
+        lambda x: enhance.adjust_saturation_with_gray_subtraction(x, saturation),
+        lambda x: enhance.adjust_hue(x, hue * 2 * math.pi),
+    )
+    for number in colours.order:
+        image = changes[number](image)
     return image
 
 

@@ -19,13 +19,11 @@ from src.models.residuals import Moments
 
 
 class MultiScaleFeatures(nn.Module):
-    """Maps of a frozen extractor, aligned and concatenated: (B, 3, H, W) -> (B, C, H/4, W/4).
+    """Maps of a frozen extractor, aligned and concatenated.
 
-    Args:
-        extractor: frozen network with `channels` and `forward(image) -> list of maps`.
-        alignment: `clean` averages the maps themselves. `padded` reproduces the release, whose
-            maps, all but the last, still carry the mirrored rim of one pixel that the next
-            convolution wanted; it stretches them towards the lower right.
+    Alignment `clean` averages the maps themselves. `padded` reproduces the release, whose maps, all
+    but the last, still carry the mirrored rim of one pixel that the next convolution wanted; it
+    stretches them towards the lower right.
     """
 
     def __init__(self, extractor: nn.Module, alignment: Alignment) -> None:
@@ -37,21 +35,14 @@ class MultiScaleFeatures(nn.Module):
                 found="no backbone",
                 do="use backbone=vgg19 (the paper's) or backbone=efficientnet_lite0 (offline)",
             )
-        self.extractor, self.alignment = extractor, alignment
+        self.extractor, self.padded = extractor, alignment == Alignment.padded
         self.channels = sum(channels)
-
-    @property
-    def identity(self) -> str | None:
-        """Name and digest of the frozen weights; see `FeatureExtractor.identity`."""
-        return getattr(self.extractor, "identity", None)
+        self.identity = getattr(extractor, "identity", None)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Features of normalised images, float32, without gradient."""
-        maps = self.extractor(image)
-        return align(
-            maps, (image.shape[-2], image.shape[-1]), padded=self.alignment == Alignment.padded
-        )
+        """Normalised images (B, 3, H, W) -> features (B, C, H/4, W/4) float32, without gradient."""
+        return align(self.extractor(image), tuple(image.shape[-2:]), padded=self.padded)
 
 
 class ChannelScaling(nn.Module):
@@ -72,33 +63,29 @@ class ChannelScaling(nn.Module):
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Mean and standard deviation of features (B, C, h, w) over all batches and cells."""
-        moments = Moments(0, 2, 3)
-        for features in batches:
-            moments.add(features)
-        mean, spread = (value[:, None, None] for value in moments.result())
+        mean, spread = (v[:, None, None] for v in Moments(0, 2, 3, over=batches).result())
         dead = spread <= 1e-6 * (1 + mean.abs())  # a channel that says nothing stays as it is
         self.mean.copy_(mean)
-        self.spread.copy_(torch.where(dead, torch.ones_like(spread), spread))
+        self.spread.copy_(spread.masked_fill(dead, 1.0))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         return (features - self.mean) / self.spread
 
 
-def align(maps: list[Tensor], size: tuple[int, int], *, padded: bool) -> Tensor:
+def align(maps: list[Tensor], size: tuple[int, ...], *, padded: bool) -> Tensor:
     """Maps [(B, C_l, h_l, w_l)] of images of `size` (H, W) -> (B, sum C_l, H/4, W/4)."""
-    H, W = size
-    grid = (H // FEATURE_STRIDE, W // FEATURE_STRIDE)
-    last = len(maps) - 1
+    grid = (size[0] // FEATURE_STRIDE, size[1] // FEATURE_STRIDE)
     aligned = []
     for position, x in enumerate(maps):
-        rim = padded and position < last
-        if not rim and _divides(x, grid):
+        rim = padded and position < len(maps) - 1
+        axes = list(zip(x.shape[-2:], grid, strict=True))
+        # Plain average pooling gives the same for whole ratios down to 4.
+        if not rim and all(n % side == 0 and FEATURE_STRIDE % (n // side) == 0 for n, side in axes):
             aligned.append(F.adaptive_avg_pool2d(x, grid))
-            continue
-        rows = alignment_matrix(x.shape[-2], grid[0], rim=rim).to(x)
-        columns = alignment_matrix(x.shape[-1], grid[1], rim=rim).to(x)
-        aligned.append(rows @ x @ columns.T)
+        else:
+            rows, columns = (alignment_matrix(n, side, rim=rim).to(x) for n, side in axes)
+            aligned.append(rows @ x @ columns.T)
     return torch.cat(aligned, 1)
 
 
@@ -112,11 +99,3 @@ def alignment_matrix(length: int, side: int, *, rim: bool) -> Tensor:
         units = F.pad(units, (1, 1), mode="reflect")
     fine = F.interpolate(units, FEATURE_STRIDE * side, mode="nearest")
     return F.avg_pool1d(fine, FEATURE_STRIDE)[0].T
-
-
-def _divides(x: Tensor, grid: tuple[int, int]) -> bool:
-    """Whether plain average pooling gives the same, which is so for whole ratios down to 4."""
-    return all(
-        n % side == 0 and FEATURE_STRIDE % (n // side) == 0
-        for n, side in zip(x.shape[-2:], grid, strict=True)
-    )

@@ -27,13 +27,7 @@ from src.errors import ConfigError
 from src.models.base import AnomalyModule
 from src.models.haloae import scoring
 from src.models.haloae.autoencoder import HaloAutoEncoder, Output
-from src.models.haloae.cutpaste import (
-    cut_and_paste,
-    draw_jitter,
-    jitter,
-    seeded_generator,
-    views,
-)
+from src.models.haloae.cutpaste import cut_and_paste, draw_jitter, jitter, seeded_generator, views
 from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
 from src.models.haloae.losses import classification_loss, loss_weights, reconstruction_losses
 from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling
@@ -46,13 +40,7 @@ LOSSES = ("classification", "features", "image")  # in the order of their weight
 
 
 class HaloAE(AnomalyModule):
-    """Auto-encoder on frozen multi-scale features; see `conf/model/haloae.yaml` for every number.
-
-    Args:
-        backbone: frozen extractor of feature maps.
-        image_size: (H, W) in pixels; 4 (4 + n x block) each.
-        options: everything else.
-    """
+    """Auto-encoder on frozen multi-scale features; images have sides of 4 (4 + n x block)."""
 
     Options = HaloAEOptions
 
@@ -153,9 +141,8 @@ class HaloAE(AnomalyModule):
     ) -> dict[str, Tensor]:
         """Losses of reconstruction of the first `count` images, (count,) each."""
         found: dict[str, Tensor] = {}
-        for name, rebuilt, target in (
-            ("features", out.features, features), ("image", out.image, images),
-        ):  # fmt: skip
+        pairs = {"features": (out.features, features), "image": (out.image, images)}
+        for name, (rebuilt, target) in pairs.items():
             if rebuilt is not None:
                 found[f"mse_{name}"], found[f"dssim_{name}"] = reconstruction_losses(
                     rebuilt[:count], target[:count], self.options.loss.ssim
@@ -178,7 +165,6 @@ class HaloAE(AnomalyModule):
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """Error maps of normal training images, and a grade from held-out ones."""
-        self.eval()
         moments: dict[str, Moments] = {}
         for batch in loader:
             image = batch["image"].to(self.device)
@@ -214,11 +200,11 @@ class HaloAE(AnomalyModule):
         return {} if self.grade is None else {"val/cutpaste_auroc": self.grade}
 
     def trained_facts(self) -> dict[str, Any]:
-        """The grade, which is no tensor."""
+        """The grade."""
         return {"cutpaste_auroc": self.grade}
 
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """What was saved, the grade included."""
+        """Tensors and grade."""
         super().restore_tensors(tensors, facts)
         self.grade = facts.get("cutpaste_auroc")
 
@@ -227,7 +213,9 @@ class HaloAE(AnomalyModule):
     def forward(self, image: Tensor) -> Prediction:
         """Score normalised images (B, 3, H, W); maps lie on the features' grid or twice that."""
         errors, options = self.errors(image, self.features(image)), self.options.scoring
-        maps = scoring.anomaly_maps(errors, self.normal_maps(), options)
+        scales: Any = self.normal
+        normal = {kind: (scales[kind].mean[0], scales[kind].spread[0]) for kind in errors}
+        maps = scoring.anomaly_maps(errors, normal, options)
         return Prediction(image_score(maps, options), maps)
 
     def errors(self, image: Tensor, features: Tensor) -> dict[str, Tensor]:
@@ -239,11 +227,6 @@ class HaloAE(AnomalyModule):
         if out.image is not None:
             found["image"] = scoring.image_error(out.image, image)
         return found
-
-    def normal_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and spread of the errors of normal images, by the names of `errors`."""
-        scales = {kind: cast(PositionScale, scale) for kind, scale in self.normal.items()}
-        return {kind: (scale.mean[0], scale.spread[0]) for kind, scale in scales.items()}
 
     # --- what there is to show -------------------------------------------------------------------
 
@@ -259,18 +242,16 @@ class HaloAE(AnomalyModule):
         if out.image is not None:
             error = scoring.image_error(out.image, image)
             shown = {"reconstruction": out.image, **shown, "image_error": error}
-        losses = self._losses_of_each(out, features, image, len(image))
+        losses, logits = self._losses_of_each(out, features, image, len(image)), {}
         if out.logits is not None:
             losses["probability_pasted"] = out.logits.float().softmax(1)[:, 1]
-        shown |= losses | {"mean_of_losses": torch.stack(list(losses.values())).mean(0)}
-        if out.logits is not None:
-            shown |= {"logit_original": out.logits[:, 0], "logit_pasted": out.logits[:, 1]}
-        return shown | {"features": out.features}
+            logits = {"logit_original": out.logits[:, 0], "logit_pasted": out.logits[:, 1]}
+        mean = torch.stack(list(losses.values())).mean(0)
+        return shown | losses | {"mean_of_losses": mean} | logits | {"features": out.features}
 
     def diagnostics(self) -> dict[str, LineChart]:
         """The weights of the losses over training."""
         fractions = [n / 500 for n in range(501)]
         table = [loss_weights(fraction, self.options.loss.schedule) for fraction in fractions]
-        columns = zip(LOSSES, zip(*table, strict=True), strict=True)
-        lines = {name: (fractions, weights) for name, weights in columns}
+        lines = {name: (fractions, [row[i] for row in table]) for i, name in enumerate(LOSSES)}
         return {"loss_weights": LineChart("share of training done", "weight of the loss", lines)}

@@ -159,22 +159,20 @@ class HaloAEOptions:
                 found=f"model.scoring.map={self.scoring.map}, model.image_decoder.enabled=false",
                 do="set model.scoring.map=feature or model.image_decoder.enabled=true",
             )
-        for key in ("encoder", "decoder"):
-            _check_stages(f"model.{key}", getattr(self, key), open_end=key == "decoder")
-
-
-def _check_stages(key: str, stages: list[Stage], *, open_end: bool) -> None:
-    if len(stages) < 3:
-        raise ConfigError(
-            f"{key} is too short.", found=f"{len(stages)} stages", do="use at least three"
-        )
-    for stage in stages:
-        free = open_end and stage is stages[-1]
-        numbers = [n for place, n in enumerate(stage) if not (free and place == 1)]
-        if len(stage) != 4 or None in numbers or not (stage[3] or 0) % 2:
-            raise ConfigError(
-                f"A stage of {key} is [width, out, heads, kernel] with an odd kernel.",
-                found=str(list(stage)),
-                do="give four numbers; only the last `out` of the decoder may be null (the "
-                "channels of the features)",
-            )
+        for key, stages in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if len(stages) < 3:
+                raise ConfigError(
+                    f"model.{key} is too short.",
+                    found=f"{len(stages)} stages",
+                    do="use at least three",
+                )
+            for stage in stages:
+                free = key == "decoder" and stage is stages[-1]
+                numbers = [*stage[:1], *stage[2:]] if free else stage
+                if len(stage) != 4 or None in numbers or not (stage[3] or 0) % 2:
+                    raise ConfigError(
+                        f"A stage of model.{key} is [width, out, heads, kernel], kernel odd.",
+                        found=str(list(stage)),
+                        do="give four numbers; only the last `out` of the decoder may be null "
+                        "(the channels of the features)",
+                    )

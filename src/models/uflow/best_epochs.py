@@ -3,16 +3,15 @@
 `protocol: honest`: the epoch with the lowest negative log-likelihood of normal images that neither
 train nor calibrate (`validation.fraction`), the last epoch where these are too few; no defect is
 looked at. The threshold has normals of its own: the epoch that suits them best would flatter it.
-`protocol: paper`: as the official code, one epoch each for the
-best pixel AUROC, AUPRO and mIoU at log NFA = 0 *on the test set*, early stopping on its pixel
-AUROC. Numbers of the second kind are labelled "best on test" and are not comparable with others.
+`protocol: paper`: as the official code, one epoch each for the best pixel AUROC, AUPRO and mIoU at
+log NFA = 0 *on the test set*, early stopping on its pixel AUROC; labelled "best on test".
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import pytorch_lightning as pl
 from torch import Tensor
@@ -41,10 +40,8 @@ class KeepBest(pl.Callback):
 
     After training the module has the weights of the best epoch by the first monitor; the others
     are in `best`. Everything is part of the checkpoint, so a resumed run decides the same.
-
-    Args:
-        monitors: logged key -> "min" or "max"; the first one decides when to stop.
-        patience: validations without improvement before training stops; None: never.
+    `monitors`: logged key -> "min" or "max"; the first one decides when to stop, after `patience`
+    validations without improvement.
     """
 
     def __init__(self, monitors: Mapping[str, str], patience: int | None) -> None:
@@ -58,14 +55,15 @@ class KeepBest(pl.Callback):
         for n, (monitor, mode) in enumerate(self.monitors.items()):
             if monitor not in logged:
                 continue
-            value = float(logged[monitor])
-            improved = self._improves(monitor, mode, value)
-            if improved and isinstance(pl_module, AnomalyModule):
-                tensors = pl_module.trained_tensors()
+            value, known = float(logged[monitor]), self.best.get(monitor)
+            sign = 1 if mode == "max" else -1
+            better = known is None or sign * value > sign * known["value"]
+            if improved := better and math.isfinite(value):
+                tensors = cast(AnomalyModule, pl_module).trained_tensors()
                 weights = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
-                self.best[monitor] = BestEpoch(
-                    value=value, epoch=trainer.current_epoch, weights=weights
-                )
+                self.best[monitor] = {
+                    "value": value, "epoch": trainer.current_epoch, "weights": weights,
+                }  # fmt: skip
             if n == 0:
                 self.waited = 0 if improved else self.waited + 1
         if self.patience is not None and self.waited >= self.patience:
@@ -81,11 +79,6 @@ class KeepBest(pl.Callback):
         first = self.best.get(next(iter(self.monitors)))
         if first is not None:
             module.load_state_dict(first["weights"], strict=False)
-
-    def _improves(self, monitor: str, mode: str, value: float) -> bool:
-        sign = 1 if mode == "max" else -1
-        known = self.best.get(monitor)
-        return math.isfinite(value) and (known is None or sign * value > sign * known["value"])
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: plain values and tensors only."""

@@ -19,15 +19,12 @@ from src.models.uflow.flow import Shape
 
 
 class FeatureNorm(nn.Module):
-    """LayerNorm per scale, then optionally one fixed scale and offset per channel.
+    """LayerNorm per scale (`FeatureNormKind`), then optionally a fixed affine map per channel.
 
-    Args:
-        shapes: (C, H, W) of each scale, finest first.
-        kind: one of `FeatureNormKind`.
-        standardise: bring each channel to mean 0 and variance 1 over the training images, an
-            affine bijection whose log-determinant is counted. ours: the channels of
-            convolutional networks differ in variance by factors of hundreds, and the flow's
-            per-channel scale needs thousands of Adam steps to get there.
+    `standardise` brings each channel to mean 0 and variance 1 over the training images, an affine
+    bijection whose log-determinant is counted. ours: the channels of convolutional networks differ
+    in variance by factors of hundreds, and the flow's per-channel scale needs thousands of Adam
+    steps to get there. `shapes` are (C, H, W) of each scale, finest first.
     """
 
     def __init__(self, shapes: Sequence[Shape], kind: str, standardise: bool) -> None:
@@ -44,10 +41,8 @@ class FeatureNorm(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | float]:
         """Maps (B, C, h, w) per scale -> normalised maps, log|det| of the standardisation."""
         normed = [self._layer_norm(x, scale) for scale, x in enumerate(maps)]
-        if not self.standardise:
-            return normed, 0.0
         log_det: Tensor | float = 0.0
-        for scale, pixels in enumerate(self.pixels):
+        for scale, pixels in enumerate(self.pixels if self.standardise else ()):
             std = self.get_buffer(f"std_{scale}")
             normed[scale] = (normed[scale] - self.get_buffer(f"mean_{scale}")) / std
             log_det = log_det - pixels * std.log().sum()

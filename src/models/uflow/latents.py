@@ -44,39 +44,34 @@ class LatentStatistics:
     @torch.no_grad()
     def update(self, latents: Sequence[Tensor]) -> None:
         """Latents (B, C, h, w) per scale."""
-        found = [_sums(z) for z in latents]
-        old = self._sums or [torch.zeros(1)] * len(found)
-        self._sums = [a + b for a, b in zip(old, found, strict=True)]
+        self._sums = self._sums or [torch.zeros(1)] * len(latents)
+        for scale, z in enumerate(latents):
+            square = z.float().square()
+            energy = square.mean(dim=1).double()  # (B, h, w)
+            sums = [
+                z.double().sum(), square.double().sum(), (square > 9.0).sum(), energy.sum(),
+                energy.square().sum(), torch.tensor(z.numel()), torch.tensor(energy.numel()),
+            ]  # fmt: skip
+            bins = torch.histc(z.float().clamp(-REACH, REACH).cpu(), BINS, -REACH, REACH)
+            found = torch.cat([torch.stack([v.double().cpu() for v in sums]), bins.double()])
+            self._sums[scale] = self._sums[scale] + found
 
     def result(self) -> list[ScaleStatistics]:
         """Statistics per scale, finest first; empty when nothing was collected."""
-        return [_statistics(*sums.tolist()) for sums in self._sums]
-
-
-def _sums(z: Tensor) -> Tensor:
-    square = z.float().square()
-    energy = square.mean(dim=1).double()  # (B, h, w)
-    collected = [
-        z.double().sum(), square.double().sum(), (square > 9.0).sum(), energy.sum(),
-        energy.square().sum(), torch.tensor(z.numel()), torch.tensor(energy.numel()),
-    ]  # fmt: skip
-    inside = z.detach().float().clamp(-REACH, REACH).cpu()
-    bins = torch.histc(inside, BINS, -REACH, REACH).double()
-    return torch.cat([torch.stack([value.double().cpu() for value in collected]), bins])
-
-
-def _statistics(
-    total: float, square: float, beyond: float, energy: float, energy_square: float,
-    n: float, places: float, *bins: float,
-) -> ScaleStatistics:  # fmt: skip
-    variance = max(0.0, energy_square / places - (energy / places) ** 2)
-    return ScaleStatistics(
-        mean=total / n,
-        deviation=(square / n) ** 0.5,
-        energy_spread=(variance * (n / places) / 2.0) ** 0.5,
-        beyond_3=beyond / n,
-        histogram=tuple(int(count) for count in bins),
-    )
+        scales = []
+        for sums in self._sums:
+            total, square, beyond, energy, energy_square, n, places, *bins = sums.tolist()
+            variance = max(0.0, energy_square / places - (energy / places) ** 2)
+            scales.append(
+                ScaleStatistics(
+                    mean=total / n,
+                    deviation=(square / n) ** 0.5,
+                    energy_spread=(variance * (n / places) / 2.0) ** 0.5,
+                    beyond_3=beyond / n,
+                    histogram=tuple(int(count) for count in bins),
+                )
+            )
+        return scales
 
 
 def warnings_of(statistics: Sequence[ScaleStatistics], calibrated: bool) -> list[str]:

@@ -60,10 +60,7 @@ _FACTS = ("latent_facts", "log_nfa_offset", "selected", "validation_images")
 class UFlow(AnomalyModule):
     """Frozen features -> normalisation -> flow; trained by exact maximum likelihood.
 
-    Args:
-        backbone: feature extractor; strides of its maps must double.
-        image_size: (H, W) of the images in pixels, a multiple of the coarsest stride.
-        options: of conf/model/uflow.yaml.
+    Strides of the backbone's maps must double; images are whole multiples of the coarsest one.
     """
 
     Options: ClassVar[type] = UFlowOptions
@@ -141,10 +138,9 @@ class UFlow(AnomalyModule):
         if self.selects_on_test:
             self._judge.update(batch, self._predict(batch["image"], own_mask=True))
             return
-        maps = self.cache.fetch(batch["image"], batch.get("index"), self.backbone)
-        latents, log_det = self.latents(maps)
+        latents, log_det = self.latents(self._cached_maps(batch))
         nll = negative_log_likelihood(latents, log_det).mean() / self.dimensions
-        self.log(NLL, nll, on_epoch=True, batch_size=len(maps[0]), sync_dist=True, prog_bar=True)
+        self.log(NLL, nll, on_epoch=True, batch_size=len(log_det), sync_dist=True, prog_bar=True)
         self._statistics.update(latents)
 
     def on_validation_epoch_start(self) -> None:
@@ -157,23 +153,19 @@ class UFlow(AnomalyModule):
         """Log what the validation images say."""
         if self.selects_on_test:
             metrics = self._judge.compute(OWN_MASK, None)
-            for monitor, key in BEST_ON_TEST.items():
-                if key in metrics:
-                    self.log(monitor, float(metrics[key]), sync_dist=True)
-            return
-        for scale, found in enumerate(self._statistics.result(), start=1):
-            self.log(f"latents/deviation_{scale}", found.deviation, sync_dist=True)
-            self.log(f"latents/energy_spread_{scale}", found.energy_spread, sync_dist=True)
+            found = {name: float(metrics[k]) for name, k in BEST_ON_TEST.items() if k in metrics}
+        else:
+            found = _latent_metrics(map(asdict, self._statistics.result()))
+        self.log_dict(found, sync_dist=True)
 
     def on_train_start(self) -> None:
         """Measure the channels once, over the training images in order; fills the cache."""
         self.cache.forget_positions()
         if self.norm.get_buffer("measured"):
             return
-        data = getattr(self.trainer, "datamodule", None)
-        loader = data.ordered_train_dataloader() if data else self.trainer.train_dataloader
-        batches = cast(Iterable[dict[str, Tensor]], loader)
-        self.norm.measure(self._cached_maps(batch) for batch in batches)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        loader: Any = data.ordered_train_dataloader() if data else self.trainer.train_dataloader
+        self.norm.measure(self._cached_maps(batch) for batch in loader)
 
     def configure_optimizers(self) -> Any:
         """As configured, for the flow (and the legacy norm); the schedule steps per minibatch."""
@@ -205,9 +197,7 @@ class UFlow(AnomalyModule):
         data: Any = getattr(self._trainer, "datamodule", None)
         self.validation_images = 0 if data is None else len(data.validation_samples)
         if self.positions is not None:
-            self.positions.fit(
-                lambda: (self.latents(self._cached_maps(batch))[0] for batch in loader)
-            )
+            self.positions.fit(lambda: (self.latents(self._cached_maps(b))[0] for b in loader))
         held_out = data is not None and len(data.calibration_samples) > 0
         statistics, lowest = LatentStatistics(), []
         for batch in data.calibration_dataloader() if held_out else loader:
@@ -223,8 +213,7 @@ class UFlow(AnomalyModule):
             log.warning("%s", warning)
 
     def _nll(self, batch: dict[str, Tensor]) -> Tensor:
-        maps = self.cache.fetch(batch["image"], batch.get("index"), self.backbone)
-        return negative_log_likelihood(*self.latents(maps))
+        return negative_log_likelihood(*self.latents(self._cached_maps(batch)))
 
     def _cached_maps(self, batch: dict[str, Tensor]) -> list[Tensor]:
         image = batch["image"].to(self.device)
@@ -245,10 +234,7 @@ class UFlow(AnomalyModule):
                 found[monitor] = float(best["value"])
             elif monitor != "val/miou" or self.own_mask:
                 found[BEST_ON_TEST[monitor]] = float(best["value"])
-        for scale, statistics in enumerate(self.latent_facts, start=1):
-            found[f"latents/deviation_{scale}"] = float(statistics["deviation"])
-            found[f"latents/energy_spread_{scale}"] = float(statistics["energy_spread"])
-        return found
+        return found | _latent_metrics(self.latent_facts)
 
     def diagnostics(self) -> dict[str, LineChart | Figure]:
         """The latents of normal images beside the density that the threshold takes them for."""
@@ -287,6 +273,15 @@ class UFlow(AnomalyModule):
                 save_file({k: v.contiguous() for k, v in best["weights"].items()}, partial)
 
 
+def _latent_metrics(scales: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Two numbers of the statistics of each scale, by metric key."""
+    return {
+        f"latents/{name}_{scale}": float(found[name])
+        for scale, found in enumerate(scales, start=1)
+        for name in ("deviation", "energy_spread")
+    }
+
+
 def anomaly_likelihood(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Maps (B, scales, H, W) in [0, 1): one minus exp(-mean_c z^2 / 2) of each scale.
 
@@ -300,20 +295,15 @@ def anomaly_likelihood(latents: Sequence[Tensor], size: tuple[int, int]) -> Tens
 
 def feature_shapes(backbone: nn.Module, image_size: tuple[int, int]) -> list[Shape]:
     """(C, H, W) of the backbone's maps for images of this size, finest first."""
-    channels = cast(Sequence[int], backbone.channels)
-    strides = cast(Sequence[int], backbone.reductions)
-    coarsest = max(strides)
-    if any(side % coarsest for side in image_size):
+    maps: Any = zip(backbone.channels, backbone.reductions, strict=True)  # type: ignore[arg-type]
+    shapes = [(c, image_size[0] // stride, image_size[1] // stride) for c, stride in maps]
+    coarsest = max(cast(Sequence[int], backbone.reductions))
+    fitting = [max(1, round(side / coarsest)) * coarsest for side in image_size]
+    if fitting != list(image_size):
         raise ConfigError(
             f"U-Flow needs an image size that is a multiple of the coarsest stride, {coarsest}.",
             found=f"images of {image_size[0]}x{image_size[1]}",
-            do=f"set transform.resize=[{_near(image_size[0], coarsest)},"
-            f"{_near(image_size[1], coarsest)}] transform.crop=null, or choose finer layers",
+            do=f"set transform.resize=[{fitting[0]},{fitting[1]}] transform.crop=null, or choose "
+            "finer layers",
         )
-    return [
-        (c, image_size[0] // s, image_size[1] // s) for c, s in zip(channels, strides, strict=True)
-    ]
-
-
-def _near(side: int, multiple: int) -> int:
-    return max(1, round(side / multiple)) * multiple
+    return shapes

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -32,19 +33,27 @@ from scipy import special
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.models.uflow.number_of_tests import log10_figures, log10_number_of_tests
 from src.models.uflow.options import NfaOptions
 from src.models.uflow.region_tree import region_tree, significant_regions
 
 Floats = NDArray[np.float64]
 
+# a(r) ~ ALPHA BETA^r / r: Jensen 2003, the constants of the official code
+ALPHA, BETA = 0.316915, 4.062570
+# OEIS A001168: fixed polyominoes of 1, 2, ..., 28 cells (the first ten recounted in the tests)
+POLYOMINOES = (
+    1, 2, 6, 19, 63, 216, 760, 2725, 9910, 36446, 135268, 505861, 1903890, 7204874, 27394666,
+    104592937, 400795844, 1540820542, 5940738676, 22964779660, 88983512783, 345532572678,
+    1344372335524, 5239988770268, 20457802016011, 79992676367108, 313224032098244,
+    1228088671826973,
+)  # fmt: skip
 FLOAT32_LOWEST = float(np.finfo(np.float32).min)  # what the official code makes of -inf
 WINDOW = 5  # block NFA, first preprint: 5x5 at the finest scale, halved at each coarser one
 CANDIDATE = 0.9  # block NFA: a latent is a candidate when z^2 exceeds this quantile of chi2_1
 CANDIDATE_LEVEL = 2.0 * float(special.gammaincinv(0.5, CANDIDATE))  # tau = 2.705543
 
 
-def log_nfa(latents: Sequence[Tensor], size: int | tuple[int, int], how: NfaOptions) -> Tensor:
+def log_nfa(latents: Sequence[Tensor], size: tuple[int, int], how: NfaOptions) -> Tensor:
     """log10 NFA (B, H, W) float32 on the given grid, from latents (B, C, h, w) finest first.
 
     Computed on the CPU, image by image; a pixel's value is that of the best region at any scale
@@ -52,16 +61,45 @@ def log_nfa(latents: Sequence[Tensor], size: int | tuple[int, int], how: NfaOpti
     """
     if how.method == "block":
         return block_log_nfa(latents, size, how.tail)
-    target = (size, size) if isinstance(size, int) else tuple(size)
-    pixels = [z.shape[2] * z.shape[3] for z in latents]
+    pixels = tuple(z.shape[2] * z.shape[3] for z in latents)
     scales = []
-    for z in latents:
+    for z, own in zip(latents, pixels, strict=True):
         energy = z.detach().float().square().mean(dim=1).cpu().numpy()  # (B, h, w)
-        tests = tests_of_scale(pixels, z.shape[2] * z.shape[3], how)
+        if how.tests == "per_size":  # but for the figures of a region's size
+            tests = math.log10(sum(pixels)) + math.log10(own)
+        else:
+            tests = log10_number_of_tests(pixels, how.counts)
         maps = np.stack([tests + tree_log_probability(e, z.shape[1], how) for e in energy])
         coarse = torch.from_numpy(maps.astype(np.float32))[:, None]
-        scales.append(F.interpolate(coarse, size=target, mode="bilinear", align_corners=False))
+        scales.append(F.interpolate(coarse, size=size, mode="bilinear", align_corners=False))
     return torch.cat(scales, dim=1).amin(dim=1)
+
+
+@lru_cache(maxsize=256)
+def log10_number_of_tests(pixels: tuple[int, ...], counts: str) -> float:
+    """log10 N_T = log10 sum_l N_l sum_{r=1}^{N_l} a(r) for scales of N_l pixels (Sec. 4.2).
+
+    Every 4-connected figure at every place of every scale is tested: a(r) is the number of fixed
+    polyominoes (figures up to translation) of r cells. A figure may start at any pixel: an upper
+    bound, since it must also fit.
+    """
+    terms = [math.log10(n) + log10_figures(np.arange(1, n + 1), counts) for n in pixels]
+    return float(special.logsumexp(np.concatenate(terms) * math.log(10.0)) / math.log(10.0))
+
+
+def log10_figures(area: NDArray[np.int64], counts: str) -> Floats:
+    """log10 a(r) for regions of `area` pixels, >= 1.
+
+    counts="asymptotic": Jensen's formula for every r (paper). counts="exact": known polyomino
+    counts up to 28 cells, then the formula; log10 N_T differs by less than 1e-11 as soon as a scale
+    has more than some 60 pixels, because the largest figures dominate the sum.
+    """
+    logs = math.log10(ALPHA) + area * math.log10(BETA) - np.log10(area)
+    if counts == "exact":
+        known = np.log10(np.array(POLYOMINOES, dtype=np.float64))
+        small = area <= len(known)
+        logs = np.where(small, known[np.where(small, area, 1) - 1], logs)
+    return np.asarray(logs, dtype=np.float64)
 
 
 def offset_from_normals(lowest: Sequence[float]) -> float:
@@ -76,13 +114,6 @@ def offset_from_normals(lowest: Sequence[float]) -> float:
     less sensitive.
     """
     return max(0.0, -min(lowest, default=0.0))
-
-
-def tests_of_scale(pixels: Sequence[int], own: int, how: NfaOptions) -> float:
-    """log10 of the number of tests, but for the figures of a region's size if `per_size`."""
-    if how.tests == "per_size":
-        return math.log10(sum(pixels)) + math.log10(own)
-    return log10_number_of_tests(pixels, how.counts)
 
 
 def tree_log_probability(energy: NDArray, channels: int, how: NfaOptions) -> Floats:
@@ -131,33 +162,26 @@ def log10_chi2_tail(x: NDArray, dof: int) -> Floats:
     return (log_q / math.log(10.0)).reshape(np.shape(x))
 
 
-def block_log_nfa(latents: Sequence[Tensor], size: int | tuple[int, int], tail: str) -> Tensor:
+def block_log_nfa(latents: Sequence[Tensor], size: tuple[int, int], tail: str) -> Tensor:
     """log10 NFA (B, H, W) of the first preprint (arXiv v1, v2): counts in square windows.
 
     In each window, count the latents above the 0.9 quantile of chi2_1, average over channels,
     and take the binomial tail; scales are upsampled bicubically and multiplied. `tail="exact"`
     integrates the binomial density continued to real counts instead of rounding counts down.
     """
-    target = (size, size) if isinstance(size, int) else tuple(size)
-    total = torch.zeros(latents[0].shape[0], *target)
+    total = torch.zeros(latents[0].shape[0], *size)
     for scale, z in enumerate(latents):
         half = max(int(WINDOW / 2**scale // 2), 1)
         window = 2 * half + 1
-        counts = _window_counts(z.detach().float().cpu(), half).numpy()
+        candidate = (z.detach().float().cpu().square() >= CANDIDATE_LEVEL).float()
+        candidate = candidate.mean(dim=1, keepdim=True)  # counting and averaging commute
+        mode = "reflect" if half < min(z.shape[2:]) else "replicate"
+        padded = F.pad(candidate, (half,) * 4, mode=mode)
+        counts = F.avg_pool2d(padded, window, stride=1)[:, 0].double().numpy() * window**2
         log_p = (_binomial_integral if tail == "exact" else _binomial_tail)(counts, window**2)
         coarse = torch.from_numpy(log_p.astype(np.float32))[:, None]
-        total += F.interpolate(coarse, size=target, mode="bicubic", align_corners=True)[:, 0]
+        total += F.interpolate(coarse, size=size, mode="bicubic", align_corners=True)[:, 0]
     return total + math.log10(sum(z.shape[2] * z.shape[3] for z in latents))
-
-
-def _window_counts(z: Tensor, half: int) -> Tensor:
-    """Candidates in the window around each pixel, averaged over channels: (B, h, w)."""
-    candidate = (z.square() >= CANDIDATE_LEVEL).float()
-    candidate = candidate.mean(dim=1, keepdim=True)  # counting and averaging commute
-    mode = "reflect" if half < min(z.shape[2:]) else "replicate"
-    padded = F.pad(candidate, (half, half, half, half), mode=mode)
-    window = 2 * half + 1
-    return F.avg_pool2d(padded, window, stride=1)[:, 0].double() * window**2
 
 
 def _binomial_tail(counts: Floats, n: int) -> Floats:
@@ -179,13 +203,8 @@ def _binomial_integral(counts: Floats, n: int) -> Floats:
     nodes, weights = np.polynomial.legendre.leggauss(48)
     lower = counts[..., None]
     k = lower + 0.5 * (n - lower) * (nodes + 1.0)
-    log_density = (
-        special.gammaln(n + 1.0)
-        - special.gammaln(k + 1.0)
-        - special.gammaln(n - k + 1.0)
-        + k * math.log(p)
-        + (n - k) * math.log(1.0 - p)
-    )
+    log_choose = special.gammaln(n + 1.0) - special.gammaln(k + 1.0) - special.gammaln(n - k + 1.0)
+    log_density = log_choose + k * math.log(p) + (n - k) * math.log(1.0 - p)
     with np.errstate(divide="ignore"):
         log_p = np.log10(0.5 * (n - counts) * (np.exp(log_density) * weights).sum(-1))
     return np.maximum(log_p, n * math.log10(p))

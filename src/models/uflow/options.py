@@ -25,7 +25,7 @@ Tail = StrEnum("Tail", ["bound", "exact"])
 #: Regions of low energy under the bound: not rare, or as the official code has it.
 LowerTail = StrEnum("LowerTail", ["clamp", "legacy"])
 
-#: The number of figures of a size, see number_of_tests.py; asymptotic: paper.
+#: The number of figures of a size, see `nfa.log10_figures`; asymptotic: paper.
 Counts = StrEnum("Counts", ["asymptotic", "exact"])
 
 #: How the one false alarm is shared out, see nfa.py; total: paper.

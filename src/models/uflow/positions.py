@@ -35,12 +35,12 @@ class LatentPositions(nn.Module):
 
     def fit(self, latents: Callable[[], Iterable[Sequence[Tensor]]]) -> None:
         """Measure the latents of normal images; `latents` gives all batches at each call."""
-        for scale, batch_of in ((self.latents, lambda z: z), (self.energies, self._energies_of)):
-            moments = [Moments(0) for _ in scale]
+        for scales, of in ((self.latents, list), (self.energies, lambda z: _energies(self(z)))):
+            moments = [Moments(0) for _ in scales]
             for batch in latents():
-                for found, values in zip(moments, batch_of(batch), strict=True):
+                for found, values in zip(moments, of(batch), strict=True):
                     found.add(values)
-            for place, found in zip(scale, moments, strict=True):
+            for place, found in zip(scales, moments, strict=True):
                 cast(PositionScale, place).take(found)
 
     def forward(self, latents: Sequence[Tensor]) -> list[Tensor]:
@@ -54,9 +54,6 @@ class LatentPositions(nn.Module):
             for place, energy in zip(self.energies, _energies(standardised), strict=True)
         ]
         return torch.cat(maps, dim=1)
-
-    def _energies_of(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        return _energies(self(latents))
 
 
 def _energies(latents: Sequence[Tensor]) -> list[Tensor]:

@@ -43,7 +43,14 @@ def region_tree(values: NDArray, ground: float = -math.inf) -> RegionTree:
     order = raised[np.argsort(-e[raised], kind="stable")]
     above = np.asarray(_union(order.tolist(), e.size, w + 2))  # (pixels,) -1 at roots
     ascending = order[::-1]
-    head = _heads(e, ascending, above)  # of each pixel, the one that stands for its region
+    # Of each pixel, the one that stands for its region: the topmost that its parents lead to
+    # without a change of level.
+    head = np.arange(e.size)
+    linked = ascending[above[ascending] >= 0]
+    tied = linked[e[above[linked]] == e[linked]]
+    head[tied] = above[tied]
+    while len(tied) and not np.array_equal(head[head], head):
+        head = head[head]
     is_head = head[ascending] == ascending
     heads = ascending[is_head]  # one pixel a region, parents first
     grounded = int(len(raised) < h * w)
@@ -53,9 +60,11 @@ def region_tree(values: NDArray, ground: float = -math.inf) -> RegionTree:
     parent = np.zeros(len(heads) + grounded, dtype=np.int64)
     parent[grounded:] = np.where(above[heads] < 0, 0, number[head[above[heads]]])
     level = np.concatenate([[ground] * grounded, e[heads]])
-    area = _accumulate(np.bincount(node.ravel(), minlength=len(parent)), parent)
     children = np.bincount(parent[1:], minlength=len(parent))
-    return RegionTree(parent.tolist(), children.tolist(), level, area, node)
+    area, parents = np.bincount(node.ravel(), minlength=len(parent)).tolist(), parent.tolist()
+    for child in range(len(area) - 1, 0, -1):  # sums over subtrees: children come later
+        area[parents[child]] += area[child]
+    return RegionTree(parents, children.tolist(), level, np.asarray(area, dtype=np.int64), node)
 
 
 def _union(order: list[int], size: int, row: int) -> list[int]:
@@ -81,17 +90,6 @@ def _union(order: list[int], size: int, row: int) -> list[int]:
             if top != p:
                 above[top] = link[top] = link[q] = p
     return above
-
-
-def _heads(e: Floats, ascending: Ints, above: Ints) -> Ints:
-    """For each pixel the topmost one that its parents lead to without a change of level."""
-    head = np.arange(e.size)
-    linked = ascending[above[ascending] >= 0]
-    tied = linked[e[above[linked]] == e[linked]]
-    head[tied] = above[tied]
-    while len(tied) and not np.array_equal(head[head], head):
-        head = head[head]
-    return head
 
 
 def significant_regions(tree: RegionTree, log_probability: Floats) -> Floats:
@@ -142,11 +140,3 @@ def _surviving(tree: RegionTree, log_p: list[float]) -> Ints:
     outermost = won >= 0
     outermost[1:] &= won[np.asarray(tree.parent[1:], dtype=np.int64)] < 0
     return won[outermost]
-
-
-def _accumulate(own: Ints, parent: Ints) -> Ints:
-    """Sums over subtrees: parents come before children."""
-    total, above = own.tolist(), parent.tolist()
-    for node in range(len(total) - 1, 0, -1):
-        total[above[node]] += total[node]
-    return np.asarray(total, dtype=np.int64)

@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import ConfigError
-from src.models.haloae.autoencoder import Bottleneck, HaloAutoEncoder, ImageDecoder
+from src.models.haloae.autoencoder import (
+    Bottleneck,
+    HaloAutoEncoder,
+    ImageDecoder,
+    latent_grid,
+    nearest_valid,
+)
 from src.models.haloae.options import (
     Activation,
     AttentionOptions,
@@ -17,7 +23,6 @@ from src.models.haloae.options import (
     Mask,
     OutputResize,
 )
-from src.models.haloae.sizes import is_valid, latent_grid, nearest_valid
 from tests.models.haloae.conftest import options_of
 from tests.reference_haloae import TransposedBottleneck, live_parameters
 
@@ -141,10 +146,10 @@ def test_112_pixels_work_with_the_published_blocks(mask):
 
 
 def test_valid_sizes_are_those_of_the_paper():
-    valid = [size for size in range(1, 560) if is_valid(size, 12)]
+    valid = [size for size in range(1, 560) if nearest_valid(size, 12) == [size]]
     assert valid == [64, 112, 160, 208, 256, 304, 352, 400, 448, 496, 544]
-    assert is_valid(224, 4)
-    assert is_valid(224, 13)
+    assert nearest_valid(224, 4) == [224]
+    assert nearest_valid(224, 13) == [224]
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,15 @@ from scipy.stats import binom
 
 from src.models.uflow.nfa import (
     CANDIDATE_LEVEL,
+    POLYOMINOES,
     block_log_nfa,
     log10_chi2_tail,
+    log10_figures,
+    log10_number_of_tests,
     log10_tail,
     log_nfa,
     offset_from_normals,
     tree_log_probability,
-)
-from src.models.uflow.number_of_tests import (
-    POLYOMINOES,
-    log10_figures,
-    log10_number_of_tests,
 )
 from src.models.uflow.options import NfaOptions
 from src.models.uflow.region_tree import region_tree, significant_regions
@@ -209,7 +207,7 @@ def test_the_bound_is_above_the_exact_tail_and_clamped_below_the_mean():
 
 
 def test_golden_latents_give_the_official_map():
-    value = -log_nfa(golden_latents(), 256, settings())
+    value = -log_nfa(golden_latents(), (256, 256), settings())
     assert value.shape == (1, 256, 256)
     assert value.max().item() == pytest.approx(902.05, abs=0.02)
     assert value.mean().item() == pytest.approx(-418.671, abs=0.005)
@@ -217,7 +215,7 @@ def test_golden_latents_give_the_official_map():
 
 
 def test_golden_latents_give_the_official_block_map():
-    value = -block_log_nfa(golden_latents(), 256, "bound")
+    value = -block_log_nfa(golden_latents(), (256, 256), "bound")
     assert value.max().item() == pytest.approx(-1.1761, abs=1e-4)
     assert value.mean().item() == pytest.approx(-2.35766, abs=1e-4)
 
@@ -230,7 +228,7 @@ def test_noise_is_never_detected(options):
             torch.randn(1, 816, 28, 28, generator=generator),
             torch.randn(1, 192, 14, 14, generator=generator),
         ]
-        assert not (log_nfa(latents, 64, settings(**options)) < 0).any()
+        assert not (log_nfa(latents, (64, 64), settings(**options)) < 0).any()
 
 
 def test_per_size_keeps_its_promise_with_few_channels():
@@ -242,7 +240,9 @@ def test_per_size_keeps_its_promise_with_few_channels():
             torch.randn(1, 6, 32, 32, generator=generator),
             torch.randn(1, 6, 16, 16, generator=generator),
         ]
-        fired += int((log_nfa(latents, 64, settings(tests="per_size", tail="exact")) < 0).any())
+        fired += int(
+            (log_nfa(latents, (64, 64), settings(tests="per_size", tail="exact")) < 0).any()
+        )
     assert fired <= 4
 
 
@@ -254,8 +254,8 @@ def test_small_latents_flood_the_mask_only_in_legacy_mode():
             0.95 * torch.randn(1, 816, 28, 28, generator=generator),
             torch.randn(1, 192, 14, 14, generator=generator),
         ]
-        assert not (log_nfa(latents, 64, settings()) < 0).any()
-        flooded += int((log_nfa(latents, 64, settings(lower_tail="legacy")) < 0).all())
+        assert not (log_nfa(latents, (64, 64), settings()) < 0).any()
+        flooded += int((log_nfa(latents, (64, 64), settings(lower_tail="legacy")) < 0).all())
     assert flooded >= 8
 
 
@@ -268,7 +268,7 @@ def test_a_box_of_stronger_latents_is_found_where_it_is(tests):
         z[..., 8:14, 10:16] *= 1.4
         truth = torch.zeros(28, 28, dtype=torch.bool)
         truth[8:14, 10:16] = True
-        found = log_nfa([z], 28, settings(tests=tests))[0] < 0
+        found = log_nfa([z], (28, 28), settings(tests=tests))[0] < 0
         overlaps.append(((found & truth).sum() / (found | truth).sum()).item())
     assert min(overlaps) >= 0.75
     assert sum(overlaps) / len(overlaps) > 0.85
@@ -279,16 +279,18 @@ def test_few_channels_blind_the_total_count_but_not_the_count_per_size():
     z[..., 10:15, 10:15] *= 2.0  # a 5x5 defect with four times the energy
     truth = torch.zeros(32, 32, dtype=torch.bool)
     truth[10:15, 10:15] = True
-    assert not (log_nfa([z], 32, settings()) < 0).any()
-    found = log_nfa([z], 32, settings(tests="per_size"))[0] < 0
+    assert not (log_nfa([z], (32, 32), settings()) < 0).any()
+    found = log_nfa([z], (32, 32), settings(tests="per_size"))[0] < 0
     assert ((found & truth).sum() / (found | truth).sum()) > 0.7
 
 
 def test_maps_are_the_best_of_the_scales_and_images_do_not_mix():
     first, second = golden_latents(), [torch.randn(1, 816, 28, 28), torch.randn(1, 192, 14, 14)]
-    both = log_nfa([torch.cat(pair) for pair in zip(first, second, strict=True)], 32, settings())
-    torch.testing.assert_close(both[:1], log_nfa(first, 32, settings()))
-    torch.testing.assert_close(both[1:], log_nfa(second, 32, settings()))
+    both = log_nfa(
+        [torch.cat(pair) for pair in zip(first, second, strict=True)], (32, 32), settings()
+    )
+    torch.testing.assert_close(both[:1], log_nfa(first, (32, 32), settings()))
+    torch.testing.assert_close(both[1:], log_nfa(second, (32, 32), settings()))
 
 
 # --- block NFA ---------------------------------------------------------------------------------
@@ -323,7 +325,7 @@ def test_block_nfa_stays_finite_when_every_latent_is_extreme():
         torch.full((1, 4, 2, 2), 5.0),
     ]
     for tail in ("bound", "exact"):
-        value = block_log_nfa(z, 32, tail)
+        value = block_log_nfa(z, (32, 32), tail)
         assert torch.isfinite(value).all() and (value < 0).all()
 
 
