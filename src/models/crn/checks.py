@@ -39,11 +39,8 @@ class RunChecks(pl.Callback):
     report); `auroc/oracle_best` its running maximum; `auroc/oracle_paper` the running maximum of
     max(A, 1 - A); `units/<k>/{loss,reconstruction,discrimination}`.
 
-    Args:
-        every: minibatches between evaluations.
-        oracle: whether to score the test set.
-        judge: area under the ROC curve.
-        keep_best: whether to end with the weights that did best on the test set.
+    `oracle`: whether to score the test set; `keep_best`: whether to end with the weights that did
+    best on it.
     """
 
     def __init__(self, every: int, oracle: bool, judge: Judge, keep_best: bool) -> None:
@@ -65,7 +62,7 @@ class RunChecks(pl.Callback):
         if step - self.seen["step"] < self.every and step < trainer.estimated_stepping_batches:
             return
         self.seen["step"] = step
-        model, data = cast("CRN", pl_module), cast(Any, trainer).datamodule
+        model, data = cast("CRN", pl_module.eval()), cast(Any, trainer).datamodule
         model.choose(data.ordered_train_dataloader())
         if broken := model.board.broken_units():
             warnings.warn(
@@ -77,6 +74,7 @@ class RunChecks(pl.Callback):
             model.curve_values = self._held_out(model, data)
             if self.oracle:
                 model.curve_values |= self._on_test(model, data)
+        model.train()
         model.history.append({"step": float(step)} | model.curve_values)
         model.log_dict(model.curve_values)
         model.log_dict(model.board.values())
@@ -88,13 +86,18 @@ class RunChecks(pl.Callback):
             tensors, facts = self.seen["kept"]
             model.restore_tensors(tensors, facts | {"curves": model.curve_values})
 
+    @torch.inference_mode()
     def _held_out(self, model: CRN, data: Any) -> dict[str, float]:
-        """`val/score` and `val/obstruction_auroc` of held-out normals; {} when there are none."""
+        """The numbers in `val/...` of held-out normals; {} when there are none."""
         generator = torch.Generator().manual_seed(0)  # the same obstructions at every point
         clean, covered, errors = [], [], []
         for batch in data.calibration_dataloader():
             clean.append(_scores(model, batch["image"]))
-            errors.append(_errors(model, batch["image"]))
+            image = batch["image"].to(model.device)
+            made, judged = model.reconstruct(image)
+            pairs = ((image, made), (made, judged))
+            each = [(one - other).abs().mean(dim=(1, 2, 3)) for one, other in pairs]
+            errors.append(torch.stack(each, dim=1).cpu())  # (B, 2)
             covered.append(_scores(model, obstruct(batch["image"], generator)))
         if not clean:
             return {}
@@ -118,13 +121,9 @@ class RunChecks(pl.Callback):
         if self.keep_best and turned > self.seen["paper"]:
             tensors = {k: v.detach().cpu().clone() for k, v in model.trained_tensors().items()}
             self.seen["kept"] = (tensors, model.trained_facts())
-        for name, value in (("best", last), ("paper", turned)):
-            self.seen[name] = max(self.seen[name], value)
-        return {
-            "auroc/last": last,
-            "auroc/oracle_best": self.seen["best"],
-            "auroc/oracle_paper": self.seen["paper"],
-        }
+        best, paper = max(self.seen["best"], last), max(self.seen["paper"], turned)
+        self.seen |= {"best": best, "paper": paper}
+        return {"auroc/last": last, "auroc/oracle_best": best, "auroc/oracle_paper": paper}
 
 
 def test_scores(model: CRN, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -138,15 +137,6 @@ def test_scores(model: CRN, batches: Iterable[dict[str, Tensor]]) -> tuple[Tenso
 def _scores(model: CRN, image: Tensor) -> Tensor:
     """Scores (B,) on the CPU."""
     return model(image.to(model.device)).score.cpu()
-
-
-@torch.inference_mode()
-def _errors(model: CRN, image: Tensor) -> Tensor:
-    """Mean |x - G(x)| and |G(x) - D(G(x))| of each image, (B, 2) on the CPU."""
-    image = image.to(model.device)
-    made, judged = model.reconstruct(image)
-    pairs = ((image, made), (made, judged))
-    return torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs], dim=1).cpu()
 
 
 def obstruct(image: Tensor, generator: torch.Generator) -> Tensor:

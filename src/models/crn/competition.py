@@ -39,7 +39,6 @@ def pair_loss(
     pair: Sequence[CompetitiveUnit],
     image: Tensor,
     weights: LossWeights,
-    *,
     shown: Tensor | None = None,
     margin: float | None = None,
 ) -> PairLoss:
@@ -57,39 +56,30 @@ def pair_loss(
     shown = image if shown is None else shown
     a, b = pair
     # This order gives batch norm the official order of batches: a sees x, r_b; b sees r_a, x.
-    made_a = _forward(a, shown, FIRST_MOMENTUM)
-    judged_a = _forward(b, made_a.detach(), FIRST_MOMENTUM)
-    made_b = _forward(b, shown, SECOND_MOMENTUM)
-    judged_b = _forward(a, made_b.detach(), SECOND_MOMENTUM)
+    a.set_norm_momentum(FIRST_MOMENTUM)
+    b.set_norm_momentum(FIRST_MOMENTUM)
+    made_a = a(shown)
+    judged_a = b(made_a.detach())
+    a.set_norm_momentum(SECOND_MOMENTUM)
+    b.set_norm_momentum(SECOND_MOMENTUM)
+    made_b = b(shown)
+    judged_b = a(made_b.detach())
 
-    reconstruction = torch.stack([_distance(image, made_a), _distance(image, made_b)])
-    feedback = torch.stack(
-        [_distance(made_a, judged_a.detach()), _distance(made_b, judged_b.detach())]
-    )
-    foreign = torch.stack(
-        [_distance(made_b.detach(), judged_b), _distance(made_a.detach(), judged_a)]
-    )
+    reconstruction = _distances((image, made_a), (image, made_b))
+    feedback = _distances((made_a, judged_a.detach()), (made_b, judged_b.detach()))
+    foreign = _distances((made_b.detach(), judged_b), (made_a.detach(), judged_a))
     earned = foreign if margin is None else foreign.clamp(max=margin)
     loss = (
         weights.reconstruction * reconstruction
         + weights.feedback * feedback
         - weights.discrimination * earned
     )
-    return PairLoss(
-        total=loss.sum(),
-        loss=loss.detach(),
-        reconstruction=reconstruction.detach(),
-        discrimination=(foreign - reconstruction).detach(),
-    )
+    discrimination = (foreign - reconstruction).detach()
+    return PairLoss(loss.sum(), loss.detach(), reconstruction.detach(), discrimination)
 
 
-def _forward(unit: CompetitiveUnit, image: Tensor, momentum: float) -> Tensor:
-    unit.set_norm_momentum(momentum)
-    return unit(image)
-
-
-def _distance(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).abs().mean()
+def _distances(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.stack([(one - other).abs().mean() for one, other in pairs])
 
 
 class UnitBoard(nn.Module):
@@ -99,7 +89,6 @@ class UnitBoard(nn.Module):
     so unseen units are never best (the official code starts at 0, which makes them best).
     Buffers, the best pair and the generator of pairs are part of the state dict, so a resumed run
     continues alike. `best` is (generator, discriminator) as `choose_best` last found them.
-    The arguments are those of `CRNOptions`: num_units, pairing, selection_decay and seed.
     """
 
     reconstruction: Tensor

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from src.models.base import AnomalyModule
 from src.models.crn.options import DAGANOptions
 from src.models.crn.unit import CompetitiveUnit, count_levels
-from src.models.optimizers import make_optimizer
+from src.models.optimizers import make
 from src.models.residuals import refuse_backbone
 from src.result import Prediction
 
@@ -29,11 +29,7 @@ class DAGAN(AnomalyModule):
 
     L_G = w_adv MSE(G(x), sg D(G(x))) + w_con MSE(x, G(x));
     L_D = w_dis (MSE(D(x), x) - MSE(D(sg G(x)), sg G(x))).
-
-    Args:
-        backbone: None; the networks learn from pixels (`backbone=none`).
-        image_size: (H, W) in pixels; the generator halves it down to one pixel.
-        options: of conf/model/dagan.yaml.
+    The generator halves images down to one pixel.
     """
 
     Options: ClassVar[type] = DAGANOptions
@@ -55,7 +51,7 @@ class DAGAN(AnomalyModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over both networks."""
-        return make_optimizer(self.options.optimizer, self.parameters())
+        return make("optimizer", self.options.optimizer, self.parameters())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Both losses of one minibatch."""

@@ -19,7 +19,6 @@ map is the residual standardised by what normal images leave. Measured: docs/tra
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, cast
 
@@ -35,7 +34,7 @@ from src.models.crn.checks import CHECKED, RunChecks, obstruct
 from src.models.crn.competition import UnitBoard, pair_loss
 from src.models.crn.options import CRNOptions, Start, Statistics
 from src.models.crn.unit import CompetitiveUnit, count_levels
-from src.models.optimizers import make_optimizer, make_scheduler
+from src.models.optimizers import make
 from src.models.residuals import ResidualStatistics, image_score, refuse_backbone
 from src.result import LineChart, Prediction
 
@@ -43,10 +42,7 @@ from src.result import LineChart, Prediction
 class CRN(AnomalyModule):
     """Competing U-Nets; the best generator G and the best discriminator D score an image.
 
-    Args:
-        backbone: None; units learn from pixels in [-1, 1] (`backbone=none`).
-        image_size: (H, W) in pixels.
-        options: of conf/model/crn.yaml.
+    Units learn from pixels in [-1, 1] (`backbone=none`).
     """
 
     Options: ClassVar[type] = CRNOptions
@@ -71,9 +67,8 @@ class CRN(AnomalyModule):
                 unit.base = torch.zeros(3, *image_size)
             if options.compile_units:
                 unit.compile(fullgraph=True)
-        self.memory_format = (
-            torch.channels_last if options.channels_last else torch.contiguous_format
-        )
+        last = options.channels_last
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.units.to(memory_format=self.memory_format)
         self.residuals = ResidualStatistics(3, image_size, options.residual)
         #: Last values of the curves, by metric key, and all points of them; saved with the model.
@@ -103,25 +98,20 @@ class CRN(AnomalyModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over all units; units without a gradient do not move."""
-        optimizer = make_optimizer(self.options.optimizer, self.units.parameters())
+        optimizer = make("optimizer", self.options.optimizer, self.units.parameters())
         wanted = self.options.scheduler
         if not wanted:
             return optimizer
-        known = {"T_max": self._epochs(wanted["T_max"])} if "T_max" in wanted else {}
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": make_scheduler(wanted, optimizer, **known)},
-        }
-
-    def _epochs(self, length: str | int) -> int:
-        """Length of a cosine schedule, see `HORIZONS`."""
-        minibatches = int(self.trainer.estimated_stepping_batches)
-        if length == "run":
-            return max(1, -(-minibatches // int(self.trainer.num_training_batches)))
-        if length == "doubled":
+        known = {}
+        if isinstance(length := wanted.get("T_max"), str):  # one of `HORIZONS`
+            minibatches = int(self.trainer.estimated_stepping_batches)
             loader: Any = self.trainer.train_dataloader
-            return int(2 * minibatches / (len(loader.dataset) / loader.batch_size)) + 1
-        return int(length)
+            known["T_max"] = max(1, -(-minibatches // int(self.trainer.num_training_batches)))
+            if length == "doubled":
+                epoch = len(loader.dataset) / loader.batch_size
+                known["T_max"] = int(2 * minibatches / epoch) + 1
+        schedule = make("scheduler", wanted, optimizer, **known)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
 
     def on_train_start(self) -> None:
         """Let untrained units begin at the mean image, if they shall."""
@@ -139,15 +129,15 @@ class CRN(AnomalyModule):
         self.board.choose_best(distinct=self.options.statistics == Statistics.per_role)
         self._gather(loader)
 
+    @torch.no_grad()
     def _gather(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """Per role: statistics of the chosen pair's norms from normal images."""
-        generator, discriminator = self._chosen(*self.board.best)
         if self.options.statistics == Statistics.per_role:
+            generator, discriminator = self._chosen(*self.board.best)
             generator.gather_statistics(self._images(loader))
-            with _evaluating(generator), torch.no_grad():
-                made = (generator(image) for image in self._images(loader))
-                discriminator.gather_statistics(made)
+            discriminator.gather_statistics(generator(image) for image in self._images(loader))
 
+    @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """Statistics of the chosen pair and of its residuals; see that it rebuilds at all.
 
@@ -158,9 +148,15 @@ class CRN(AnomalyModule):
         """
         self._gather(loader)
         self.residuals.fit(self.difference(image) for image in self._images(loader))
-        self.curve_values |= self._errors(loader)
-        error = self.curve_values["train/generator_error"]
-        floor = self.curve_values["train/mean_image_error"]
+        mean = mean_image(self._images(loader))
+        distances = [
+            torch.stack(
+                [(x - other).abs().mean((1, 2, 3)) for other in (self.reconstruct(x)[0], mean)]
+            )
+            for x in self._images(loader)
+        ]
+        error, floor = torch.cat(distances, dim=1).mean(dim=1).tolist()
+        self.curve_values |= {"train/generator_error": error, "train/mean_image_error": floor}
         if self.options.must_reconstruct and not error <= 2 * floor:
             raise TrainingError(
                 "The generator has not learnt to rebuild normal images.",
@@ -168,18 +164,6 @@ class CRN(AnomalyModule):
                 do="train longer (trainer.max_steps), or start from experiment=crn_small; "
                 "model.margin and model.start=mean keep short trainings together",
             )
-
-    @torch.no_grad()
-    def _errors(self, loader: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-        """Mean distance of training images to G of them, and to their mean image."""
-        mean = mean_image(self._images(loader))
-        rows = [
-            torch.stack([(x - self.reconstruct(x)[0]).abs().mean((1, 2, 3)),
-                         (x - mean).abs().mean((1, 2, 3))])
-            for x in self._images(loader)
-        ]  # fmt: skip
-        made, still = torch.cat(rows, dim=1).mean(dim=1).tolist()
-        return {"train/generator_error": made, "train/mean_image_error": still}
 
     def _images(self, loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
         return (batch["image"].to(self.device) for batch in loader)
@@ -195,9 +179,8 @@ class CRN(AnomalyModule):
         results = []
         for pair in self.board.draw_pairs():
             units = self._chosen(*pair)
-            result = pair_loss(units, image, options.weights, shown=shown, margin=options.margin)
-            self.board.record(pair, result)
-            results.append(result)
+            results.append(pair_loss(units, image, options.weights, shown, options.margin))
+            self.board.record(pair, results[-1])
         for key in ("loss", "reconstruction", "discrimination"):
             self.log(f"train/{key}", torch.cat([getattr(r, key) for r in results]).mean())
         return torch.stack([result.total for result in results]).sum()
@@ -221,11 +204,8 @@ class CRN(AnomalyModule):
         if len(self.history) < 2:
             return {}
         steps = [point["step"] for point in self.history]
-        lines = {
-            name: (steps, [point[key] for point in self.history])
-            for name, key in CHECKED.items()
-            if key in self.history[0]
-        }
+        known = {name: key for name, key in CHECKED.items() if key in self.history[0]}
+        lines = {name: (steps, [p[key] for p in self.history]) for name, key in known.items()}
         return {"training": LineChart("minibatches", "mean difference of pixels; AUROC", lines)}
 
     def extras(self, image: Tensor) -> dict[str, Tensor]:
@@ -240,11 +220,13 @@ class CRN(AnomalyModule):
 
     def reconstruct(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(G(x), D(G(x))), each (B, 3, H, W) in (-1, 1), by the best pair in evaluation mode."""
-        image = image.contiguous(memory_format=self.memory_format)
+        if self.training:
+            found = self.eval().reconstruct(image)
+            self.train()
+            return found
         generator, discriminator = self._chosen(*self.board.best)
-        with _evaluating(generator, discriminator):
-            made = generator(image)
-            return made, discriminator(made)
+        made = generator(image.contiguous(memory_format=self.memory_format))
+        return made, discriminator(made)
 
     def _chosen(self, *numbers: int) -> list[CompetitiveUnit]:
         return [cast(CompetitiveUnit, self.units[number]) for number in numbers]
@@ -259,13 +241,9 @@ class CRN(AnomalyModule):
     def trained_facts(self) -> dict[str, Any]:
         """Which units they are, and the last values of the curves."""
         generator, discriminator = self.board.best
-        return {
-            "generator": generator,
-            "discriminator": discriminator,
-            "units": self.board.num_units,
-            "curves": self.curve_values,
-            "history": self.history,
-        }
+        facts = {"generator": generator, "discriminator": discriminator}
+        facts["units"] = self.board.num_units
+        return facts | {"curves": self.curve_values, "history": self.history}
 
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Put the best pair back in its places; the other units stay as initialised."""
@@ -288,18 +266,3 @@ def mean_image(images: Iterable[Tensor]) -> Tensor:
     for batch in images:
         total, count = total.to(batch) + batch.sum(dim=0), count + len(batch)
     return total / max(count, 1)
-
-
-@contextlib.contextmanager
-def _evaluating(*units: nn.Module) -> Iterator[None]:
-    """Evaluation mode for these units, whatever the module is doing."""
-    before = [unit.training for unit in units]
-    for unit, training in zip(units, before, strict=True):
-        if training:
-            unit.eval()
-    try:
-        yield
-    finally:
-        for unit, training in zip(units, before, strict=True):
-            if training:
-                unit.train()

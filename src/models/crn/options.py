@@ -12,7 +12,6 @@ from src.models.map_options import ResidualOptions
 #: Lengths of a cosine schedule by name; doubled: minibatches count twice, as in the official code.
 HORIZONS = ("run", "doubled")
 
-
 #: What follows a convolution; instance: with running statistics, not affine.
 Norm = StrEnum("Norm", ["batch", "instance", "none"])
 

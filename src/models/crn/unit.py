@@ -29,14 +29,8 @@ class CompetitiveUnit(nn.Module):
 
     Level l = 1..L halves the resolution; its encoder output has `width(l)` channels. There is no
     skip at full resolution. At 128 px, 64 base channels and batch norm: 30 242 816 parameters.
-
-    Args:
-        levels: L, from `count_levels`.
-        base_channels: c; 64 in the official code.
-        norm: batch, instance (with running statistics, not affine) or none.
-        decoder: upsample (nearest x2 then 3x3 convolution; "improved" in the official code) or
-            transposed (4x4 stride 2; half the work per image on paper, slower on CPUs).
-        dropout: Dropout(0.5) after the decoder norms of the innermost 8c levels but one.
+    `levels` is L of `count_levels`, the others are in `CRNOptions`; dropout comes after the decoder
+    norms of the innermost 8c levels but one.
     """
 
     base: Tensor
@@ -48,18 +42,18 @@ class CompetitiveUnit(nn.Module):
         if levels < FEWEST_LEVELS:
             raise ValueError(f"a unit has at least {FEWEST_LEVELS} levels, asked for {levels}")
         widths = [3] + [base_channels * min(2**i, 8) for i in range(levels)]
-        self.upsamples = decoder == "upsample"
+        self.upsamples, biased = decoder == "upsample", norm == "instance"
         # Order of registration = order of the official recursion: down 1..L, then up L..1.
-        self.encoder = nn.ModuleList()
-        for level in range(1, levels + 1):
-            named = norm if 1 < level < levels else "none"
-            inputs, outputs = widths[level - 1], widths[level]
-            self.encoder.append(_Encoder(inputs, outputs, named, bias=norm == "instance"))
+        inner = range(2, levels)  # the outermost and the innermost encoder have no norm
+        self.encoder = nn.ModuleList(
+            _Encoder(widths[level - 1], widths[level], norm if level in inner else "none", biased)
+            for level in range(1, levels + 1)
+        )
         self.decoder = nn.ModuleList()
         for level in range(levels, 0, -1):
             named = norm if level > 1 else "none"
             inputs = widths[level] if level == levels else 2 * widths[level]  # skip and upsampled
-            bias = norm == "instance" or (level == 1 and not self.upsamples)
+            bias = biased or (level == 1 and not self.upsamples)
             drops = dropout and FEWEST_LEVELS <= level < levels
             up = _Decoder(inputs, widths[level - 1], named, bias, self.upsamples, drops)
             self.decoder.append(up)
@@ -82,7 +76,7 @@ class CompetitiveUnit(nn.Module):
         # Losses stay float32 under autocast.
         return torch.tanh(features + self.base).to(image.dtype)
 
-    def set_norm_momentum(self, momentum: float) -> None:
+    def set_norm_momentum(self, momentum: float | None) -> None:
         """Weight of the next batch's statistics in the running ones, as torch defines it."""
         for norm in self._norms:
             norm.momentum = momentum
@@ -97,9 +91,9 @@ class CompetitiveUnit(nn.Module):
     @torch.no_grad()
     def gather_statistics(self, batches: Iterable[Tensor]) -> None:
         """Running statistics of the norms from these images (B, 3, H, W), each batch alike."""
+        self.set_norm_momentum(None)  # torch: the plain mean over batches
         for norm in self._norms:
             norm.reset_running_stats()
-            norm.momentum = None  # torch: the plain mean over batches
         before = self.training
         self.train()
         for batch in batches:
@@ -125,11 +119,7 @@ class CompetitiveUnit(nn.Module):
 
 
 def count_levels(image_size: tuple[int, int], max_depth: int) -> int:
-    """Levels of a unit: min(floor(log2(side)), max_depth), at least five.
-
-    Args:
-        image_size: (H, W) in pixels; both must be divisible by 2^levels.
-        max_depth: upper limit; 8 in the official code.
+    """Levels of a unit: min(floor(log2(side)), max_depth), at least five; image_size in pixels.
 
     Raises:
         ConfigError: too shallow, an image too small, or sides that cannot be halved so often.
@@ -150,8 +140,8 @@ def count_levels(image_size: tuple[int, int], max_depth: int) -> int:
             do="set transform.resize to at least [32,32]",
         )
     step = 2**levels
-    if height % step or width % step:
-        fitting = [max(step, round(side / step) * step) for side in image_size]
+    fitting = [max(1, round(side / step)) * step for side in image_size]
+    if fitting != [height, width]:
         raise ConfigError(
             f"The image sides cannot be halved {levels} times.",
             found=f"{height} x {width} pixels",

@@ -31,7 +31,7 @@ from src.models.haloae.cutpaste import cut_and_paste, draw_jitter, jitter, seede
 from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
 from src.models.haloae.losses import classification_loss, loss_weights, reconstruction_losses
 from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling
-from src.models.optimizers import make_optimizer
+from src.models.optimizers import make
 from src.models.residuals import Moments, PositionScale, image_score
 from src.result import LineChart, Prediction
 
@@ -68,7 +68,7 @@ class HaloAE(AnomalyModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """As configured, for everything but the frozen backbone."""
-        return make_optimizer(self.options.optimizer, self.autoencoder.parameters())
+        return make("optimizer", self.options.optimizer, self.autoencoder.parameters())
 
     def on_train_start(self) -> None:
         """Learn how long training will be, for the curriculum, and how large features are."""

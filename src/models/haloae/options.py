@@ -146,7 +146,7 @@ class HaloAEOptions:
     output_activation: Activation  # relu as published, for features that are not negative
     loss: LossOptions
     cutpaste: CutPasteOptions
-    optimizer: dict[str, Any]  # see `optimizers.make_optimizer`
+    optimizer: dict[str, Any]  # class of torch.optim, see conf/optimizer
     scoring: ScoringOptions
     mean: list[float]  # of the image normalisation, undone and redone around the colour jitter
     std: list[float]

@@ -58,16 +58,8 @@ class Backbones(nn.ModuleList):
     def __init__(self, networks: Iterable[nn.Module], memories: Memories) -> None:
         super().__init__(networks)
         self.apart = memories == Memories.per_layer
-
-    @property
-    def channels(self) -> list[tuple[int, ...]]:
-        """Of the maps of each memory."""
-        return self._dealt([network.channels for network in self])
-
-    @property
-    def identity(self) -> str:
-        """The networks' identities."""
-        return " + ".join(str(network.identity) for network in self)
+        self.channels = self._dealt([network.channels for network in self])  # of each memory's maps
+        self.identity = " + ".join(str(network.identity) for network in self)
 
     def forward(self, image: Tensor) -> list[list[Tensor]]:
         """Images (B, 3, H, W) -> the maps of each memory."""
@@ -81,10 +73,7 @@ class Backbones(nn.ModuleList):
 class PatchCore(AnomalyModule):
     """A memory of normal patches for each backbone, or for each of its layers.
 
-    Args:
-        backbone: frozen features, finest map first; several make an ensemble.
-        image_size: (H, W) in pixels of input images and anomaly maps.
-        options: the `model` group.
+    Features come with the finest map first; several backbones make an ensemble.
     """
 
     Options: ClassVar[type] = PatchCoreOptions
@@ -196,12 +185,9 @@ class PatchCore(AnomalyModule):
         """
         if len(self.held_out_image) or self.options.weights is not None:
             return
-        parts: list[list[Scored]] = [[] for _ in self.memories]
-        for batch in loader:
-            found = self._scores(batch["image"].to(self.device), batch["index"])
-            for part, scored in zip(parts, found, strict=True):
-                part.append(scored)
-        self._note_held_out([Scored.joined(part) for part in parts], Calibration.leave_one_out)
+        parts = [self._scores(b["image"].to(self.device), b["index"]) for b in loader]
+        members = [Scored.joined(batches) for batches in zip(*parts, strict=True)]
+        self._note_held_out(members, Calibration.leave_one_out)
 
     def _note_held_out(self, members: list[Scored], way: Calibration) -> None:
         """Fix the scale of an ensemble, then keep the held-out scores of all memories together."""

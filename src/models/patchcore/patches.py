@@ -30,9 +30,7 @@ _ENERGY = 0.99  # ours: share of the variance that whitening keeps; the rest is 
 class PatchEmbedder(nn.Module):
     """Feature maps of several layers -> one vector per position of the first layer's grid.
 
-    Args:
-        channels: channels of each layer, in the order of the maps.
-        options: embedding, patch_size, patch_stride, pretrain_dim and target_dim count.
+    `channels`: of each layer; of the options embedding, patch_* and *_dim count.
     """
 
     def __init__(self, channels: Sequence[int], options: PatchCoreOptions) -> None:
@@ -100,11 +98,7 @@ def adaptive_pool_matrix(n: int, m: int) -> Tensor:
     Bin i averages positions floor(i*n/m) to ceil((i+1)*n/m) - 1; bins overlap when m does not
     divide n.
     """
-    matrix = torch.zeros(m, n, dtype=torch.float64)
-    for i in range(m):
-        start, end = i * n // m, -((i + 1) * n // -m)
-        matrix[i, start:end] = 1.0 / (end - start)
-    return matrix
+    return F.adaptive_avg_pool1d(torch.eye(n, dtype=torch.float64)[None], m)[0].T
 
 
 def fit_normalisation(patches: Tensor, widths: Sequence[int], kind: Normalise) -> Tensor:

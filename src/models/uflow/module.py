@@ -32,7 +32,7 @@ from src.backbones.cache import FeatureCache
 from src.errors import ConfigError, SavedModelError
 from src.files import atomic
 from src.models.base import AnomalyModule
-from src.models.optimizers import make_optimizer, make_scheduler
+from src.models.optimizers import make
 from src.models.residuals import blurred, image_score
 from src.models.uflow.best_epochs import BEST_ON_TEST, NLL, KeepBest
 from src.models.uflow.features import FeatureNorm
@@ -170,13 +170,13 @@ class UFlow(AnomalyModule):
     def configure_optimizers(self) -> Any:
         """As configured, for the flow (and the legacy norm); the schedule steps per minibatch."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = make_optimizer(self.options.optimizer, parameters)
+        optimizer = make("optimizer", self.options.optimizer, parameters)
         wanted = self.options.scheduler
         if not wanted:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
         known = {key: steps for key in ("total_iters", "total_steps") if wanted.get(key) == "run"}
-        schedule = make_scheduler(wanted, optimizer, **known)
+        schedule = make("scheduler", wanted, optimizer, **known)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[pl.Callback]:

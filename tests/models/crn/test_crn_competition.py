@@ -14,7 +14,7 @@ from src.composing import CONF
 from src.models.crn.competition import PairLoss, UnitBoard, pair_loss
 from src.models.crn.options import LossWeights
 from src.models.crn.unit import CompetitiveUnit
-from src.models.optimizers import make_optimizer
+from src.models.optimizers import make
 from tests.reference_crn import SlowCompetition
 
 WEIGHTS = LossWeights(0.5, 1.0, 2.0)
@@ -48,7 +48,7 @@ def adam(units, name="adam", lr=1e-3):
     node = OmegaConf.to_container(OmegaConf.load(OPTIMIZERS[name]).model.optimizer) | {"lr": lr}
     if name == "sgd":
         node["momentum"] = 0.9
-    return make_optimizer(node, [p for unit in units for p in unit.parameters()])
+    return make("optimizer", node, [p for unit in units for p in unit.parameters()])
 
 
 def step(units, optimizer, image, pair):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.options import Distance
+from src.models.patchcore.region import smooth_maps
 from src.models.patchcore.scores import euclidean_and_cosine, neighbourhood_weight, patch_score
 from tests.models.patchcore.stand_ins import options
 from tests.reference_patchcore import k_center_from_row, nearest, official_map

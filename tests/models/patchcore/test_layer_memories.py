@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from src.errors import ConfigError
-from src.models.patchcore.anomaly_map import smooth_maps
 from src.models.patchcore.coreset import greedy_coreset
+from src.models.patchcore.region import smooth_maps
 from src.models.patchcore.scores import image_score
 from src.result import Calibration
 from tests.models.patchcore.stand_ins import SIZE, Noise, TwoMaps, build, fitted
