@@ -33,8 +33,10 @@ class AnomalyModule(pl.LightningModule):
     """
 
     #: Dataclass of the options, one field for each key of the method's file in conf/model. The
-    #: method is made as `Method(backbone, image_size, options)`.
+    #: method is made as `Method(backbone, image_size, options)`, sizes (H, W) in pixels.
     Options: ClassVar[type]
+    #: Names of the attributes that are saved beside the tensors; all JSON.
+    facts: ClassVar[tuple[str, ...]] = ()
     #: True for methods fitted in one pass without an optimizer (a memory bank).
     single_pass: bool = False
     #: Set by a threshold that leaves the decision to the method: fill `Prediction.mask`.
@@ -136,7 +138,7 @@ class AnomalyModule(pl.LightningModule):
         return _learnt(self.state_dict())
 
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Inverse of `trained_tensors`; `facts` is what `trained_facts` returned."""
+        """Inverse of `trained_tensors` and `trained_facts`."""
         own = set(self.trained_tensors())
         if own != set(tensors):
             wrong = sorted(own ^ set(tensors))
@@ -146,10 +148,12 @@ class AnomalyModule(pl.LightningModule):
                 do="load the model with the config.yaml of the run that saved it",
             )
         self.load_state_dict(tensors, strict=False)
+        for name in facts.keys() & set(self.facts):
+            setattr(self, name, facts[name])
 
     def trained_facts(self) -> dict[str, Any]:
-        """JSON-able facts that are not tensors (counts, names, normalisation constants)."""
-        return {}
+        """JSON-able facts that are not tensors (counts, names); default: those of `facts`."""
+        return {name: getattr(self, name) for name in self.facts}
 
     @property
     def _backbone_identity(self) -> str | None:

@@ -32,19 +32,16 @@ def build_model(cfg: DictConfig, image_size: tuple[int, int]) -> AnomalyModule:
     A method with several backbones (an ensemble) lists what they change of the `backbone` group
     under `model.backbones` and gets them as one list.
     """
-    group = _plain(cfg.model)
-    method = cast(Any, method_class(cfg))
-    options = read_options(
-        method.Options, {key: group[key] for key in group if key not in _NOT_OPTIONS}
-    )
+    group, method = _plain(cfg.model), cast(Any, method_class(cfg))
+    given = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
+    options, members = read_options(method.Options, given), group.get("backbones")
     window = getattr(getattr(options, "windows", None), "size", None)
     seen = (window, window) if window else image_size
     networks = [
         build_backbone(_plain(cfg.backbone) | member, group.get("stages"), seen)
-        for member in group.get("backbones") or [{}]
+        for member in members or [{}]
     ]
-    backbone = networks if group.get("backbones") else networks[0]
-    return cast(AnomalyModule, method(backbone, image_size, options))
+    return cast(AnomalyModule, method(networks if members else networks[0], image_size, options))
 
 
 def build_backbone(

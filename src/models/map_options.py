@@ -9,7 +9,6 @@ from enum import StrEnum
 #: the mean and spread of that size at each place, or those of every signed channel at each place,
 #: of which the most unusual one counts.
 Standardise = StrEnum("Standardise", ["none", "position", "position_channel"])
-
 #: Image score of a map: its mean, its largest value, or the mean of its largest values.
 MapScore = StrEnum("MapScore", ["mean", "max", "top"])
 

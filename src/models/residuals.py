@@ -44,11 +44,8 @@ class Moments:
 class PositionScale(nn.Module):
     """Values (B, C, h, w) of new images in units of their spread over normal ones at each place.
 
-    Args:
-        shape: (C, h, w); memory: twice as many float32 values.
-        shared: part of each variance that is the mean over all places, in [0, 1]: few images
-            measure a single place badly.
-        floor: added to every spread, in units of the values.
+    `shared`: part of each variance that is the mean over all places, in [0, 1]: few images measure
+    a single place badly. `floor`: added to every spread, in units of the values.
     """
 
     mean: Tensor
@@ -92,10 +89,10 @@ class ResidualStatistics(nn.Module):
 
     def __init__(self, channels: int, size: tuple[int, int], options: ResidualOptions) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.signed = options, options.standardise == Standardise.position_channel
         self.scale: PositionScale | None = None
         if options.standardise != Standardise.none:
-            rows = channels if options.standardise == Standardise.position_channel else 1
+            rows = channels if self.signed else 1
             self.scale = PositionScale((rows, *size), floor=options.floor)
 
     def fit(self, residuals: Iterable[Tensor]) -> None:
@@ -111,15 +108,11 @@ class ResidualStatistics(nn.Module):
         values = self._compared(residual)
         if self.scale is not None:
             values = self.scale(values, measured=measured)
-        if self.options.standardise == Standardise.position_channel:
-            values = values.abs()
-        return values.amax(dim=1)
+        return (values.abs() if self.signed else values).amax(dim=1)
 
     def _compared(self, residual: Tensor) -> Tensor:
         residual = blurred(residual.float(), self.options.blur)
-        if self.options.standardise == Standardise.position_channel:
-            return residual
-        return residual.abs().mean(dim=1, keepdim=True)
+        return residual if self.signed else residual.abs().mean(dim=1, keepdim=True)
 
 
 def blurred(maps: Tensor, sigma: float) -> Tensor:

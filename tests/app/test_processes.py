@@ -20,7 +20,7 @@ from src import processes
 from src.beginning import find_run
 from src.errors import ConfigError, DataError
 from src.experiment import run_experiment
-from src.models.haloae.batch_norm import SharedBatchNorm
+from src.models.haloae.autoencoder import SharedBatchNorm
 from src.saved_run import SavedRun
 
 pytestmark = pytest.mark.xdist_group("processes")

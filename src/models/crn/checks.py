@@ -71,12 +71,12 @@ class RunChecks(pl.Callback):
                 stacklevel=2,
             )
         with trainer.precision_plugin.forward_context():  # as the finished model will predict
-            model.curve_values = self._held_out(model, data)
+            model.curves = self._held_out(model, data)
             if self.oracle:
-                model.curve_values |= self._on_test(model, data)
+                model.curves |= self._on_test(model, data)
         model.train()
-        model.history.append({"step": float(step)} | model.curve_values)
-        model.log_dict(model.curve_values)
+        model.history.append({"step": float(step)} | model.curves)
+        model.log_dict(model.curves)
         model.log_dict(model.board.values())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -84,7 +84,7 @@ class RunChecks(pl.Callback):
         if self.seen["kept"] is not None:
             model = cast("CRN", pl_module)
             tensors, facts = self.seen["kept"]
-            model.restore_tensors(tensors, facts | {"curves": model.curve_values})
+            model.restore_tensors(tensors, facts | {"curves": model.curves})
 
     @torch.inference_mode()
     def _held_out(self, model: CRN, data: Any) -> dict[str, float]:

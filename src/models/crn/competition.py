@@ -135,7 +135,7 @@ class UnitBoard(nn.Module):
         Raises:
             ConfigError: no unit has met another and kept a finite loss.
         """
-        fit = self.reconstruction.isfinite() & self.discrimination.isfinite() & ~self._broken()
+        fit = self.reconstruction.isfinite() & self.discrimination.isfinite() & ~self.loss.isnan()
         if not fit.any():
             raise ConfigError(
                 "No unit has a finite loss.",
@@ -151,11 +151,9 @@ class UnitBoard(nn.Module):
 
     def broken_units(self) -> list[int]:
         """Units whose loss became NaN; they cannot recover."""
-        return self._broken().nonzero().flatten().tolist()
-
-    def _broken(self) -> Tensor:
         # The loss of a unit holds its partner's picture: it is NaN a step before R and D are.
-        return self.loss.isnan() | self.reconstruction.isnan() | self.discrimination.isnan()
+        boards = torch.stack([self.loss, self.reconstruction, self.discrimination])
+        return boards.isnan().any(0).nonzero().flatten().tolist()
 
     def get_extra_state(self) -> dict[str, Any]:
         """The pair generator and the best pair, for checkpoints."""

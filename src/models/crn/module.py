@@ -46,6 +46,7 @@ class CRN(AnomalyModule):
     """
 
     Options: ClassVar[type] = CRNOptions
+    facts = ("curves", "history")
 
     def __init__(
         self, backbone: nn.Module | None, image_size: tuple[int, int], options: CRNOptions
@@ -72,7 +73,7 @@ class CRN(AnomalyModule):
         self.units.to(memory_format=self.memory_format)
         self.residuals = ResidualStatistics(3, image_size, options.residual)
         #: Last values of the curves, by metric key, and all points of them; saved with the model.
-        self.curve_values: dict[str, float] = {}
+        self.curves: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
 
     # --- learning ------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ class CRN(AnomalyModule):
 
     def learning_metrics(self) -> dict[str, float]:
         """Last values of the curves, see `checks.py`."""
-        return dict(self.curve_values)
+        return dict(self.curves)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The curves of the run."""
@@ -156,7 +157,7 @@ class CRN(AnomalyModule):
             for x in self._images(loader)
         ]
         error, floor = torch.cat(distances, dim=1).mean(dim=1).tolist()
-        self.curve_values |= {"train/generator_error": error, "train/mean_image_error": floor}
+        self.curves |= {"train/generator_error": error, "train/mean_image_error": floor}
         if self.options.must_reconstruct and not error <= 2 * floor:
             raise TrainingError(
                 "The generator has not learnt to rebuild normal images.",
@@ -239,11 +240,9 @@ class CRN(AnomalyModule):
         return {k: v for k, v in self.state_dict().items() if k.startswith(kept)}
 
     def trained_facts(self) -> dict[str, Any]:
-        """Which units they are, and the last values of the curves."""
-        generator, discriminator = self.board.best
-        facts = {"generator": generator, "discriminator": discriminator}
-        facts["units"] = self.board.num_units
-        return facts | {"curves": self.curve_values, "history": self.history}
+        """Which units they are, and the curves."""
+        pair = dict(zip(("generator", "discriminator"), self.board.best, strict=True))
+        return super().trained_facts() | pair | {"units": self.board.num_units}
 
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Put the best pair back in its places; the other units stay as initialised."""
@@ -255,8 +254,6 @@ class CRN(AnomalyModule):
             )
         self.board.best = (facts["generator"], facts["discriminator"])
         super().restore_tensors(tensors, facts)
-        self.curve_values = dict(facts.get("curves", {}))
-        self.history = list(facts.get("history", []))
 
 
 @torch.no_grad()

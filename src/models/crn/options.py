@@ -11,24 +11,17 @@ from src.models.map_options import ResidualOptions
 
 #: Lengths of a cosine schedule by name; doubled: minibatches count twice, as in the official code.
 HORIZONS = ("run", "doubled")
-
-#: What follows a convolution; instance: with running statistics, not affine.
-Norm = StrEnum("Norm", ["batch", "instance", "none"])
-
-#: How a unit doubles the resolution: nearest x2, then 3x3 ("improved" in the official code), or
-#: 4x4 stride 2, half the work on paper, slower on CPUs.
+Norm = StrEnum("Norm", ["batch", "instance", "none"])  # instance: running statistics, not affine
+#: How a unit doubles the resolution: nearest x2, then 3x3, or 4x4 stride 2: half the work on paper,
+#: slower on CPUs.
 Decoder = StrEnum("Decoder", ["upsample", "transposed"])
-
 #: Who meets in a step: one ordered pair, with replacement over steps (official), or all units in
 #: disjoint pairs, of an odd number one rests.
 Pairing = StrEnum("Pairing", ["random", "matching"])
-
 #: Which images x, G, D differ in the anomaly map: |G - D(G)|, |x - D(G)| or |x - G|.
 Score = StrEnum("Score", ["disc", "cycle", "rec"])
-
 #: What a unit rebuilds before it has learnt: noise (official), or the mean training image.
 Start = StrEnum("Start", ["noise", "mean"])
-
 #: Statistics of the norms in use: those left by training (images and reconstructions mixed, as
 #: official), or gathered afterwards for each role: G on normal images, D on what G makes of them.
 Statistics = StrEnum("Statistics", ["running", "per_role"])

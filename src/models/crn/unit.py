@@ -11,8 +11,8 @@ is refused instead of silently raised to five.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -42,20 +42,20 @@ class CompetitiveUnit(nn.Module):
         if levels < FEWEST_LEVELS:
             raise ValueError(f"a unit has at least {FEWEST_LEVELS} levels, asked for {levels}")
         widths = [3] + [base_channels * min(2**i, 8) for i in range(levels)]
-        self.upsamples, biased = decoder == "upsample", norm == "instance"
+        upsamples, biased = decoder == "upsample", norm == "instance"
         # Order of registration = order of the official recursion: down 1..L, then up L..1.
         inner = range(2, levels)  # the outermost and the innermost encoder have no norm
         self.encoder = nn.ModuleList(
-            _Encoder(widths[level - 1], widths[level], norm if level in inner else "none", biased)
+            _halving(widths[level - 1], widths[level], norm if level in inner else "none", biased)
             for level in range(1, levels + 1)
         )
         self.decoder = nn.ModuleList()
         for level in range(levels, 0, -1):
             named = norm if level > 1 else "none"
             inputs = widths[level] if level == levels else 2 * widths[level]  # skip and upsampled
-            bias = biased or (level == 1 and not self.upsamples)
+            bias = biased or (level == 1 and not upsamples)
             drops = dropout and FEWEST_LEVELS <= level < levels
-            up = _Decoder(inputs, widths[level - 1], named, bias, self.upsamples, drops)
+            up = _doubling(inputs, widths[level - 1], named, bias, upsamples, drops)
             self.decoder.append(up)
         self._norms = [m for m in self.modules() if isinstance(m, _Statistics)]
         #: What is rebuilt before anything is learnt, inside the tanh; see `start_from`.
@@ -85,8 +85,7 @@ class CompetitiveUnit(nn.Module):
     def start_from(self, image: Tensor) -> None:
         """Rebuild this (3, H, W) until more is learnt. ours: short trainings lose no time on it."""
         self.base = image.clamp(-0.99, 0.99).atanh()
-        last = cast(_Decoder, self.decoder[-1]).conv
-        cast(Tensor, last.weight).mul_(FIRST_STEP)
+        self.get_parameter(f"decoder.{len(self.decoder) - 1}.conv.weight").mul_(FIRST_STEP)
 
     @torch.no_grad()
     def gather_statistics(self, batches: Iterable[Tensor]) -> None:
@@ -156,37 +155,26 @@ def count_levels(image_size: tuple[int, int], max_depth: int) -> int:
 _Statistics = nn.BatchNorm2d | nn.InstanceNorm2d
 
 
-class _Encoder(nn.Module):
-    """Halve the resolution: 4x4 stride-2 convolution and norm. (B, C, H, W) -> (B, D, H/2, W/2)."""
-
-    def __init__(self, inputs: int, outputs: int, norm: str, bias: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
-        self.norm = _norm(norm, outputs)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.norm(self.conv(features))
+def _halving(inputs: int, outputs: int, norm: str, bias: bool) -> nn.Sequential:
+    """4x4 stride-2 convolution and norm, (B, C, H, W) -> (B, D, H/2, W/2)."""
+    conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
+    return nn.Sequential(OrderedDict(conv=conv, norm=_norm(norm, outputs)))
 
 
-class _Decoder(nn.Module):
-    """Double the resolution: (B, C, H, W) -> (B, D, 2H, 2W)."""
-
-    def __init__(
-        self, inputs: int, outputs: int, norm: str, bias: bool, upsamples: bool, dropout: bool
-    ) -> None:
-        super().__init__()
-        self.upsamples = upsamples
-        if upsamples:
-            self.conv: nn.Module = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
-        else:
-            self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
-        self.norm = _norm(norm, outputs)
-        self.dropout = nn.Dropout(0.5) if dropout else nn.Identity()
-
-    def forward(self, features: Tensor) -> Tensor:
-        if self.upsamples:
-            features = F.interpolate(features, scale_factor=2.0, mode="nearest")
-        return self.dropout(self.norm(self.conv(features)))
+def _doubling(
+    inputs: int, outputs: int, norm: str, bias: bool, upsamples: bool, drops: bool
+) -> nn.Sequential:
+    """(B, C, H, W) -> (B, D, 2H, 2W), see `Decoder`."""
+    parts: dict[str, nn.Module] = {}
+    if upsamples:
+        parts["up"] = nn.Upsample(scale_factor=2.0, mode="nearest")
+        parts["conv"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+    else:
+        parts["conv"] = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
+    parts["norm"] = _norm(norm, outputs)
+    if drops:
+        parts["dropout"] = nn.Dropout(0.5)
+    return nn.Sequential(OrderedDict(parts))
 
 
 def _norm(name: str, channels: int) -> nn.Module:

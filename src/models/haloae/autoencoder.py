@@ -8,15 +8,18 @@ exists only where a stride is used (the release stores 5.8 million such paramete
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+import torch
+import torch.distributed.nn.functional as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src import processes
 from src.errors import ConfigError
-from src.models.haloae.batch_norm import SharedBatchNorm
 from src.models.haloae.halo_attention import HaloAttention
 from src.models.haloae.options import (
     FEATURE_STRIDE,
@@ -41,6 +44,30 @@ class Output(NamedTuple):
     image: Tensor | None  # (B, 3, H, W) reconstruction, normalised units; None when not asked
     logits: Tensor | None  # (B, 2): original, cut-pasted; None when not asked
     latent: Tensor  # (B, c, h, w)
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """`BatchNorm2d`; in training its statistics are those of all processes' shares together.
+
+    torch.nn.SyncBatchNorm does this on GPUs only.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W)."""
+        if not self.training or processes.count() == 1:
+            return super().forward(x)
+        total: Any = distributed.all_reduce  # a sum forwards and backwards: all losses count
+        wide = x if x.dtype == torch.float64 else x.float()
+        cells = total(wide.new_tensor(x.numel() // x.shape[1]))
+        mean = total(wide.sum((0, 2, 3))) / cells
+        centred = wide - mean[:, None, None]
+        variance = total(centred.square().sum((0, 2, 3))) / cells
+        buffers: Any = (self.running_mean, self.running_var)
+        with torch.no_grad():  # the running variance is the unbiased one, as torch has it
+            for running, value in zip(buffers, (mean, variance * cells / (cells - 1)), strict=True):
+                running.lerp_(value.to(running.dtype), self.momentum or 0.0)
+        scale: Tensor = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class Bottleneck(nn.Module):
@@ -176,21 +203,7 @@ class HaloAutoEncoder(nn.Module):
         if self.output_resize == OutputResize.replicate:
             return F.pad(x, (_RIM // 2,) * 4, mode="replicate")
         size = (x.shape[-2] + _RIM, x.shape[-1] + _RIM)
-        return F.interpolate(x, size, mode=self.output_resize)  # nearest or bilinear
-
-
-class _UpConvolution(nn.Module):
-    """Transposed convolution of stride 2 that doubles the grid exactly: 2 h - 1, then one mirrored.
-
-    Mirroring one row and column at the far side follows the release.
-    """
-
-    def __init__(self, channels: int, out: int, kernel: int) -> None:
-        super().__init__()
-        self.conv = nn.ConvTranspose2d(channels, out, kernel, 2, kernel // 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(self.conv(x), (0, 1, 0, 1), mode="reflect")
+        return F.interpolate(x, size, mode=self.output_resize.value)  # nearest or bilinear
 
 
 def _mirrored(channels: int, out: int) -> nn.Conv2d:
@@ -198,9 +211,14 @@ def _mirrored(channels: int, out: int) -> nn.Conv2d:
 
 
 def _strided(channels: int, out: int, kernel: int, *, up: bool) -> nn.Module:
-    if up:
-        return _UpConvolution(channels, out, kernel)
-    return nn.Conv2d(channels, out, kernel, 2, kernel // 2, bias=False)
+    """A convolution of stride 2 that halves the grid, or a transposed one that doubles it.
+
+    That gives 2 h - 1 cells; the far row and column are mirrored, which follows the release.
+    """
+    if not up:
+        return nn.Conv2d(channels, out, kernel, 2, kernel // 2, bias=False)
+    conv = nn.ConvTranspose2d(channels, out, kernel, 2, kernel // 2, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, pad=nn.ReflectionPad2d((0, 1, 0, 1))))
 
 
 def _chain(

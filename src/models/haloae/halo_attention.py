@@ -31,11 +31,7 @@ class HaloAttention(nn.Module):
     logit(query (y, x), key (i, j)) = q.k + q.rel_height[i - y + w - 1] + q.rel_width[j - x + w - 1]
     with q scaled by dim_head ** -0.5, y, x in [0, block) and i, j in [0, w), w = block + 2 halo.
     The tables have 2 w - 1 rows like those of the release; their first 2 halo rows are never read.
-
-    Args:
-        width: channels of the map, in and out.
-        heads: each has `options.dim_head` channels, independent of `width`.
-        options: block, halo, dim_head and mask.
+    Each head has dim_head channels, whatever the `width`, which is the channels of the map.
     """
 
     def __init__(self, width: int, heads: int, options: AttentionOptions) -> None:
@@ -69,51 +65,27 @@ class HaloAttention(nn.Module):
         pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         if self.mask == Mask.inverted:
             return self._inverted(pixels).permute(0, 3, 1, 2)
-        grid = (H // self.block, W // self.block)
-        q = self._blocks(self.to_q(pixels) * self.scale, grid)  # (n, heads, b², d), n = B blocks
-        k, v = self._windows(self.to_kv(pixels))  # (n, heads, w², d) each
-        rows, columns = self._position_logits(q, grid)  # (n, heads, b², w) each
-        merged = self._merge(self._attend(q, k, v, rows, columns), B, grid)  # (B, H, W, heads d)
-        return self.to_out(merged).permute(0, 3, 1, 2)
-
-    # --- cutting -------------------------------------------------------------------------------
-
-    def _blocks(self, q: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, H, W, heads d) -> (B blocks, heads, b², d)."""
-        b, (nH, nW) = self.block, grid
-        q = q.view(-1, nH, b, nW, b, self.heads, self.dim_head)
-        q = q.permute(0, 1, 3, 5, 2, 4, 6)  # (B, nH, nW, heads, b, b, d)
-        return q.reshape(-1, self.heads, b * b, self.dim_head)
-
-    def _windows(self, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W, 2 heads d) -> keys and values (B blocks, heads, w², d), zero outside."""
-        rim, b, w = self.halo, self.block, self.window
-        kv = F.pad(kv, (0, 0, rim, rim, rim, rim))
+        b, w, d, nH, nW = self.block, self.window, self.dim_head, H // self.block, W // self.block
+        q = (self.to_q(pixels) * self.scale).view(B, nH, b, nW, b, self.heads, d)
+        q = q.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, self.heads, b, b, d)  # (n, heads, b, b, d)
+        kv = F.pad(self.to_kv(pixels), (0, 0, *(self.halo,) * 4))
         kv = kv.unfold(1, w, b).unfold(2, w, b)  # (B, nH, nW, 2 heads d, w, w), a view
-        kv = kv.view(*kv.shape[:3], 2, self.heads, self.dim_head, w, w)
+        kv = kv.view(B, nH, nW, 2, self.heads, d, w, w)
         kv = kv.permute(3, 0, 1, 2, 4, 6, 7, 5)  # (2, B, nH, nW, heads, w, w, d)
-        k, v = kv.reshape(2, -1, self.heads, w * w, self.dim_head).unbind(0)
-        return k, v
+        k, v = kv.reshape(2, -1, self.heads, w * w, d).unbind(0)  # (n, heads, w², d), zero outside
+        rows, columns = self._position_logits(q, nH, nW)  # (n, heads, b², w) each
+        out = self._attend(q.flatten(2, 3), k, v, rows, columns)  # (n, heads, b², d), n = B nH nW
+        out = out.view(B, nH, nW, self.heads, b, b, d).permute(0, 1, 4, 2, 5, 3, 6)
+        return self.to_out(out.reshape(B, H, W, self.heads * d)).permute(0, 3, 1, 2)
 
-    def _merge(self, out: Tensor, B: int, grid: tuple[int, int]) -> Tensor:
-        """(B blocks, heads, b², d) -> (B, H, W, heads d)."""
-        b, (nH, nW) = self.block, grid
-        out = out.view(B, nH, nW, self.heads, b, b, self.dim_head)
-        out = out.permute(0, 1, 4, 2, 5, 3, 6)  # (B, nH, b, nW, b, heads, d)
-        return out.reshape(B, nH * b, nW * b, self.heads * self.dim_head)
-
-    # --- positions and mask --------------------------------------------------------------------
-
-    def _position_logits(self, q: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Logits of the key's row and of its column, (B blocks, heads, b², w) each.
+    def _position_logits(self, q: Tensor, nH: int, nW: int) -> tuple[Tensor, Tensor]:
+        """Logits of the key's row and of its column, (n, heads, b², w), for q (n, heads, b, b, d).
 
         The padding mask is separable too: a key is padding when its row or its column is.
         """
-        n, b, (nH, nW) = q.shape[0], self.block, grid
-        inside = torch.arange(b, device=q.device)
+        inside = torch.arange(self.block, device=q.device)
         key = torch.arange(self.window, device=q.device)
         relative = key - inside[:, None] + self.window - 1  # (b, w), from 2 halo to 2 w - 2
-        q = q.view(n, self.heads, b, b, self.dim_head)
         rows = torch.einsum("nhyxd,yid->nhyxi", q, self.rel_height[relative].to(q.dtype))
         columns = torch.einsum("nhyxd,xjd->nhyxj", q, self.rel_width[relative].to(q.dtype))
         if self.mask == Mask.correct:
@@ -129,8 +101,6 @@ class HaloAttention(nn.Module):
         line = start[:, None] + torch.arange(self.window, device=like.device)
         outside = (line < 0) | (line >= count * self.block)
         return outside.to(like.dtype) * _SUPPRESSED
-
-    # --- attention -----------------------------------------------------------------------------
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Position logits are appended to q and one-hot positions to k: fused kernels, no bias."""

@@ -43,6 +43,7 @@ class HaloAE(AnomalyModule):
     """Auto-encoder on frozen multi-scale features; images have sides of 4 (4 + n x block)."""
 
     Options = HaloAEOptions
+    facts = ("cutpaste_auroc",)
 
     mean: Tensor
     std: Tensor
@@ -55,7 +56,7 @@ class HaloAE(AnomalyModule):
         self.backbone = MultiScaleFeatures(backbone, options.feature_alignment)
         self.scaling = ChannelScaling(self.backbone.channels)
         self.autoencoder = HaloAutoEncoder(self.backbone.channels, image_size, options)
-        self.grade: float | None = None
+        self.cutpaste_auroc: float | None = None
         H, W = image_size
         for name in ("mean", "std"):
             values = torch.tensor(getattr(options, name)).view(3, 1, 1)
@@ -174,7 +175,7 @@ class HaloAE(AnomalyModule):
             cast(PositionScale, self.normal[kind]).take(found)
         data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "calibration_dataloader"):
-            self.grade = self._cutpaste_auroc(data.calibration_dataloader())
+            self.cutpaste_auroc = self._cutpaste_auroc(data.calibration_dataloader())
 
     def _cutpaste_auroc(self, loader: Iterable[dict[str, Tensor]]) -> float | None:
         """How well the score tells normal images from themselves with a piece pasted in, in [0, 1].
@@ -197,16 +198,8 @@ class HaloAE(AnomalyModule):
 
     def learning_metrics(self) -> dict[str, float]:
         """`val/cutpaste_auroc`, when training images were held out."""
-        return {} if self.grade is None else {"val/cutpaste_auroc": self.grade}
-
-    def trained_facts(self) -> dict[str, Any]:
-        """The grade."""
-        return {"cutpaste_auroc": self.grade}
-
-    def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Tensors and grade."""
-        super().restore_tensors(tensors, facts)
-        self.grade = facts.get("cutpaste_auroc")
+        found = {"val/cutpaste_auroc": self.cutpaste_auroc}
+        return {key: value for key, value in found.items() if value is not None}
 
     # --- scoring ---------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ bottles 161 % too high at a recall of 0.99).
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,15 +72,19 @@ class MemoryBank(nn.Module):
         `without`: the number of an image whose rows are left out, which is exact with every
         backend. Fewer than k rows may remain; none at all gives an infinite distance and row 0.
         """
-        centred = queries - self.centre
-        if self.options.window is not None:
-            return self._search_around(centred, k, without)
+        centred, norms, left_out = queries - self.centre, self.norms, 0
         if without is not None:
             own = self.origin[:, 0] == without
-            k = min(k, len(self) - int(own.sum()))
-            if k == 0:
-                return _no_match(queries)
-            return nearest(centred, self.rows, k, self.norms.masked_fill(own, torch.inf))
+            norms, left_out = norms.masked_fill(own, torch.inf), int(own.sum())
+            if left_out == len(self):
+                none = torch.zeros(len(queries), 1, dtype=torch.int64, device=queries.device)
+                return Match(none.float() + torch.inf, none)
+        if self.options.window is not None:
+            around, places = self._surroundings()
+            k = min(k, (len(self) // len(around) - left_out // len(around)) * places)
+            return measure(centred, self.rows, nearest_around(centred, self.rows, norms, around, k))
+        if without is not None:
+            return nearest(centred, self.rows, min(k, len(self) - left_out), norms)
         on_cpu = queries.device.type == "cpu" and not torch.compiler.is_compiling()
         if self.options.backend == Backend.flat or not on_cpu:
             return nearest(centred, self.rows, k, self.norms)
@@ -92,21 +96,12 @@ class MemoryBank(nn.Module):
         row = torch.where(row < 0, row[:, :1].clamp_min(0), row)
         return measure(centred, self.rows, row)
 
-    def _search_around(self, centred: Tensor, k: int, without: int | None) -> Match:
-        """`search` among the rows whose place is at most `window` cells away."""
+    def _surroundings(self) -> tuple[Tensor, int]:
+        """The places around each, and how many of them every place has at least."""
         if self._index is None:
             around = surroundings(self.origin, self.options.window or 0)
             self._index = around, int((around >= 0).sum(1).min())
-        (around, places), norms = self._index, self.norms
-        fewest = len(norms) // len(around)  # rows of a place
-        if without is not None:
-            own = self.origin[:, 0] == without
-            fewest -= int(own.sum()) // len(around)
-            norms = norms.masked_fill(own, torch.inf)
-        k = min(k, fewest * places)
-        if k == 0:
-            return _no_match(centred)
-        return measure(centred, self.rows, nearest_around(centred, self.rows, norms, around, k))
+        return cast(tuple[Tensor, int], self._index)
 
     @torch.no_grad()
     def score_error(self, queries: Tensor) -> float:
@@ -116,20 +111,13 @@ class MemoryBank(nn.Module):
         """
         flat = queries.flatten(0, 1)
         exact = nearest(flat - self.centre, self.rows, 1, self.norms)
-        found, best = (
-            match.distance.sqrt().view(len(queries), -1).amax(1)
-            for match in (self.search(flat, 1), exact)
-        )
+        pair = (self.search(flat, 1), exact)
+        found, best = (m.distance.sqrt().view(len(queries), -1).amax(1) for m in pair)
         return float(((found - best) / best.clamp_min(1e-12)).mean())
 
     def vectors(self, row: Tensor | slice = slice(None)) -> Tensor:
         """Patch vectors (..., D) float32 of bank rows of any shape; default: of all."""
         return self.rows[row].float() + self.centre
-
-
-def _no_match(queries: Tensor) -> Match:
-    none = torch.zeros(len(queries), 1, dtype=torch.int64, device=queries.device)
-    return Match(none.float() + torch.inf, none)
 
 
 def build_index(rows: Tensor, options: SearchOptions) -> Any:

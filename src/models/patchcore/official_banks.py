@@ -47,7 +47,6 @@ def convert_official(folder: Path, target: Path) -> Path:
     found = sorted(path.name.removesuffix(_INDEX) for path in folder.glob(f"*{_INDEX}"))
     members = [read_official(folder, prefix) for prefix in found or [""]]
     settings = [{key: facts.get(key) for key in _SETTINGS} for _, facts in members]
-    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic(target) as partial:
         tensors = {f"member{i}": rows for i, (rows, _) in enumerate(members)}
         save_file(tensors, partial, metadata={"settings": json.dumps(settings)})

@@ -7,7 +7,7 @@ image. It needs parts in a fixed pose. A method that does not beat it has not ea
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,10 @@ from src.result import Calibration, NormalScores, Prediction
 
 
 class PixelStatistics(AnomalyModule):
-    """Standardised residual of pixels; see `ResidualStatistics`.
-
-    Args:
-        backbone: None; pixels are all it sees (`backbone=none`).
-        image_size: (H, W) in pixels.
-        options: of conf/model/pixel_statistics.yaml.
-    """
+    """Standardised residual of pixels; see `ResidualStatistics`."""
 
     Options: ClassVar[type] = PixelStatisticsOptions
+    facts = ("held_out",)
     single_pass = True
 
     def __init__(
@@ -66,15 +61,6 @@ class PixelStatistics(AnomalyModule):
             return None
         image, map_max = torch.tensor(self.held_out).unbind(dim=1)
         return NormalScores(image, map_max, Calibration.leave_one_out)
-
-    def trained_facts(self) -> dict[str, Any]:
-        """The held-out scores."""
-        return {"held_out": self.held_out}
-
-    def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """What was saved."""
-        super().restore_tensors(tensors, facts)
-        self.held_out = list(facts.get("held_out", []))
 
     def forward(self, image: Tensor) -> Prediction:
         """Images (B, 3, H, W) -> scores (B,) and maps (B, H, W), in spreads."""

@@ -53,9 +53,6 @@ LOG_NFA = "-log10 NFA"  # name of the map that goes with the mask; high is rare
 
 OWN_MASK = Threshold(0.0, 0.0, "nfa")  # at which the official code selects epochs by mIoU
 
-#: What else a fitted module knows; saved with it.
-_FACTS = ("latent_facts", "log_nfa_offset", "selected", "validation_images")
-
 
 class UFlow(AnomalyModule):
     """Frozen features -> normalisation -> flow; trained by exact maximum likelihood.
@@ -64,6 +61,7 @@ class UFlow(AnomalyModule):
     """
 
     Options: ClassVar[type] = UFlowOptions
+    facts = ("latent_facts", "log_nfa_offset", "selected", "validation_images", "protocol")
 
     def __init__(
         self, backbone: nn.Module, image_size: tuple[int, int], options: UFlowOptions
@@ -80,6 +78,7 @@ class UFlow(AnomalyModule):
         self.positions = LatentPositions(self.flow.latent_shapes) if position else None
         self.dimensions = sum(c * h * w for c, h, w in shapes)
         self.cache = FeatureCache(**asdict(options.cache), identity=str(backbone.identity))
+        self.protocol = options.protocol
         self.selects_on_test = options.protocol == "paper"
         monitors = dict.fromkeys(BEST_ON_TEST, "max") if self.selects_on_test else {NLL: "min"}
         self.keep_best = KeepBest(monitors, options.patience)
@@ -241,17 +240,6 @@ class UFlow(AnomalyModule):
         return {"latents": latent_chart(self.latent_facts)} if self.latent_facts else {}
 
     # --- saving -------------------------------------------------------------------------------
-
-    def trained_facts(self) -> dict[str, Any]:
-        """Latent statistics, and which epoch was kept by which monitor."""
-        protocol = {"protocol": str(self.options.protocol)}
-        return {name: getattr(self, name) for name in _FACTS} | protocol
-
-    def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Weights and facts of a saved model."""
-        super().restore_tensors(tensors, facts)
-        for name in facts.keys() & set(_FACTS):
-            setattr(self, name, facts[name])
 
     def start_from(self, path: Path) -> None:
         """Take flow and norm from a safetensors file, such as converted published weights."""

@@ -13,11 +13,10 @@ alarm expected per image, sum_{l, r} N_l a(r) / (K N_l a(r)) = 1. N_T is dominat
 large as the map, so that with few channels (below some 200) small defects cannot be detected at
 all; a region of |R| pixels now pays for the figures of its own size only.
 
-Where we deviate from the official code (mtailanian/uflow, AGPL-3.0, nothing copied):
-regions of *low* energy are not rare events (`lower_tail: clamp`; its bound is applied below the
-mean too, so that one scale with latents 5 % too small turns the whole image into a detection;
-`lower_tail: legacy` repeats that), regions of equal probability do not erase each other, and
-the tree is a single pass (region_tree.py).
+Where we deviate from the official code (mtailanian/uflow, AGPL-3.0, nothing copied): regions of
+*low* energy are not rare events (`lower_tail: clamp`; its bound is applied below the mean too, so
+that one scale with latents 5 % too small turns the whole image into a detection), regions of equal
+probability do not erase each other, and the tree is a single pass (region_tree.py).
 """
 
 from __future__ import annotations
