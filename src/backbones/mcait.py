@@ -33,7 +33,7 @@ class CaitPair(nn.Module):
         weights: `auto` (WEIGHTS_DIR, then hub), one file per network, or `random` (tests only).
         image_size: (H, W) of the input; must be the square that the first network was trained on.
         size: that square's side, named in the config so that `transform` can use it.
-        precision: see `FeatureExtractor`, as errors are.
+        precision: see `FeatureExtractor`.
     """
 
     #: The maps went through a LayerNorm of their network: no further normalisation is needed.

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from src.backbones.positions import fit_positions
 from src.backbones.weight_files import file_for, weights_dir, wheel_file
 from src.errors import WeightsError
 
 log = logging.getLogger(__name__)
+
+_SHIFT = 0.1  # cells; `interpolate_offset` of the official models without registers
 
 
 def fill(network: nn.Module, name: str, template: nn.Module, place: str) -> None:
     """Fill `network`, a part of timm model `name`, as `find_weights` says; not for `random`.
 
     Tensors that it does not need (a head, later stages) are ignored; positions of transformers are
-    brought to the grid of `template`.
-
-    Raises:
-        WeightsError: there are no weights, or a tensor is missing or has another shape; the first
-            ones are named.
+    brought to the grid of `template`. WeightsError when one is missing or has another shape.
     """
     if place == "random":
         return
@@ -51,9 +51,7 @@ def find_weights(
     """Weights of timm model `name` under its key names, and the first source that had them.
 
     `template`: the timm model without weights; `place`: `auto`, or the one file to read.
-
-    Raises:
-        WeightsError: no source has them; the message lists what each of the three said.
+    WeightsError, with what each of the three sources said, when none has them.
     """
     if place != "auto":
         return read_tensors(Path(place)), place
@@ -126,3 +124,39 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     import timm
 
     return dict(timm.create_model(name, pretrained=True).state_dict())
+
+
+def fit_positions(found: dict[str, Tensor], network: Any, name: str) -> dict[str, Tensor]:
+    """Weights `found` for timm model `name` with position embeddings on the grid of `network`.
+
+    Trained on squares, a Vision Transformer sees any size once each patch is told where it lies;
+    how the vectors between are found is part of the published features.
+
+    * DINOv2 without registers (Oquab et al., arXiv 2304.07193; facebookresearch/dinov2,
+      Apache-2.0): bicubic, no low-pass filter, by a scale of (cells + 0.1) / side, the 0.1 being a
+      remedy against rounding that moves every sample a little.
+    * DINOv2 with registers, and timm for all others: bicubic with a low-pass filter, to the size.
+    """
+    wanted, given = getattr(network, "pos_embed", None), found.get("pos_embed")
+    if not isinstance(wanted, Tensor) or given is None or given.shape == wanted.shape:
+        return found
+    prefix = 0 if network.no_embed_class else network.num_prefix_tokens
+    grid = network.patch_embed.grid_size
+    plain = name.split(".")[0].endswith("patch14_dinov2")
+    return found | {"pos_embed": resample(given, grid, prefix, _SHIFT if plain else None)}
+
+
+def resample(positions: Tensor, grid: tuple[int, int], prefix: int, shift: float | None) -> Tensor:
+    """Vectors (1, prefix + side * side, C) -> (1, prefix + h * w, C) for a grid (h, w).
+
+    `shift`: in cells, without a low-pass filter; None: to the size, with one.
+    """
+    first, rest = positions[:, :prefix], positions[:, prefix:].float()
+    side = isqrt(rest.shape[1])
+    square = rest.view(1, side, side, -1).permute(0, 3, 1, 2)
+    if shift is None:
+        moved = F.interpolate(square, size=grid, mode="bicubic", antialias=True)
+    else:
+        factor = ((grid[0] + shift) / side, (grid[1] + shift) / side)
+        moved = F.interpolate(square, scale_factor=factor, mode="bicubic")
+    return torch.cat([first, moved.flatten(2).transpose(1, 2).to(first.dtype)], 1)

@@ -28,8 +28,7 @@ class AnomalyModule(pl.LightningModule):
     """A method that learns from normal images and scores new ones.
 
     `forward` keeps no state: the same image gives the same prediction in any batch. Batches are
-    dicts with `image` (B, 3, H, W), `mask` (B, H, W) bool, `label` (B,), `index` (B,); a method
-    may read only `image` and `index`.
+    dicts; a method may read only `image` (B, 3, H, W) and `index` (B,).
     """
 
     #: Dataclass of the options, one field for each key of the method's file in conf/model. The
@@ -86,10 +85,9 @@ class AnomalyModule(pl.LightningModule):
         return self(image)
 
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Last step of learning, after the optimizer: un-augmented training images, in order.
+        """Last step of learning: statistics over un-augmented training images, in order.
 
-        For statistics of the finished model, such as a mean map over normal images. Called once,
-        in evaluation mode, before the model is saved.
+        Called once, after the optimizer, in evaluation mode, before the model is saved.
         """
 
     def learning_metrics(self) -> dict[str, float]:
@@ -111,8 +109,7 @@ class AnomalyModule(pl.LightningModule):
     def export_form(self) -> nn.Module:
         """A module image (B, 3, H, W) -> Prediction that an exporter can trace.
 
-        Same numbers as `forward`; default: the method itself. Methods that search with tiles or
-        libraries return a plain version of themselves.
+        Same numbers as `forward`; default: the method itself.
         """
         return self
 
@@ -152,7 +149,7 @@ class AnomalyModule(pl.LightningModule):
             setattr(self, name, facts[name])
 
     def trained_facts(self) -> dict[str, Any]:
-        """JSON-able facts that are not tensors (counts, names); default: those of `facts`."""
+        """JSON-able facts that are not tensors; default: those of `facts`."""
         return {name: getattr(self, name) for name in self.facts}
 
     @property
@@ -185,19 +182,15 @@ class AnomalyModule(pl.LightningModule):
             )
         weights = directory / "model.safetensors"
         try:
-            whole = _sha256(weights) == card.get("sha256")
-            wrong = "" if whole else "its sha256 is not the one in model.json"
-            tensors = load_file(weights) if whole else {}
-        except OSError as error:
-            wrong = "no file" if isinstance(error, FileNotFoundError) else str(error)
-        except SafetensorError as error:
-            wrong = f"not a readable safetensors file: {error}"
-        if wrong:
+            if _sha256(weights) != card.get("sha256"):
+                raise OSError("its sha256 is not the one in model.json")
+            tensors = load_file(weights)
+        except (OSError, SafetensorError) as error:
             raise SavedModelError(
                 f"{weights} is damaged or was changed.",
-                found=wrong,
+                found=str(error),
                 do="copy the run again from its source, or run it again with force=true",
-            )
+            ) from error
         ours, saved = self._backbone_identity, card.get("backbone")
         if ours is not None and saved not in (None, ours):
             raise SavedModelError(

@@ -1,11 +1,12 @@
-"""From the `model` and `backbone` config groups to a method on its frozen features."""
+"""From config groups to a method on its frozen features, and to its optimizer and schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from hydra.utils import get_class
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -71,9 +72,7 @@ def read_options(kind: type[T], values: Mapping[str, Any]) -> T:
     """The dataclass `kind` (see `AnomalyModule.Options`), filled and checked by OmegaConf.
 
     `values`: resolved, as they stand under `model`; nested dataclasses and enums are made as well.
-
-    Raises:
-        ConfigError: a key is unknown or missing, or its value has another type.
+    ConfigError when a key is unknown or missing, or its value has another type.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), dict(values))
@@ -85,6 +84,22 @@ def read_options(kind: type[T], values: Mapping[str, Any]) -> T:
             f"{key} is no option." if unknown else f"{key} does not fit.",
             found=str(error.msg or error).splitlines()[0],
             do=did_you_mean(str(error.key), known) if unknown else "see conf/model",
+        ) from error
+
+
+def make(key: str, node: Mapping[str, Any], first: object, **known: object) -> Any:
+    """What stands at `model.optimizer` for parameters, or `model.scheduler` for an optimizer.
+
+    `node` has `_target_` and `_partial_: true`; `known`: what only the run knows, such as its
+    steps. ConfigError when it cannot be made.
+    """
+    try:
+        return instantiate(dict(node))(first, **known)
+    except (InstantiationException, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"model.{key} cannot be made.",
+            found=f"{node.get('_target_')}: {str(error).splitlines()[0]}",
+            do=f"give model.{key}._target_ a class of torch.optim and the numbers that it takes",
         ) from error
 
 

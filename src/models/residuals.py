@@ -101,10 +101,7 @@ class ResidualStatistics(nn.Module):
             self.scale.fit(self._compared(batch) for batch in residuals)
 
     def forward(self, residual: Tensor, *, measured: bool = False) -> Tensor:
-        """Maps (B, H, W) float32: absolute units without standardisation, else spreads.
-
-        `measured`: see `PositionScale`.
-        """
+        """Maps (B, H, W) float32, in spreads if standardised; `measured`: see `PositionScale`."""
         values = self._compared(residual)
         if self.scale is not None:
             values = self.scale(values, measured=measured)
@@ -133,7 +130,7 @@ def image_score(anomaly_map: Tensor, options: MapOptions) -> Tensor:
 
 
 def refuse_backbone(method: str, backbone: nn.Module | None) -> None:
-    """ConfigError for the backbone of a method of units, which learn from pixels."""
+    """ConfigError for the backbone of a method that learns from pixels."""
     if backbone is not None:
         raise ConfigError(
             f"{method} learns from pixels and has no use for a backbone.",

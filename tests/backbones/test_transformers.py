@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from src.backbones.features import FeatureExtractor
-from src.backbones.positions import resample
+from src.backbones.weights import resample
 from src.composing import compose
 from src.errors import ConfigError
 

@@ -58,7 +58,7 @@ def test_a_truncated_memory_bank_is_noticed(copied_run):
 
 def test_a_missing_model_file_is_named(copied_run):
     (copied_run / "model" / "model.safetensors").unlink()
-    refuses(copied_run, "model.safetensors", "no file")
+    refuses(copied_run, "model.safetensors", "No such file")
 
 
 def test_a_tampered_bank_with_a_matching_checksum_still_must_fit(copied_run):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from src.errors import ConfigError
-from src.models.optimizers import make
+from src.models.build import make
 
 ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01, "weight_decay": 0.1}
 LINEAR = {

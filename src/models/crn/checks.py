@@ -33,14 +33,12 @@ Judge = Callable[[Tensor, Tensor], float]  # scores (n,), which are defective (n
 class RunChecks(pl.Callback):
     """Evaluates the best pair at the first end of an epoch after `every` minibatches, and the last.
 
-    Logged, all in [0, 1] but the first three: `val/score` mean score of held-out normals,
-    `val/reconstruction` their mean |x - G(x)| and `val/feedback` |G(x) - D(G(x))|;
-    `val/obstruction_auroc`; `auroc/last` of this moment, high scores anomalous (the number to
-    report); `auroc/oracle_best` its running maximum; `auroc/oracle_paper` the running maximum of
-    max(A, 1 - A); `units/<k>/{loss,reconstruction,discrimination}`.
+    Logged: `val/score` mean score of held-out normals, `val/reconstruction` their mean |x - G(x)|
+    and `val/feedback` |G(x) - D(G(x))|; `val/obstruction_auroc`; `auroc/last` of this moment, high
+    scores anomalous (the number to report); `auroc/oracle_best` its running maximum;
+    `auroc/oracle_paper` the running maximum of max(A, 1 - A); `units/<k>/...` of the board.
 
-    `oracle`: whether to score the test set; `keep_best`: whether to end with the weights that did
-    best on it.
+    With `oracle` the test set is scored, with `keep_best` training ends with what was best on it.
     """
 
     def __init__(self, every: int, oracle: bool, judge: Judge, keep_best: bool) -> None:

@@ -86,9 +86,8 @@ class UnitBoard(nn.Module):
     """Who meets next, and how good every unit was lately.
 
     Buffers (K,): `loss`, `reconstruction` (inf until seen) and `discrimination` (-inf until seen),
-    so unseen units are never best (the official code starts at 0, which makes them best).
-    Buffers, the best pair and the generator of pairs are part of the state dict, so a resumed run
-    continues alike. `best` is (generator, discriminator) as `choose_best` last found them.
+    so unseen units are never best (the official code starts at 0, which makes them best). `best` is
+    (generator, discriminator) as `choose_best` last found them. A resumed run continues alike.
     """
 
     reconstruction: Tensor
@@ -130,10 +129,7 @@ class UnitBoard(nn.Module):
         """(generator, discriminator): lowest R and highest D, the first unit on ties.
 
         They may be one unit, as in the official code, unless they shall be `distinct` and another
-        is fit. Units with NaN are passed over.
-
-        Raises:
-            ConfigError: no unit has met another and kept a finite loss.
+        is fit. Units with NaN are passed over; ConfigError when none is left.
         """
         fit = self.reconstruction.isfinite() & self.discrimination.isfinite() & ~self.loss.isnan()
         if not fit.any():

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.base import AnomalyModule
+from src.models.build import make
 from src.models.crn.options import DAGANOptions
 from src.models.crn.unit import CompetitiveUnit, count_levels
-from src.models.optimizers import make
 from src.models.residuals import refuse_backbone
 from src.result import Prediction
 

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from src.errors import ConfigError, SavedModelError, TrainingError
 from src.models.base import AnomalyModule
+from src.models.build import make
 from src.models.crn.checks import CHECKED, RunChecks, obstruct
 from src.models.crn.competition import UnitBoard, pair_loss
 from src.models.crn.options import CRNOptions, Start, Statistics
 from src.models.crn.unit import CompetitiveUnit, count_levels
-from src.models.optimizers import make
 from src.models.residuals import ResidualStatistics, image_score, refuse_backbone
 from src.result import LineChart, Prediction
 
@@ -123,10 +123,7 @@ class CRN(AnomalyModule):
                 unit.start_from(mean)
 
     def choose(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Choose the best pair so far and gather its statistics, see `_gather`.
-
-        Per role, G and D are two units, so that each keeps the statistics of what its role sees.
-        """
+        """Choose the best pair so far; per role of two units, each with statistics of its role."""
         self.board.choose_best(distinct=self.options.statistics == Statistics.per_role)
         self._gather(loader)
 
@@ -140,12 +137,9 @@ class CRN(AnomalyModule):
 
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Statistics of the chosen pair and of its residuals; see that it rebuilds at all.
+        """Statistics of the pair of the last check, or of the best one under `protocol: paper`.
 
-        The pair is that of the last check, or of the best one under `protocol: paper`.
-
-        Raises:
-            TrainingError: G is further from the images than twice their mean image.
+        TrainingError when G is further from the images than twice their mean image.
         """
         self._gather(loader)
         self.residuals.fit(self.difference(image) for image in self._images(loader))

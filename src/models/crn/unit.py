@@ -4,8 +4,7 @@ Source: Mattes, Richter, Döllner, "Detecting Anomalies in Road Surfaces with Co
 Reconstruction Networks", AGILE: GIScience Series 4:7, 2023; official code
 Snagnar/CompetitiveReconstructionNetworks (MIT). The shape is that of a pix2pix U-Net
 (Isola et al. 2017); ours differs from the official code only in form: loops instead of recursion,
-no in-place activations (relu(leaky_relu(e)) = relu(e), so skips are equal), and a depth below five
-is refused instead of silently raised to five.
+no in-place activations (relu(leaky_relu(e)) = relu(e), so skips are equal), no silent fifth level.
 """
 
 from __future__ import annotations
@@ -39,8 +38,6 @@ class CompetitiveUnit(nn.Module):
         self, levels: int, base_channels: int, norm: str, decoder: str, dropout: bool
     ) -> None:
         super().__init__()
-        if levels < FEWEST_LEVELS:
-            raise ValueError(f"a unit has at least {FEWEST_LEVELS} levels, asked for {levels}")
         widths = [3] + [base_channels * min(2**i, 8) for i in range(levels)]
         upsamples, biased = decoder == "upsample", norm == "instance"
         # Order of registration = order of the official recursion: down 1..L, then up L..1.
@@ -118,25 +115,18 @@ class CompetitiveUnit(nn.Module):
 
 
 def count_levels(image_size: tuple[int, int], max_depth: int) -> int:
-    """Levels of a unit: min(floor(log2(side)), max_depth), at least five; image_size in pixels.
+    """Levels of a unit: min(floor(log2(side)), max_depth), at least five, for (H, W) in pixels.
 
-    Raises:
-        ConfigError: too shallow, an image too small, or sides that cannot be halved so often.
+    ConfigError when the sides cannot be halved so often.
     """
-    if max_depth < FEWEST_LEVELS:
-        raise ConfigError(
-            f"A competitive unit has at least {FEWEST_LEVELS} levels.",
-            found=f"model.max_depth={max_depth}",
-            do=f"set model.max_depth={FEWEST_LEVELS}: the official code uses {FEWEST_LEVELS} "
-            "levels for every smaller value, without saying so",
-        )
     levels = min(int(math.log2(min(image_size))), max_depth)
     height, width = image_size
     if levels < FEWEST_LEVELS:
         raise ConfigError(
-            "The images are too small for a competitive unit.",
-            found=f"{height} x {width} pixels, which can be halved {levels} times",
-            do="set transform.resize to at least [32,32]",
+            f"A competitive unit halves the images at least {FEWEST_LEVELS} times.",
+            found=f"{height} x {width} pixels, model.max_depth={max_depth}",
+            do="set transform.resize to at least [32,32], and model.max_depth=5 or more: the "
+            "official code uses 5 levels for every smaller value, without saying so",
         )
     step = 2**levels
     fitting = [max(1, round(side / step)) * step for side in image_size]

@@ -259,11 +259,7 @@ def _initialise(model: HaloAutoEncoder) -> None:
 
 
 def latent_grid(size: Grid, block: int) -> Grid:
-    """Cells of the map behind the head for images of (H, W) pixels; multiples of `block`.
-
-    Raises:
-        ConfigError: a side does not fit; the nearest sides that do are named.
-    """
+    """Cells of the map behind the head for images of (H, W) pixels; multiples of `block`."""
     nearby = sorted({n for side in size for n in nearest_valid(side, block)})
     if set(nearby) != set(size):
         raise ConfigError(

@@ -50,11 +50,7 @@ class HaloAttention(nn.Module):
         self.rel_width = nn.Parameter(torch.randn(rows, options.dim_head) * self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W); H and W are multiples of the block.
-
-        Raises:
-            ConfigError: H or W is no multiple of the block.
-        """
+        """(B, C, H, W) -> (B, C, H, W); ConfigError if H or W is no multiple of the block."""
         B, _, H, W = x.shape
         if H % self.block or W % self.block:
             raise ConfigError(

@@ -25,9 +25,7 @@ def ssim(target: Tensor, y: Tensor, options: SsimOptions) -> Tensor:
     """Mean structural similarity of each image, (B, C, H, W) twice, any units -> (B,), at most 1.
 
     Gradients reach `y` only. Always float32 or wider: E[x²] - E[x]² loses every digit in bfloat16.
-
-    Raises:
-        ValueError: an axis is too short for the window at this border.
+    ValueError where an axis is too short for the window at this border.
     """
     # ours: kornia.metrics.ssim and torchmetrics know no zero border, exceed 1 on nearly constant
     # features, and keep 400 and 426 MiB of 704 x 64 x 64 features for the backward pass; this keeps
@@ -103,9 +101,8 @@ def reconstruction_losses(
 
 def classification_loss(logits: Tensor, originals: int) -> Tensor:
     """Cross-entropy of logits (N, 2): the first `originals` are class 0, pasted images class 1."""
-    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    labels[originals:] = 1
-    return F.cross_entropy(logits.float(), labels)
+    labels = torch.arange(len(logits), device=logits.device) >= originals
+    return F.cross_entropy(logits.float(), labels.long())
 
 
 def loss_weights(fraction: float, options: ScheduleOptions) -> list[float]:

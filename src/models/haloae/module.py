@@ -19,19 +19,20 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+import kornia
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src import processes
 from src.errors import ConfigError
 from src.models.base import AnomalyModule
-from src.models.haloae import scoring
+from src.models.build import make
 from src.models.haloae.autoencoder import HaloAutoEncoder, Output
 from src.models.haloae.cutpaste import cut_and_paste, draw_jitter, jitter, seeded_generator, views
 from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
 from src.models.haloae.losses import classification_loss, loss_weights, reconstruction_losses
-from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling
-from src.models.optimizers import make
+from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling, ScoringOptions
 from src.models.residuals import Moments, PositionScale, image_score
 from src.result import LineChart, Prediction
 
@@ -125,9 +126,8 @@ class HaloAE(AnomalyModule):
     def losses(self, images: Tensor, originals: int) -> dict[str, Tensor]:
         """Losses of normalised views (nB, 3, H, W), of which the first `originals` are whole.
 
-        Returns:
-            `mse_features`, `dssim_features` (1 - SSIM), likewise for `image` with block D, both
-            over the originals alone; `classification` over all, with a classifier.
+        `mse_features`, `dssim_features` (1 - SSIM), likewise for `image` with block D, both over
+        the originals alone; `classification` over all, with a classifier.
         """
         features = self.features(images)
         out: Output = self.autoencoder(features)
@@ -208,7 +208,7 @@ class HaloAE(AnomalyModule):
         errors, options = self.errors(image, self.features(image)), self.options.scoring
         scales: Any = self.normal
         normal = {kind: (scales[kind].mean[0], scales[kind].spread[0]) for kind in errors}
-        maps = scoring.anomaly_maps(errors, normal, options)
+        maps = anomaly_maps(errors, normal, options)
         return Prediction(image_score(maps, options), maps)
 
     def errors(self, image: Tensor, features: Tensor) -> dict[str, Tensor]:
@@ -216,9 +216,9 @@ class HaloAE(AnomalyModule):
         kind, found = self.options.scoring.map, {}
         out: Output = self.autoencoder(features, features_only=kind == MapKind.feature)
         if kind != MapKind.image:
-            found["feature"] = scoring.feature_error(out.features, features)
+            found["feature"] = feature_error(out.features, features)
         if out.image is not None:
-            found["image"] = scoring.image_error(out.image, image)
+            found["image"] = image_error(out.image, image)
         return found
 
     # --- what there is to show -------------------------------------------------------------------
@@ -231,9 +231,9 @@ class HaloAE(AnomalyModule):
         """
         features = self.features(image)
         out: Output = self.autoencoder(features)
-        shown = {"feature_error": scoring.feature_error(out.features, features)}
+        shown = {"feature_error": feature_error(out.features, features)}
         if out.image is not None:
-            error = scoring.image_error(out.image, image)
+            error = image_error(out.image, image)
             shown = {"reconstruction": out.image, **shown, "image_error": error}
         losses, logits = self._losses_of_each(out, features, image, len(image)), {}
         if out.logits is not None:
@@ -248,3 +248,58 @@ class HaloAE(AnomalyModule):
         table = [loss_weights(fraction, self.options.loss.schedule) for fraction in fractions]
         lines = {name: (fractions, [row[i] for row in table]) for i, name in enumerate(LOSSES)}
         return {"loss_weights": LineChart("share of training done", "weight of the loss", lines)}
+
+
+# --- from reconstruction errors to maps -----------------------------------------------------------
+
+
+def feature_error(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Mean over channels of the squared difference, (B, C, h, w) twice -> (B, h, w) float32."""
+    return (reconstruction.float() - target.float()).square().mean(1)
+
+
+def image_error(reconstruction: Tensor, image: Tensor) -> Tensor:
+    """The same for images (B, 3, H, W), over 2 x 2 pixels as published -> (B, H/2, W/2)."""
+    return F.avg_pool2d(feature_error(reconstruction, image)[:, None], 2)[:, 0]
+
+
+def anomaly_maps(
+    errors: Mapping[str, Tensor],
+    normal: Mapping[str, tuple[Tensor, Tensor]],
+    options: ScoringOptions,
+) -> Tensor:
+    """Distance to the error maps of normal images, smoothed by a binomial 3 x 3 filter.
+
+    Args:
+        errors: `feature` (B, h, w), `image` (B, 2 h, 2 w) or both. Of both the sum is taken in
+            units of the mean normal error (ours: the release never combines the two).
+        normal: mean and deviation of the error maps of normal images by the same names, without
+            B. ours: the mean deviation of all places is added to that of each.
+        options: how.
+
+    Returns: (B, h, w), or (B, 2 h, 2 w) where the image takes part.
+    """
+    maps = {}
+    for kind, error in errors.items():
+        mean, spread = normal[kind]
+        far = (error - mean).abs() if options.normalise else error
+        if options.spread:
+            far = (error - mean) / (spread + spread.mean())
+        maps[kind] = binomial_blur(far) if options.blur else far
+    if len(maps) == 1:
+        return maps.popitem()[1]
+    units = {
+        kind: normal[kind][0].mean().clamp(min=torch.finfo(torch.float32).tiny) for kind in maps
+    }
+    size = maps["image"].shape[-2:]
+    fine = F.interpolate(maps["feature"][:, None], size, mode="bilinear")[:, 0]
+    return fine / units["feature"] + maps["image"] / units["image"]
+
+
+def binomial_blur(maps: Tensor) -> Tensor:
+    """[1, 2, 1] / 4 along rows and columns, borders mirrored without repeating the edge.
+
+    What `cv2.GaussianBlur(map, (3, 3), 0)` computes. (B, h, w) -> same.
+    """
+    line = maps.new_tensor([[0.25, 0.5, 0.25]])
+    return kornia.filters.filter2d_separable(maps[:, None], line, line)[:, 0]

@@ -38,12 +38,7 @@ _SETTINGS = {
 
 
 def convert_official(folder: Path, target: Path) -> Path:
-    """Write the banks of an official folder, all members of an ensemble, as safetensors.
-
-    Raises:
-        SavedModelError: a file is missing, is not what its name says, or holds objects.
-        ConfigError: faiss is not installed.
-    """
+    """Write the banks of an official folder, all members of an ensemble, as safetensors."""
     found = sorted(path.name.removesuffix(_INDEX) for path in folder.glob(f"*{_INDEX}"))
     members = [read_official(folder, prefix) for prefix in found or [""]]
     settings = [{key: facts.get(key) for key in _SETTINGS} for _, facts in members]
@@ -72,12 +67,7 @@ def read_official(folder: Path, prefix: str) -> tuple[Tensor, dict[str, Any]]:
 
 
 def take_official(model: PatchCore, path: Path) -> None:
-    """Put converted banks into a PatchCore built for them; sources are unknown (-1).
-
-    Raises:
-        SavedModelError: no such file, or the banks were made with other settings.
-        ConfigError: an ensemble whose scale needs held-out scores.
-    """
+    """Put converted banks into a PatchCore built for them; sources are unknown (-1)."""
     try:
         with safe_open(path, "pt") as file:
             banks = [file.get_tensor(name) for name in sorted(file.keys())]

@@ -102,12 +102,9 @@ def adaptive_pool_matrix(n: int, m: int) -> Tensor:
 
 
 def fit_normalisation(patches: Tensor, widths: Sequence[int], kind: Normalise) -> Tensor:
-    """What patch vectors (N, D) are multiplied with: factors (D,), or a matrix (D, D').
+    """What patch vectors (N, D) of normal images are multiplied with: (D,), or a matrix (D, D').
 
-    Args:
-        patches: of normal images; float32. Costs one product of N * D * D.
-        widths: channels of each layer, in order; they add up to D.
-        kind: not `none`.
+    `widths`: channels of each layer, in order; they add up to D. Costs N * D * D.
     """
     mean = patches.mean(0, dtype=torch.float64).float()
     spread = patches.new_zeros(patches.shape[1], patches.shape[1], dtype=torch.float64)

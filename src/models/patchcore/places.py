@@ -29,11 +29,7 @@ def cover_places(grids: Tensor, size: int) -> Tensor:
     """Rows that cover the patches of each place best, `size` of every place, greedily.
 
     Of each place the first is the patch farthest from its mean, each further one that which is
-    farthest from those kept.
-
-    Args:
-        grids: (n, P, D) float32, the places of n images.
-        size: from 1 to n.
+    farthest from those kept. `grids` (n, P, D) float32: the places of n images; `size`: 1 to n.
 
     Returns: numbers (P * size,) among the n * P rows, ascending.
     """

@@ -59,11 +59,7 @@ class Region(nn.Module):
             self.register_buffer(name, torch.empty(0))
 
     def limit(self, roi: Tensor, grid: torch.Size) -> None:
-        """Look only at the pixels `roi` (H, W) bool; `grid` is (h, w).
-
-        Raises:
-            DataError: no patch has its centre there.
-        """
+        """Look only at the pixels `roi` (H, W) bool; DataError if no centre of (h, w) is there."""
         rows, columns = (
             ((torch.arange(cells) + 0.5) * pixels / cells).long()
             for cells, pixels in zip(grid, roi.shape, strict=True)

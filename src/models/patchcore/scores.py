@@ -63,16 +63,10 @@ def image_score(grid: Tensor, options: PatchCoreOptions) -> Tensor:
 def neighbourhood_weight(reweight: Reweight, match: Tensor, neighbours: Tensor, dim: int) -> Tensor:
     """Eq. 7: lower the score of a patch whose match lies in a sparse part of the bank.
 
-    w = 1 - exp(d*) / sum over the b rows m nearest to the match of exp(|q - m|).
-
-    Args:
-        reweight: `paper` or `scaled`.
-        match: (B,) distance d* of each image's worst patch q to its match.
-        neighbours: (B, b) distances of q to the rows nearest to the match, the match first.
-        dim: D.
-
-    Returns: (B,) in [0, 1). It depends on the scale of the features: near 1 - 1/b for small
-        distances, saturating at 1 for large ones.
+    w = 1 - exp(d*) / sum over the b rows m nearest to the match of exp(|q - m|), (B,) in [0, 1).
+    `match` (B,): distance d* of each image's worst patch q to its match; `neighbours` (B, b):
+    distances of q to the rows nearest to the match, the match first; `dim`: D. It depends on the
+    scale of the features: near 1 - 1/b for small distances, saturating at 1 for large ones.
     """
     if reweight == Reweight.scaled:
         match, neighbours = match / dim**0.5, neighbours[:, 1:] / dim**0.5

@@ -46,15 +46,7 @@ class Windowed(nn.Module):
 
     One row of windows at a time, so memory beside the maps does not grow with the height of an
     image. Sides that are no multiple of the coarsest cell are filled up with their last pixel.
-
-    Args:
-        network: built for squares of `size` pixels.
-        size: side of a window in pixels, a multiple of the coarsest layer's cell.
-        overlap: pixels that a window gives up at least to each neighbour, such a multiple too.
-        image_size: (H, W) in pixels.
-
-    Raises:
-        ConfigError: windows that do not fit the network's cells or the image.
+    `network`: built for squares of `size` pixels; see `WindowOptions`.
     """
 
     def __init__(

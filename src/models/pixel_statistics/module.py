@@ -47,13 +47,12 @@ class PixelStatistics(AnomalyModule):
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """Mean and spread of the training images at each pixel; then each against the others."""
+        self.held_out = []
         self.statistics.fit(batch["image"].to(self.device) for batch in loader)
-        rows = []
         for batch in loader:
             anomaly_map = self.statistics(batch["image"].to(self.device), measured=True)
             score = image_score(anomaly_map, self.options)
-            rows.append(torch.stack([score, anomaly_map.amax((1, 2))], dim=1))
-        self.held_out = torch.cat(rows).tolist()
+            self.held_out += torch.stack([score, anomaly_map.amax((1, 2))], dim=1).tolist()
 
     def held_out_scores(self) -> NormalScores | None:
         """Scores of the training images, each by the statistics of the others: exact, no bias."""

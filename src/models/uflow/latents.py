@@ -62,15 +62,9 @@ class LatentStatistics:
         for sums in self._sums:
             total, square, beyond, energy, energy_square, n, places, *bins = sums.tolist()
             variance = max(0.0, energy_square / places - (energy / places) ** 2)
-            scales.append(
-                ScaleStatistics(
-                    mean=total / n,
-                    deviation=(square / n) ** 0.5,
-                    energy_spread=(variance * (n / places) / 2.0) ** 0.5,
-                    beyond_3=beyond / n,
-                    histogram=tuple(int(count) for count in bins),
-                )
-            )
+            spread, counts = (variance * (n / places) / 2.0) ** 0.5, tuple(map(int, bins))
+            deviation = (square / n) ** 0.5
+            scales.append(ScaleStatistics(total / n, deviation, spread, beyond / n, counts))
         return scales
 
 

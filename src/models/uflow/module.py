@@ -32,7 +32,7 @@ from src.backbones.cache import FeatureCache
 from src.errors import ConfigError, SavedModelError
 from src.files import atomic
 from src.models.base import AnomalyModule
-from src.models.optimizers import make
+from src.models.build import make
 from src.models.residuals import blurred, image_score
 from src.models.uflow.best_epochs import BEST_ON_TEST, NLL, KeepBest
 from src.models.uflow.features import FeatureNorm
@@ -87,7 +87,7 @@ class UFlow(AnomalyModule):
         self.selected: dict[str, dict[str, float]] = {}
         self.validation_images = 0
         if options.weights is not None:
-            self.start_from(Path(options.weights))
+            self.start_from(options.weights)
 
     # --- inference ----------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class UFlow(AnomalyModule):
 
     # --- saving -------------------------------------------------------------------------------
 
-    def start_from(self, path: Path) -> None:
+    def start_from(self, path: str) -> None:
         """Take flow and norm from a safetensors file, such as converted published weights."""
         try:
             self.restore_tensors(load_file(path), {})

@@ -33,10 +33,7 @@ _CONTAINERS: list[Any] = [argparse.Namespace, OrderedDict, defaultdict, dict, pa
 def read_published(path: Path) -> dict[str, Tensor]:
     """Flow (and norm) tensors of a published checkpoint, under the names of `UFlow`.
 
-    The file is read with `weights_only=True`: it cannot run code.
-
-    Raises:
-        SavedModelError: unreadable, or not a U-Flow checkpoint.
+    The file cannot run code. SavedModelError when it is unreadable, or not a U-Flow checkpoint.
     """
     try:
         with torch.serialization.safe_globals(_CONTAINERS):
@@ -52,11 +49,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
 
 def convert_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' state dict -> tensors of `UFlow.trained_tensors`, all but `norm.measured`.
-
-    Raises:
-        SavedModelError: no flow inside, or a permutation that is none.
-    """
+    """The authors' state dict -> tensors of `UFlow.trained_tensors`, all but `norm.measured`."""
     converted: dict[str, Tensor] = {}
     for key, value in state.items():
         if found := _FLOW.match(key):

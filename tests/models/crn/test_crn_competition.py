@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from src.composing import CONF
+from src.models.build import make
 from src.models.crn.competition import PairLoss, UnitBoard, pair_loss
 from src.models.crn.options import LossWeights
 from src.models.crn.unit import CompetitiveUnit
-from src.models.optimizers import make
 from tests.reference_crn import SlowCompetition
 
 WEIGHTS = LossWeights(0.5, 1.0, 2.0)

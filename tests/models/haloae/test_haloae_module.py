@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from src.errors import ConfigError
 from src.evaluation.ranking import auroc
-from src.models.haloae import scoring
+from src.models.haloae import module as scoring
 from src.models.haloae.cutpaste import seeded_generator
 from src.models.haloae.options import MapKind, ScoringOptions
 
