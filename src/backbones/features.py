@@ -60,7 +60,15 @@ class FeatureExtractor(nn.Module):
         model = create(name)
         # Position embeddings or windows may be bound to one image size.
         if getattr(model, "pretrained_cfg", {}).get("fixed_input_size", False):
-            _require_whole_patches(name, model.patch_embed.patch_size, image_size)
+            patch = model.patch_embed.patch_size
+            near = [max(1, round(a / b)) * b for a, b in zip(image_size, patch, strict=True)]
+            if near != list(image_size):
+                raise ConfigError(
+                    f"The backbone {name} sees patches of {patch[0]} pixels.",
+                    found=f"images of {image_size[0]}x{image_size[1]}",
+                    do=f"set transform.resize=[{near[0]},{near[1]}] transform.crop=null, or "
+                    f"another multiple of {patch[0]}",
+                )
             model = create(name, img_size=image_size)
         self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         self.channels_at_end = getattr(model, "output_fmt", "NCHW") == "NHWC"
@@ -141,17 +149,6 @@ def create(name: str, **options: Any) -> Any:
 
     only("backbone.name", [name.split(".")[0]], timm.list_models())
     return timm.create_model(name, pretrained=False, **options).eval()
-
-
-def _require_whole_patches(name: str, patch: tuple[int, int], size: tuple[int, int]) -> None:
-    fitting = [max(1, round(a / b)) * b for a, b in zip(size, patch, strict=True)]
-    if fitting != list(size):
-        raise ConfigError(
-            f"The backbone {name} sees patches of {patch[0]} pixels.",
-            found=f"images of {size[0]}x{size[1]}",
-            do=f"set transform.resize=[{fitting[0]},{fitting[1]}] transform.crop=null, or another "
-            f"multiple of {patch[0]}",
-        )
 
 
 def autocast(image: Tensor, precision: str) -> contextlib.AbstractContextManager[object]:

@@ -15,7 +15,7 @@ from src.composing import compose_checked
 from src.detector import Detector
 from src.errors import ConfigError, DataError
 from src.experiment import run_experiment
-from src.models.patchcore.turns import angles_of, turned
+from src.models.patchcore.module import angles_of, turned
 
 SIZE = ("data=folder", "backbone=efficientnet_lite0", "hardware=cpu", "hardware.num_workers=0",
         "transform.resize=[64,64]", "model.embedding=official", "model.normalise=none",

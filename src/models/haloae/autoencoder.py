@@ -83,9 +83,7 @@ class Bottleneck(nn.Module):
         stage: Stage,
         attention: AttentionOptions,
         resize: Grid | None = None,
-        *,
         up: bool = False,
-        activation: Activation = Activation.relu,
     ) -> None:
         super().__init__()
         width, out, heads, kernel = cast(list[int], stage)
@@ -101,7 +99,7 @@ class Bottleneck(nn.Module):
         elif channels != out:
             plain = nn.Conv2d(channels, out, 1, bias=False)
             self.skip = nn.Sequential(plain, SharedBatchNorm(out))
-        self.resize, self.activation = resize, activation
+        self.resize, self.activation = resize, Activation.relu
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, out, h', w')."""
@@ -170,10 +168,8 @@ class HaloAutoEncoder(nn.Module):
         none = [None] * max(len(down), len(up))
         self.encoder = _chain(head, down, attention, [None, *grids[1:], *none])
         mirrored = [None, *grids[:-1], *none][len(up) - 1 :: -1]
-        self.decoder = _chain(
-            cast(int, down[-1][1]), up, attention, mirrored, up=True,
-            last=options.output_activation,
-        )  # fmt: skip
+        self.decoder = _chain(cast(int, down[-1][1]), up, attention, mirrored, up=True)
+        cast(Bottleneck, self.decoder[-1]).activation = options.output_activation
         block_d = options.image_decoder
         self.image_decoder = ImageDecoder(channels, block_d) if block_d.enabled else None
         _initialise(self)
@@ -226,15 +222,12 @@ def _chain(
     stages: Sequence[Stage],
     attention: AttentionOptions,
     resizes: Sequence[Grid | None],
-    *,
     up: bool = False,
-    last: Activation = Activation.relu,
 ) -> nn.Sequential:
-    """Bottlenecks one behind the other; `last`: activation of the last, `resizes`: see there."""
+    """Bottlenecks one behind the other; `resizes`: of each at least."""
     blocks = nn.Sequential()
     for stage, resize in zip(stages, resizes, strict=False):
-        activation = last if len(blocks) == len(stages) - 1 else Activation.relu
-        blocks.append(Bottleneck(channels, stage, attention, resize, up=up, activation=activation))
+        blocks.append(Bottleneck(channels, stage, attention, resize, up))
         channels = cast(int, stage[1])
     return blocks
 

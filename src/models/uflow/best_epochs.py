@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
-from torch import Tensor
 
 from src.models.base import AnomalyModule
 
@@ -25,14 +24,6 @@ BEST_ON_TEST = {
     "val/aupro": "test/aupro",
     "val/miou": "test/miou",
 }
-
-
-class BestEpoch(TypedDict):
-    """The best epoch by one monitor."""
-
-    value: float
-    epoch: int
-    weights: dict[str, Tensor]
 
 
 class KeepBest(pl.Callback):
@@ -46,7 +37,7 @@ class KeepBest(pl.Callback):
 
     def __init__(self, monitors: Mapping[str, str], patience: int | None) -> None:
         self.monitors, self.patience = dict(monitors), patience
-        self.best: dict[str, BestEpoch] = {}
+        self.best: dict[str, dict[str, Any]] = {}  # value, epoch, weights
         self.waited = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -9,8 +9,7 @@ place to place, detects more often than promised.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,16 +21,10 @@ BINS, REACH = 80, 4.0  # histogram of z on [-4, 4], values beyond in the outer b
 LOW_DEVIATION = 0.96  # ours: the official lower tail floods masks from here on (spec of the bug)
 HIGH_SPREAD = 2.0  # ours: energy deviates more than twice as much as chi2 allows
 
-
-@dataclass(frozen=True, slots=True)
-class ScaleStatistics:
-    """Latents of one scale over many images; of N(0, 1) the first four are 0, 1, 1 and 0.0027."""
-
-    mean: float
-    deviation: float  # square root of the mean of z^2
-    energy_spread: float  # deviation of mean_c z^2 over places / sqrt(2/C); 1 if independent
-    beyond_3: float  # share of |z| > 3
-    histogram: tuple[int, ...]  # of z, `BINS` bins on [-REACH, REACH]
+#: Latents of one scale over many images: `mean`; `deviation`, square root of the mean of z^2;
+#: `energy_spread`, deviation of mean_c z^2 over places / sqrt(2/C); `beyond_3`, share of |z| > 3;
+#: `histogram`, `BINS` bins on [-REACH, REACH]. Of N(0, 1) they are 0, 1, 1 and 0.0027.
+Statistics = dict[str, Any]
 
 
 class LatentStatistics:
@@ -56,39 +49,39 @@ class LatentStatistics:
             found = torch.cat([torch.stack([v.double().cpu() for v in sums]), bins.double()])
             self._sums[scale] = self._sums[scale] + found
 
-    def result(self) -> list[ScaleStatistics]:
+    def result(self) -> list[Statistics]:
         """Statistics per scale, finest first; empty when nothing was collected."""
         scales = []
         for sums in self._sums:
             total, square, beyond, energy, energy_square, n, places, *bins = sums.tolist()
             variance = max(0.0, energy_square / places - (energy / places) ** 2)
-            spread, counts = (variance * (n / places) / 2.0) ** 0.5, tuple(map(int, bins))
-            deviation = (square / n) ** 0.5
-            scales.append(ScaleStatistics(total / n, deviation, spread, beyond / n, counts))
+            found = {"mean": total / n, "deviation": (square / n) ** 0.5, "beyond_3": beyond / n}
+            found["energy_spread"] = (variance * (n / places) / 2.0) ** 0.5
+            scales.append(found | {"histogram": [int(count) for count in bins]})
         return scales
 
 
-def warnings_of(statistics: Sequence[ScaleStatistics], calibrated: bool) -> list[str]:
+def warnings_of(statistics: Sequence[Statistics], calibrated: bool) -> list[str]:
     """What a reader of NFA masks should know; `calibrated`: the NFA was shifted by normals."""
     said = []
     for scale, found in enumerate(statistics, start=1):
-        if found.deviation < LOW_DEVIATION:
+        if found["deviation"] < LOW_DEVIATION:
             said.append(
                 f"Scale {scale}: latents of normal images are too small (deviation "
-                f"{found.deviation:.3f}, should be 1). Small defects are missed at log NFA = 0; "
+                f"{found['deviation']:.3f}, should be 1). Small defects are missed at log NFA = 0; "
                 "train longer or with a lower rate, and do not use model.nfa.lower_tail=legacy."
             )
-        elif found.energy_spread > HIGH_SPREAD and not calibrated:
+        elif found["energy_spread"] > HIGH_SPREAD and not calibrated:
             said.append(
-                f"Scale {scale}: the energy of normal images varies {found.energy_spread:.1f} "
+                f"Scale {scale}: the energy of normal images varies {found['energy_spread']:.1f} "
                 "times as much as independent latents would, so log NFA < 0 may fire on good "
                 "images; model.nfa.calibrate=true with calibration.fraction=0.1 makes that rarer."
             )
     return said
 
 
-def latent_chart(facts: Sequence[Mapping[str, Any]]) -> LineChart:
-    """Densities of the latents of each scale (`asdict` of its statistics) beside N(0, 1)."""
+def latent_chart(facts: Sequence[Statistics]) -> LineChart:
+    """Densities of the latents of each scale beside N(0, 1)."""
     step = 2 * REACH / BINS
     centres = [-REACH + step * (bin_ + 0.5) for bin_ in range(BINS)]
     normal = [math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) for z in centres]

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -43,9 +43,6 @@ from src.models.uflow.options import Likelihood, UFlowOptions
 from src.models.uflow.positions import LatentPositions
 from src.processes import weight
 from src.result import LineChart, Prediction, Threshold
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +151,7 @@ class UFlow(AnomalyModule):
             metrics = self._judge.compute(OWN_MASK, None)
             found = {name: float(metrics[k]) for name, k in BEST_ON_TEST.items() if k in metrics}
         else:
-            found = _latent_metrics(map(asdict, self._statistics.result()))
+            found = _latent_metrics(self._statistics.result())
         self.log_dict(found, sync_dist=True)
 
     def on_train_start(self) -> None:
@@ -206,9 +203,8 @@ class UFlow(AnomalyModule):
                 size = self.map_shape(*batch["image"].shape[-2:])
                 lowest += log_nfa(latents, size, self.options.nfa).flatten(1).amin(dim=1).tolist()
         self.log_nfa_offset = offset_from_normals(lowest)
-        found = statistics.result()
-        self.latent_facts = [asdict(scale) for scale in found]
-        for warning in warnings_of(found, self.options.nfa.calibrate and bool(lowest)):
+        self.latent_facts = statistics.result()
+        for warning in warnings_of(self.latent_facts, self.options.nfa.calibrate and bool(lowest)):
             log.warning("%s", warning)
 
     def _nll(self, batch: dict[str, Tensor]) -> Tensor:
@@ -235,7 +231,7 @@ class UFlow(AnomalyModule):
                 found[BEST_ON_TEST[monitor]] = float(best["value"])
         return found | _latent_metrics(self.latent_facts)
 
-    def diagnostics(self) -> dict[str, LineChart | Figure]:
+    def diagnostics(self) -> dict[str, LineChart]:
         """The latents of normal images beside the density that the threshold takes them for."""
         return {"latents": latent_chart(self.latent_facts)} if self.latent_facts else {}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
 import torch
 
@@ -14,7 +12,7 @@ def test_the_chart_has_a_density_for_each_scale_beside_the_one_it_should_have():
     collected, generator = LatentStatistics(), torch.Generator().manual_seed(0)
     fine = torch.randn(9, 20, 16, 16, generator=generator)
     collected.update([fine, torch.randn(9, 20, 8, 8, generator=generator) * 0.8])
-    chart = latent_chart([asdict(found) for found in collected.result()])
+    chart = latent_chart(collected.result())
     normal, first, second = chart.lines
     assert "scale 2: deviation 0.79" in second
     width = chart.lines[normal][0][1] - chart.lines[normal][0][0]
