@@ -1,6 +1,6 @@
 """How units compete: who meets whom, what a meeting costs, and who is best so far.
 
-Source: official code of CRN (see `unit.py`). There is no winner-take-all update. Each step draws a
+Source: official code of CRN, see module.py. There is no winner-take-all update. Each step draws a
 random pair; both units play generator and discriminator on the same minibatch and both are
 updated. "Best" units are chosen only to score images. Ours: four forwards instead of eight and one
 backward instead of four, with equal losses, gradients and running statistics.

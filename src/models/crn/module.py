@@ -9,8 +9,7 @@ units (idle units have no gradient and do not move), one backward a step, no ano
 a budget in minibatches (the official 20 000 steps count every minibatch twice), images are scored
 with running statistics (the official inference leaves batch norm in training mode), high scores are
 anomalous (the official AUROC is max(A, 1 - A)), best units by a moving average instead of the last
-minibatch, norms with statistics of their role. `experiment=crn_parity_mvtec` turns the last ones
-back.
+minibatch, norms with statistics of their role (`experiment=crn_parity_mvtec` turns these back).
 
 For small budgets (`experiment=crn_small`, all ours): units start from the mean image, rebuild
 images that are shown partly painted over, earn no more than a margin for discrimination, and the

@@ -1,9 +1,7 @@
 """One competitive unit: a U-Net that is generator and discriminator at once.
 
-Source: Mattes, Richter, Döllner, "Detecting Anomalies in Road Surfaces with Competitive
-Reconstruction Networks", AGILE: GIScience Series 4:7, 2023; official code
-Snagnar/CompetitiveReconstructionNetworks (MIT). The shape is that of a pix2pix U-Net
-(Isola et al. 2017); ours differs from the official code only in form: loops instead of recursion,
+Source: official code of CRN (see `module.py`). The shape is that of a pix2pix U-Net (Isola et al.
+2017); ours differs from the official code only in form: loops instead of recursion,
 no in-place activations (relu(leaky_relu(e)) = relu(e), so skips are equal), no silent fifth level.
 """
 

@@ -26,7 +26,6 @@ from hydra.utils import instantiate
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from src.backbones.cache import FeatureCache
 from src.errors import ConfigError, SavedModelError
@@ -40,7 +39,7 @@ from src.models.uflow.flow import Shape, UShapedFlow, negative_log_likelihood
 from src.models.uflow.latents import LatentStatistics, latent_chart, warnings_of
 from src.models.uflow.nfa import log_nfa, offset_from_normals
 from src.models.uflow.options import Likelihood, UFlowOptions
-from src.models.uflow.positions import LatentPositions
+from src.models.uflow.positions import LatentPositions, energies_of, upsampled
 from src.processes import weight
 from src.result import LineChart, Prediction, Threshold
 
@@ -272,9 +271,7 @@ def anomaly_likelihood(latents: Sequence[Tensor], size: tuple[int, int]) -> Tens
     Their mean is the anomaly map. Paper Sec. 3.3: the mean over channels, not the sum, so that all
     scales weigh the same and nothing underflows; each scale is upsampled bilinearly.
     """
-    likely = [torch.exp(-0.5 * z.square().mean(dim=1, keepdim=True)) for z in latents]
-    fine = [F.interpolate(p, size=size, mode="bilinear", align_corners=False) for p in likely]
-    return 1.0 - torch.cat(fine, dim=1)
+    return 1.0 - upsampled([torch.exp(-0.5 * energy) for energy in energies_of(latents)], size)
 
 
 def feature_shapes(backbone: nn.Module, image_size: tuple[int, int]) -> list[Shape]:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.models.uflow.options import NfaOptions
+from src.models.uflow.positions import upsampled
 from src.models.uflow.region_tree import region_tree, significant_regions
 
 Floats = NDArray[np.float64]
@@ -69,9 +70,8 @@ def log_nfa(latents: Sequence[Tensor], size: tuple[int, int], how: NfaOptions) -
         else:
             tests = log10_number_of_tests(pixels, how.counts)
         maps = np.stack([tests + tree_log_probability(e, z.shape[1], how) for e in energy])
-        coarse = torch.from_numpy(maps.astype(np.float32))[:, None]
-        scales.append(F.interpolate(coarse, size=size, mode="bilinear", align_corners=False))
-    return torch.cat(scales, dim=1).amin(dim=1)
+        scales.append(torch.from_numpy(maps.astype(np.float32))[:, None])
+    return upsampled(scales, size).amin(dim=1)
 
 
 @lru_cache(maxsize=256)

@@ -35,7 +35,7 @@ class LatentPositions(nn.Module):
 
     def fit(self, latents: Callable[[], Iterable[Sequence[Tensor]]]) -> None:
         """Measure the latents of normal images; `latents` gives all batches at each call."""
-        for scales, of in ((self.latents, list), (self.energies, lambda z: _energies(self(z)))):
+        for scales, of in ((self.latents, list), (self.energies, lambda z: energies_of(self(z)))):
             moments = [Moments(0) for _ in scales]
             for batch in latents():
                 for found, values in zip(moments, of(batch), strict=True):
@@ -49,12 +49,16 @@ class LatentPositions(nn.Module):
 
     def scale_maps(self, standardised: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Standardised energies (B, scales, H, W); about 0 on normal images."""
-        maps = [
-            F.interpolate(place(energy), size=size, mode="bilinear", align_corners=False)
-            for place, energy in zip(self.energies, _energies(standardised), strict=True)
-        ]
-        return torch.cat(maps, dim=1)
+        pairs = zip(self.energies, energies_of(standardised), strict=True)
+        return upsampled([place(energy) for place, energy in pairs], size)
 
 
-def _energies(latents: Sequence[Tensor]) -> list[Tensor]:
+def energies_of(latents: Sequence[Tensor]) -> list[Tensor]:
+    """mean_c z^2 of latents (B, C, h, w) of each scale, (B, 1, h, w)."""
     return [z.square().mean(dim=1, keepdim=True) for z in latents]
+
+
+def upsampled(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Maps (B, 1, h, w) of each scale, bilinearly on one grid: (B, scales, H, W)."""
+    fine = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in maps]
+    return torch.cat(fine, dim=1)
