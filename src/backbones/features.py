@@ -38,9 +38,6 @@ class FeatureExtractor(nn.Module):
         padding_mode: padding of every convolution; null keeps the network's own zeros.
         precision: float32, or autocast in bfloat16 or float16; maps come out as float32.
         channels_last: memory layout of the convolutions; faster on most hardware.
-
-    Raises:
-        ConfigError: unknown model, layer or precision. WeightsError: no weights.
     """
 
     def __init__(
@@ -72,8 +69,9 @@ class FeatureExtractor(nn.Module):
             model = create(name, img_size=image_size)
         self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         self.channels_at_end = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        if padding_mode:
-            _set_padding(model, padding_mode)
+        for module in model.modules() if padding_mode else ():
+            if type(module) is nn.Conv2d and module.kernel_size != (1, 1):
+                module.padding_mode = padding_mode  # type: ignore[assignment]
         self._bare = [layer.removesuffix(_NORMED) for layer in self.layers]
         network = _cut(model, self._bare, name)
         if self._bare != list(self.layers):
@@ -155,18 +153,6 @@ def autocast(image: Tensor, precision: str) -> contextlib.AbstractContextManager
     """Autocast on the device of `image`; nothing for float32."""
     dtype = PRECISIONS[precision]
     return contextlib.nullcontext() if dtype is None else torch.autocast(image.device.type, dtype)
-
-
-def _set_padding(model: nn.Module, mode: str) -> None:
-    make: Any = nn.Conv2d
-    for name, old in list(model.named_modules()):
-        if type(old) is nn.Conv2d and old.kernel_size != (1, 1):
-            new = make(
-                old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding,
-                old.dilation, old.groups, padding_mode=mode, device="meta",
-            )  # fmt: skip
-            new.weight, new.bias = old.weight, old.bias
-            model.set_submodule(name, new)
 
 
 def _cut(model: nn.Module, layers: Sequence[str], name: str) -> fx.GraphModule:

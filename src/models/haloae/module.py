@@ -250,9 +250,6 @@ class HaloAE(AnomalyModule):
         return {"loss_weights": LineChart("share of training done", "weight of the loss", lines)}
 
 
-# --- from reconstruction errors to maps -----------------------------------------------------------
-
-
 def feature_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Mean over channels of the squared difference, (B, C, h, w) twice -> (B, h, w) float32."""
     return (reconstruction.float() - target.float()).square().mean(1)

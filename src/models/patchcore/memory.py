@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import ConfigError
-from src.models.patchcore.bank import MemoryBank
+from src.models.patchcore.bank import MemoryBank, cover_places
 from src.models.patchcore.coreset import greedy_coreset, select
 from src.models.patchcore.foreground import foreground
 from src.models.patchcore.options import (
@@ -33,7 +33,6 @@ from src.models.patchcore.options import (
     Reweight,
 )
 from src.models.patchcore.patches import PatchEmbedder, fit_normalisation, normalise
-from src.models.patchcore.places import cover_places
 from src.models.patchcore.region import Region
 from src.models.patchcore.scores import (
     Scored,

@@ -240,17 +240,12 @@ class PatchCore(AnomalyModule):
             grid = (scored.grid - patch_at) / patch_unit
             maps.append(memory.region.smooth_maps(grid, size, self.options.sigma))
         score = torch.stack(scores).mean(0)
-        if plain and len(members) > 1:
-            score = self._score_of_mean([scored.grid for scored in members])
+        if plain and len(members) > 1:  # that of the mean patch scores, all on the finest grid
+            pairs = zip(self.memories, members, strict=True)
+            grids = [memory.region.spread(scored.grid)[:, None] for memory, scored in pairs]
+            fine = [F.interpolate(g, size=grids[0].shape[-2:], mode="bilinear") for g in grids]
+            score = image_score(torch.cat(fine, 1).mean(1).flatten(1), self.options)
         return Prediction(score, torch.stack(maps).mean(0))
-
-    def _score_of_mean(self, grids: list[Tensor]) -> Tensor:
-        """Image scores (B,) of the mean patch scores, on the finest grid; of all of its patches."""
-        pairs = zip(self.memories, grids, strict=True)
-        spread = [memory.region.spread(grid)[:, None] for memory, grid in pairs]
-        size = spread[0].shape[-2:]
-        resized = [F.interpolate(grid, size=size, mode="bilinear") for grid in spread]
-        return image_score(torch.cat(resized, 1).mean(1).flatten(1), self.options)
 
     @torch.no_grad()
     def on_predict_start(self) -> None:
@@ -318,9 +313,6 @@ class PatchCore(AnomalyModule):
     def trained_facts(self) -> dict[str, Any]:
         """How the held-out scores came about."""
         return {"held_out": str(self._way)}
-
-
-# --- turned copies of good parts, for parts that lie anyhow -------------------------------------
 
 
 def angles_of(rotations: float | Sequence[float] | None) -> list[float]:

@@ -93,11 +93,7 @@ def pooling_kernel(channels: int, patch_size: int, middle: int, out: int | None)
 
 
 def adaptive_pool_matrix(n: int, m: int) -> Tensor:
-    """`adaptive_avg_pool1d` from n to m values as a float64 matrix (m, n).
-
-    Bin i averages positions floor(i*n/m) to ceil((i+1)*n/m) - 1; bins overlap when m does not
-    divide n.
-    """
+    """`adaptive_avg_pool1d` from n to m values as a float64 matrix (m, n); bins may overlap."""
     return F.adaptive_avg_pool1d(torch.eye(n, dtype=torch.float64)[None], m)[0].T
 
 

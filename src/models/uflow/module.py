@@ -6,10 +6,8 @@ Official code: github.com/mtailanian/uflow (AGPL-3.0; implemented from a descrip
 
 Reading order is the paper's: features (features.py, src/backbones), flow (flow.py), likelihood
 map (here), segmentation by the number of false alarms (nfa.py). Deviations, each with its reason
-where it is made: LayerNorm without parameters, optional standardisation of channels, the clamped
-lower tail of the NFA, per-step learning-rate decay as an option, selection of the epoch by
-normals that neither train nor calibrate (the last epoch where there are too few) unless
-`protocol: paper`.
+where it is made: LayerNorm without parameters, standardised channels, the clamped lower tail of the
+NFA, learning-rate decay per step, the epoch chosen by normals unless `protocol: paper`.
 """
 
 from __future__ import annotations

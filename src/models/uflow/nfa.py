@@ -107,10 +107,8 @@ def offset_from_normals(lowest: Sequence[float]) -> float:
     `lowest` (n,): the lowest log10 NFA of each. Real latents are neither independent nor exactly
     normal, so plain log NFA < 0 fires on most good images (133 of 141, docs/uflow_threshold.md).
     If the n images chose nothing else and future ones are exchangeable with them, 1 in n + 1 of
-    the latter fires after this shift, on average over draws of the n (order statistics): borne out
-    by random splits of four real sets. Test folders taken at another time are not exchangeable,
-    and fired up to four times as often: no level is promised for them. The map can only become
-    less sensitive.
+    the latter fires after this shift, on average over draws of the n (order statistics). Test
+    folders taken at another time are not, and fired up to four times as often.
     """
     return max(0.0, -min(lowest, default=0.0))
 

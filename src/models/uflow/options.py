@@ -1,4 +1,4 @@
-"""The options of U-Flow, key for key as in conf/model/uflow.yaml."""
+"""The options of U-Flow; values and meaning: conf/model/uflow.yaml."""
 
 from __future__ import annotations
 
@@ -11,18 +11,11 @@ from src.models.map_options import MapOptions
 #: What backbone maps go through, unless the backbone normalises them: LayerNorm over (C, H, W)
 #: without parameters, with scale and offset (legacy; the likelihood has no bound), or nothing.
 FeatureNormKind = StrEnum("FeatureNormKind", ["layer", "layer_affine", "none"])
-#: The map: one minus the mean likelihood of the scales, or energies standardised at each place by
-#: the training images, see positions.py.
 Likelihood = StrEnum("Likelihood", ["paper", "position"])
-#: Regions that are tested: every level set (JMIV), or square windows (first preprint).
 Method = StrEnum("Method", ["tree", "block"])
-#: Probability of a region: Chernoff's bound (paper), or the chi2 or binomial tail itself.
 Tail = StrEnum("Tail", ["bound", "exact"])
-#: Regions of low energy under the bound: not rare, or as the official code has it.
 LowerTail = StrEnum("LowerTail", ["clamp", "legacy"])
-#: The number of figures of a size, see `nfa.log10_figures`; asymptotic: paper.
 Counts = StrEnum("Counts", ["asymptotic", "exact"])
-#: How the one false alarm is shared out, see nfa.py; total: paper.
 Tests = StrEnum("Tests", ["total", "per_size"])
 
 

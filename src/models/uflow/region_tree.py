@@ -1,11 +1,10 @@
 """The most significant regions of a map: one pass over its component tree, linear in pixels.
 
-U-Flow (Tailanian, Pardo, Musé, JMIV 2024), Procedures 1 and 2: take the tree of connected upper
-level sets {e >= level}, 4-connected, give each region a log-probability, and alternate pruning
-of branches with merging of bifurcations until nothing changes. The official code
-(mtailanian/uflow, AGPL-3.0, nothing copied) stores the pixels of every region and walks a graph
-library; the fixpoint of its alternation is the single bottom-up pass below, which needs only the
-area of each region. Checked against a brute-force twin in tests/reference_uflow.py.
+U-Flow (JMIV 2024), Procedures 1 and 2: take the tree of connected upper level sets {e >= level},
+4-connected, give each region a log-probability, and alternate pruning of branches with merging of
+bifurcations until nothing changes. The official code (nothing copied) stores the pixels of every
+region; the fixpoint of its alternation is the single bottom-up pass below, which needs only areas.
+Checked against a brute-force twin in tests/reference_uflow.py.
 """
 
 from __future__ import annotations

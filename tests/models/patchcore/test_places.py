@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from src.errors import ConfigError
-from src.models.patchcore.bank import MemoryBank
+from src.models.patchcore.bank import MemoryBank, cover_places, surroundings
 from src.models.patchcore.options import SearchOptions
-from src.models.patchcore.places import cover_places, surroundings
 from src.models.patchcore.streaming import patch_origins
 from tests.models.patchcore.stand_ins import SIZE, Noise, build, fitted, options, search
 
