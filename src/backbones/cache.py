@@ -40,8 +40,8 @@ class FeatureCache:
         limit_gb: largest total size in 10^9 bytes. In memory, images beyond it are computed
             anew each time (dropping old ones would empty a cache that is read in turn). On disk,
             files of earlier runs make room, longest unused first.
-        dtype: of the stored maps; float32 is exact, float16 and bfloat16 halve the size.
-        identity: of the backbone; equal means equal features.
+        dtype: of the stored maps; float32 is exact.
+        identity: of the backbone.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -199,6 +199,19 @@ class AnomalyModule(pl.LightningModule):
                 do="restore the same backbone weights (WEIGHTS_DIR), or fit again with force=true",
             )
         self.restore_tensors(tensors, card.get("facts") or {})
+
+
+def read_given(path: str, method: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and remarks of the file `model.weights`; SavedModelError when it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise SavedModelError(
+            f"model.weights={path} cannot be read.",
+            found=str(error),
+            do=f"make such a file with python -m src.fetch_models method={method}",
+        ) from error
 
 
 def read_model_card(directory: Path) -> dict[str, Any]:

@@ -73,8 +73,8 @@ class PositionScale(nn.Module):
     def forward(self, values: Tensor, *, measured: bool = False) -> Tensor:
         """(B, C, h, w) -> the same, signed; of normal images about N(0, 1).
 
-        `measured`: the values are of images that were just measured; each is compared with the
-        others, exactly as if it had been left out (without `shared`).
+        `measured`: of images that were just measured, each is compared with the others, exactly as
+        if it had been left out (without `shared`).
         """
         far, variance = values - self.mean, self.spread.square()
         if measured and self.count > 1:

@@ -1,9 +1,9 @@
 """Numbers along a CRN run: how the held-out images fare, and what an oracle would have seen.
 
 `val/obstruction_auroc` needs no label: normal images that the run has not learnt from must score
-lower than the same images with a rectangle painted over (the official first draft chose units so).
-The `auroc/...` curves read test labels and only report; with `protocol: paper` the weights with the
-highest `auroc/oracle_paper` are kept, which is the rule behind the paper's tables.
+lower than the same images with a rectangle painted over. The `auroc/...` curves read test labels
+and only report; with `protocol: paper` the weights with the highest `auroc/oracle_paper` are kept,
+which is the rule behind the paper's tables.
 """
 
 from __future__ import annotations

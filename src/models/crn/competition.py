@@ -49,9 +49,9 @@ def pair_loss(
     exchanged; |.| is the mean over all elements. No gradient passes through the partner. The
     constant 4 that the official code adds to keep losses positive is left out.
 
-    ours: with `shown` (B, 3, H, W) the units see those, of which a part is painted over, and are
-    to rebuild `image`. With a `margin` the third term earns nothing beyond it (as in Zhao
-    et al., "Energy-based GAN", 2017): without one it soon outweighs the others.
+    ours: with `shown` (B, 3, H, W) the units see those, partly painted over, and are to rebuild
+    `image`. With a `margin` the third term, which soon outweighs the others, earns nothing beyond
+    it (as in Zhao et al., "Energy-based GAN", 2017).
     """
     shown = image if shown is None else shown
     a, b = pair

@@ -1,10 +1,9 @@
 """DAGAN, the baseline of the CRN paper: a U-Net generator judged by an autoencoder.
 
 Method: Tang et al., "Anomaly detection neural network with dual auto-encoders GAN and its
-industrial inspection applications", Sensors 20(12):3336, 2020. This follows the variant in the
-official CRN code (Snagnar/CompetitiveReconstructionNetworks, MIT), whose released version does not
-run, so there are no numbers to check it against. Ours: one optimizer and one backward for both
-networks, which is the same because neither loss reaches the other network.
+industrial inspection applications", Sensors 20(12):3336, 2020, in the variant of the official CRN
+code, whose released version does not run, so there are no numbers to check it against. Ours: one
+optimizer and one backward, which is the same because neither loss reaches the other network.
 """
 
 from __future__ import annotations

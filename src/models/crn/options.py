@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from src.errors import ConfigError, did_you_mean
+from src.errors import ConfigError, only
 from src.models.map_options import ResidualOptions
 
 #: Lengths of a cosine schedule by name; doubled: minibatches count twice, as in the official code.
@@ -76,12 +76,7 @@ class CRNOptions:
                 do="set model.selection_decay=0.9, or 0 for the last value",
             )
         length = self.scheduler.get("T_max", "run")
-        if isinstance(length, str) and length not in HORIZONS:
-            raise ConfigError(
-                "A cosine schedule is as long as the run or a number of epochs.",
-                found=f"model.scheduler.T_max={length}",
-                do=did_you_mean(length, HORIZONS),
-            )
+        only("model.scheduler.T_max", [length] if isinstance(length, str) else [], HORIZONS)
 
 
 @dataclass

@@ -99,12 +99,6 @@ def reconstruction_losses(
     return squared, 1 - ssim(target, reconstruction, options)
 
 
-def classification_loss(logits: Tensor, originals: int) -> Tensor:
-    """Cross-entropy of logits (N, 2): the first `originals` are class 0, pasted images class 1."""
-    labels = torch.arange(len(logits), device=logits.device) >= originals
-    return F.cross_entropy(logits.float(), labels.long())
-
-
 def loss_weights(fraction: float, options: ScheduleOptions) -> list[float]:
     """Weights of classification, features and image after `fraction` of training, in [0, 1].
 

@@ -31,7 +31,7 @@ from src.models.build import make
 from src.models.haloae.autoencoder import HaloAutoEncoder, Output
 from src.models.haloae.cutpaste import cut_and_paste, draw_jitter, jitter, seeded_generator, views
 from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
-from src.models.haloae.losses import classification_loss, loss_weights, reconstruction_losses
+from src.models.haloae.losses import loss_weights, reconstruction_losses
 from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling, ScoringOptions
 from src.models.residuals import Moments, PositionScale, image_score
 from src.result import LineChart, Prediction
@@ -133,8 +133,9 @@ class HaloAE(AnomalyModule):
         out: Output = self.autoencoder(features)
         each = self._losses_of_each(out, features, images, originals)
         found = {name: value.mean() for name, value in each.items()}
-        if out.logits is not None:
-            found["classification"] = classification_loss(out.logits, originals)
+        if out.logits is not None:  # (nB, 2): originals are class 0, pasted images class 1
+            pasted = torch.arange(len(images), device=images.device) >= originals
+            found["classification"] = F.cross_entropy(out.logits.float(), pasted.long())
         return found
 
     def _losses_of_each(
@@ -267,14 +268,10 @@ def anomaly_maps(
 ) -> Tensor:
     """Distance to the error maps of normal images, smoothed by a binomial 3 x 3 filter.
 
-    Args:
-        errors: `feature` (B, h, w), `image` (B, 2 h, 2 w) or both. Of both the sum is taken in
-            units of the mean normal error (ours: the release never combines the two).
-        normal: mean and deviation of the error maps of normal images by the same names, without
-            B. ours: the mean deviation of all places is added to that of each.
-        options: how.
-
-    Returns: (B, h, w), or (B, 2 h, 2 w) where the image takes part.
+    `errors`: `feature` (B, h, w), `image` (B, 2 h, 2 w) or both. Of both the sum is taken in units
+    of the mean normal error (ours: the release never combines the two), on the finer grid.
+    `normal`: mean and deviation of the error maps of normal images by the same names, without B.
+    ours: the mean deviation of all places is added to that of each.
     """
     maps = {}
     for kind, error in errors.items():

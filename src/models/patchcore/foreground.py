@@ -3,11 +3,9 @@
 Paper: Damm et al., "AnomalyDINO", WACV 2025, Sec. 3.3 (dammsi/AnomalyDINO, Apache-2.0; written from
 a description). The first principal component of DINOv2 tokens tells part from background; the part
 is the side above a threshold. A component has no sign of its own: the paper takes the other side
-when at most 35 % of the central region would be kept, since parts are in the middle.
-
-As in the original, holes are filled along the list of patches, row by row: a patch has two
-neighbours in it, not eight. Ours: the component comes from squared matrices, which every device and
-graph format has, and its largest weight is positive before the rule is asked.
+when at most 35 % of the central region would be kept. As in the original, holes are filled along
+the list of patches, row by row: a patch has two neighbours in it, not eight. Ours: the component
+comes from squared matrices, which every device and graph format has, its largest weight positive.
 """
 
 from __future__ import annotations

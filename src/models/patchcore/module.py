@@ -11,16 +11,14 @@ dimensions); every bank row remembers its source, which gives held-out scores an
 
 Several backbones make an ensemble (Tab. S1): one memory each, scores and maps averaged on a common
 scale; so do the layers of one with a memory each (`memories=per_layer`; SuperAD, RAD). The original
-scales each member by its smallest and largest score over the whole test set, so a single image
-cannot be scored (`normalisation=test_set`); ours scales with held-out scores of normal images,
-which are known after the fit and saved with the model; `none` does not scale.
+scales each member by its range over the whole test set, so a single image cannot be scored
+(`normalisation=test_set`); ours scales with held-out scores of normal images; `none` does not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -111,7 +109,7 @@ class PatchCore(AnomalyModule):
         # Lightning's distributed strategy insists on a parameter that could be trained.
         self.anchor = nn.Parameter(torch.zeros(()))
         if options.weights is not None:
-            take_official(self, Path(options.weights))
+            take_official(self, options.weights)
 
     @property
     def memory(self) -> PatchMemory:

@@ -1,11 +1,8 @@
 """Memory banks saved by the official code: a faiss index beside pickled parameters.
 
 Format: amazon-science/patchcore-inspection (Apache-2.0), `nnscorer_search_index.faiss` and
-`patchcore_params.pkl`, each with a prefix `Ensemble-i-n_` in an ensemble. Pickles can run code, so
-this one is read by an unpickler that builds plain values only.
-
-`convert_official` makes one safetensors file of them, which `model.weights` starts from. Nobody
-knows which training image a row stems from, so such a model cannot hold its own images out.
+`patchcore_params.pkl`, each with a prefix `Ensemble-i-n_` in an ensemble. Nobody knows which
+training image a row stems from, so such a model cannot hold its own images out.
 """
 
 from __future__ import annotations
@@ -16,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from src.errors import ConfigError, SavedModelError
 from src.files import atomic
+from src.models.base import read_given
 from src.models.patchcore.bank import import_faiss
 from src.models.patchcore.options import Embedding, Normalisation
 
@@ -66,18 +63,11 @@ def read_official(folder: Path, prefix: str) -> tuple[Tensor, dict[str, Any]]:
         ) from error
 
 
-def take_official(model: PatchCore, path: Path) -> None:
+def take_official(model: PatchCore, path: str) -> None:
     """Put converted banks into a PatchCore built for them; sources are unknown (-1)."""
-    try:
-        with safe_open(path, "pt") as file:
-            banks = [file.get_tensor(name) for name in sorted(file.keys())]
-            settings = json.loads(file.metadata()["settings"])
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise SavedModelError(
-            f"model.weights={path} cannot be read.",
-            found=str(error),
-            do="convert an official folder: python -m src.fetch_models method=patchcore files=...",
-        ) from error
+    tensors, remarks = read_given(path, "patchcore files=...")
+    banks = [tensors[name] for name in sorted(tensors)]
+    settings = json.loads(remarks.get("settings", "[]"))
     options, count = model.options, len(model.memories)
     ours = {key: getattr(options, name) for key, name in _SETTINGS.items()}
     known = [{key: value for key, value in saved.items() if value} for saved in settings]

@@ -1,8 +1,7 @@
 """Large images through overlapped windows: what is small in the image stays large for the network.
 
-A hair crack of two pixels is gone once a 12-megapixel picture is shrunk to a network's usual
-input. Here the network sees one window at a time at full resolution, and the parts of its maps are
-put together to the map of the whole image, so all that follows works as for one large image.
+The network sees one window at a time at full resolution, and the parts of its maps are put together
+to the map of the whole image, so all that follows works as for one large image.
 
 The split is that of SuperADD (winner of the VAND 4.0 challenge, 2026), written from a description:
 every cell stems from one window, the one in which it lies farthest from the border, where the

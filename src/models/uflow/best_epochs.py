@@ -29,10 +29,9 @@ BEST_ON_TEST = {
 class KeepBest(pl.Callback):
     """Remembers the weights of the best epoch by each monitor and stops when nothing improves.
 
-    After training the module has the weights of the best epoch by the first monitor; the others
-    are in `best`. Everything is part of the checkpoint, so a resumed run decides the same.
-    `monitors`: logged key -> "min" or "max"; the first one decides when to stop, after `patience`
-    validations without improvement.
+    After training the module has the weights of the best epoch by the first monitor, which also
+    decides when to stop; the others are in `best`. A resumed run decides the same.
+    `monitors`: logged key -> "min" or "max".
     """
 
     def __init__(self, monitors: Mapping[str, str], patience: int | None) -> None:

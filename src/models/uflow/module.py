@@ -21,14 +21,13 @@ from typing import Any, ClassVar, cast
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from src.backbones.cache import FeatureCache
-from src.errors import ConfigError, SavedModelError
+from src.errors import ConfigError
 from src.files import atomic
-from src.models.base import AnomalyModule
+from src.models.base import AnomalyModule, read_given
 from src.models.build import make
 from src.models.residuals import blurred, image_score
 from src.models.uflow.best_epochs import BEST_ON_TEST, NLL, KeepBest
@@ -81,22 +80,19 @@ class UFlow(AnomalyModule):
         self.selected: dict[str, dict[str, float]] = {}
         self.validation_images = 0
         if options.weights is not None:
-            self.start_from(options.weights)
+            self.restore_tensors(read_given(options.weights, "uflow")[0], {})
 
     # --- inference ----------------------------------------------------------------------------
 
-    def forward(self, image: Tensor) -> Prediction:
-        """Score images (B, 3, H, W): anomaly map, its score, own mask; see `Likelihood`."""
-        return self._predict(image, self.own_mask)
-
-    def _predict(self, image: Tensor, own_mask: bool) -> Prediction:
+    def forward(self, image: Tensor, own_mask: bool = False) -> Prediction:
+        """Score images (B, 3, H, W): anomaly map, its score, own mask if asked for."""
         latents = self.settled_latents(self.backbone(image))
         size = self.map_shape(image.shape[-2], image.shape[-1])
         scales = anomaly_likelihood if self.positions is None else self.positions.scale_maps
         maps = blurred(scales(latents, size), self.options.blur)
         score = image_score(maps.mean(dim=1), self.options)
         anomaly_map = maps[:, : len(latents) - self.options.apart].mean(dim=1)
-        if not own_mask:
+        if not (own_mask or self.own_mask):
             return Prediction(score, anomaly_map)
         found = log_nfa(latents, size, self.options.nfa).to(image.device) + self.log_nfa_offset
         return Prediction(score, anomaly_map, found < 0, {LOG_NFA: -found})
@@ -129,7 +125,7 @@ class UFlow(AnomalyModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Validation normals: likelihood and latent statistics. Paper protocol: test metrics."""
         if self.selects_on_test:
-            self._judge.update(batch, self._predict(batch["image"], own_mask=True))
+            self._judge.update(batch, self(batch["image"], own_mask=True))
             return
         latents, log_det = self.latents(self._cached_maps(batch))
         nll = negative_log_likelihood(latents, log_det).mean() / self.dimensions
@@ -233,17 +229,6 @@ class UFlow(AnomalyModule):
         return {"latents": latent_chart(self.latent_facts)} if self.latent_facts else {}
 
     # --- saving -------------------------------------------------------------------------------
-
-    def start_from(self, path: str) -> None:
-        """Take flow and norm from a safetensors file, such as converted published weights."""
-        try:
-            self.restore_tensors(load_file(path), {})
-        except (OSError, SafetensorError) as error:
-            raise SavedModelError(
-                f"model.weights={path} cannot be read.",
-                found=str(error),
-                do="fetch published weights with python -m src.fetch_models method=uflow",
-            ) from error
 
     def save(self, directory: Path) -> None:
         """The model, and for the paper protocol the best weights by each further monitor."""

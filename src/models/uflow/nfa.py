@@ -4,9 +4,8 @@ U-Flow (Tailanian, Pardo, Musé, JMIV 2024), Sec. 4: if an image is normal its l
 independent N(0, 1), so a connected region R whose pixels all have mean energy above t has
 probability at most P(R) = P(chi2_C >= C t)^|R|. With N_T regions that could have been tested,
 NFA(R) = N_T P(R) bounds the expected number of regions as rare as R in a normal image: regions
-with NFA < 1, that is log10 NFA < 0, are detected. There is nothing to tune.
+with NFA < 1, that is log10 NFA < 0, are detected (the official code returns its negative).
 
-Everything here returns log10 NFA (the official code returns its negative): < 0 detects.
 `tests: per_size` (ours) shares the one false alarm evenly among sizes instead of among figures:
 with K = sum_l N_l pairs of scale and size, NFA(R) = K N_l a(|R|) P(R) also has at most one false
 alarm expected per image, sum_{l, r} N_l a(r) / (K N_l a(r)) = 1. N_T is dominated by figures as
