@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 GB = 10**9
 
-Maps = list[Tensor]  # one image: (C, h, w) per scale
-
 
 class FeatureCache:
     """Feature maps by image, in memory or on disk, up to a size.
@@ -52,7 +50,7 @@ class FeatureCache:
         self.place, self.limit, self.dtype = place, int(limit_gb * GB), DTYPES[dtype]
         kind = hashlib.sha256(f"{identity}\n{dtype}".encode()).hexdigest()[:20]
         self.root, self.folder = Path(folder), Path(folder) / kind
-        self._memory: dict[str, Maps] = {}
+        self._memory: dict[str, list[Tensor]] = {}  # (C, h, w) per scale
         self._keys: dict[int, str] = {}
         self._began, self._full = time.time(), False
         self._held = 0  # bytes in memory, or on disk when last counted
@@ -95,7 +93,7 @@ class FeatureCache:
         """Call when the list behind `index` may have changed; entries stay valid."""
         self._keys.clear()
 
-    def _read(self, key: str) -> Maps | None:
+    def _read(self, key: str) -> list[Tensor] | None:
         if self.place == "memory":
             return self._memory.get(key)
         path = self.folder / f"{key}.safetensors"
@@ -110,7 +108,7 @@ class FeatureCache:
             return None
         return [stored[str(scale)] for scale in range(len(stored))]
 
-    def _write(self, key: str, maps: Maps) -> None:
+    def _write(self, key: str, maps: list[Tensor]) -> None:
         if self._full:
             return
         try:

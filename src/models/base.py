@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 from safetensors import SafetensorError, safe_open
@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from src.errors import ConfigError, SavedModelError
 from src.files import atomic, write_text
 from src.result import LineChart, NormalScores, Prediction
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Of `model.json`; raised when saved models of before cannot be read any more.
 FORMAT_VERSION = 4
@@ -94,7 +91,7 @@ class AnomalyModule(pl.LightningModule):
         """Numbers noted while learning, by metric key, for metrics.json; also after `load`."""
         return {}
 
-    def diagnostics(self) -> Mapping[str, LineChart | Figure]:
+    def diagnostics(self) -> dict[str, LineChart]:
         """Charts of the fitted method itself, by name; drawn once at the end of a run."""
         return {}
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from torch import nn
 
 from src.errors import ConfigError, did_you_mean
 from src.models.base import AnomalyModule
-
-if TYPE_CHECKING:
-    from torch import nn
 
 #: Keys of the `model` group that configure the experiment around the method, not its constructor.
 _NOT_OPTIONS = {"_target_", "name", "stages", "recipe", "backbones"}

@@ -27,8 +27,6 @@ CHECKED = {
     "AUROC of painted images": "val/obstruction_auroc",
 }
 
-Judge = Callable[[Tensor, Tensor], float]  # scores (n,), which are defective (n,) -> AUROC
-
 
 class RunChecks(pl.Callback):
     """Evaluates the best pair at the first end of an epoch after `every` minibatches, and the last.
@@ -41,7 +39,7 @@ class RunChecks(pl.Callback):
     With `oracle` the test set is scored, with `keep_best` training ends with what was best on it.
     """
 
-    def __init__(self, every: int, oracle: bool, judge: Judge, keep_best: bool) -> None:
+    def __init__(self, every: int, oracle: bool, judge: Callable, keep_best: bool) -> None:
         self.every, self.oracle, self.judge, self.keep_best = every, oracle, judge, keep_best
         #: Minibatches at the last evaluation, running maxima, and what the paper's rule keeps.
         self.seen: dict[str, Any] = {"step": 0, "best": 0.0, "paper": 0.0, "kept": None}

@@ -48,7 +48,16 @@ class PatchEmbedder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_l, h_l, w_l) -> patches (B, h, w, D) of the first layer's grid, contiguous."""
-        pooled = [self._pool(feature, i) for i, feature in enumerate(maps)]
+        pooled = []
+        side, stride = self.options.patch_size, self.options.patch_stride
+        for i, feature in enumerate(maps):  # zero padded as by the unfold
+            if self.official:
+                weight: Tensor = getattr(self, f"kernel_{i}")
+                groups = self.channels[i] // weight.shape[1]
+                pooled.append(F.conv2d(feature, weight, None, stride, side // 2, groups=groups))
+            else:
+                plain = side == stride == 1
+                pooled.append(feature if plain else F.avg_pool2d(feature, side, stride, side // 2))
         size = pooled[0].shape[-2:]
         layers = [
             # align_corners=False: official
@@ -60,17 +69,6 @@ class PatchEmbedder(nn.Module):
             return patches
         rows = F.adaptive_avg_pool1d(patches.flatten(0, 2)[:, None], self.dim)  # (B*h*w, 1, D)
         return rows.view(*patches.shape[:3], self.dim)
-
-    def _pool(self, feature: Tensor, i: int) -> Tensor:
-        """Neighbourhood (and channel) averages of one layer, zero padded as by the unfold."""
-        size, stride = self.options.patch_size, self.options.patch_stride
-        if self.official:
-            weight: Tensor = getattr(self, f"kernel_{i}")
-            groups = self.channels[i] // weight.shape[1]
-            return F.conv2d(feature, weight, None, stride, size // 2, groups=groups)
-        if size == stride == 1:
-            return feature
-        return F.avg_pool2d(feature, size, stride, size // 2)
 
 
 def pooling_kernel(channels: int, patch_size: int, middle: int, out: int | None) -> Tensor:
