@@ -42,8 +42,7 @@ class AnomalyModule(pl.LightningModule):
     def check_processes(cls, count: int) -> None:
         """Refuse (ConfigError) to be fitted by `count` > 1 processes; default: agree.
 
-        A method that agrees fits from its share of each batch what it would from all of it; see
-        `src.processes`.
+        Then it learns from its share of each batch what it would from all of it, see processes.py.
         """
 
     def forward(self, image: Tensor) -> Prediction:
@@ -68,10 +67,7 @@ class AnomalyModule(pl.LightningModule):
         return None
 
     def held_out_scores(self) -> NormalScores | None:
-        """Scores for calibration when the method can hold out its own training images.
-
-        None: calibrate on images kept out of training (`calibration.fraction`).
-        """
+        """Scores for calibration where a method can hold out its own training images, else None."""
         return None
 
     def unseen(self, image: Tensor, index: int) -> Prediction:
@@ -125,10 +121,7 @@ class AnomalyModule(pl.LightningModule):
     # --- saving: safetensors and JSON, never pickle -------------------------------------------
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """Everything learnt, without frozen backbones; default: parameters and buffers.
-
-        Keys that start with `backbone.` are frozen features and are referenced, not copied.
-        """
+        """Everything learnt; default: parameters and buffers, but for the frozen `backbone.`."""
         return _learnt(self.state_dict())
 
     def restore_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -39,10 +39,7 @@ from src.result import LineChart, Prediction
 
 
 class CRN(AnomalyModule):
-    """Competing U-Nets; the best generator G and the best discriminator D score an image.
-
-    Units learn from pixels in [-1, 1] (`backbone=none`).
-    """
+    """Competing U-Nets of pixels in [-1, 1]; the best generator G and discriminator D score."""
 
     Options: ClassVar[type] = CRNOptions
     facts = ("curves", "history")

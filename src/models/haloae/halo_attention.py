@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.errors import ConfigError
 from src.models.haloae.options import AttentionOptions, Mask
 
 #: Added to the logits of padding keys: its exponential is exactly zero in every float type, and
@@ -50,14 +49,8 @@ class HaloAttention(nn.Module):
         self.rel_width = nn.Parameter(torch.randn(rows, options.dim_head) * self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W); ConfigError if H or W is no multiple of the block."""
+        """(B, C, H, W) -> (B, C, H, W); H and W are multiples of the block."""
         B, _, H, W = x.shape
-        if H % self.block or W % self.block:
-            raise ConfigError(
-                f"Halo attention cuts the map into blocks of {self.block} x {self.block}.",
-                found=f"a map of {H} x {W}",
-                do="choose transform.resize or model.attention.block so that both sides divide",
-            )
         pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         if self.mask == Mask.inverted:
             return self._inverted(pixels).permute(0, 3, 1, 2)

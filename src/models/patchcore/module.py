@@ -69,10 +69,7 @@ class Backbones(nn.ModuleList):
 
 
 class PatchCore(AnomalyModule):
-    """A memory of normal patches for each backbone, or for each of its layers.
-
-    Features come with the finest map first; several backbones make an ensemble.
-    """
+    """A memory of normal patches for each backbone, or for each of its layers, finest map first."""
 
     Options: ClassVar[type] = PatchCoreOptions
     single_pass = True

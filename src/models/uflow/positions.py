@@ -22,11 +22,7 @@ FLOOR = 0.02  # ours: of the deviation of an energy, whose mean is 1
 
 
 class LatentPositions(nn.Module):
-    """Two standardisations a scale: of the latents, then of their energy mean_c z^2.
-
-    Args:
-        shapes: (C, h, w) of each scale; memory: 2 (C + 1) h w float32 values each.
-    """
+    """Two standardisations a scale (C, h, w): of the latents, then of their energy mean_c z^2."""
 
     def __init__(self, shapes: Sequence[Shape]) -> None:
         super().__init__()

@@ -146,6 +146,6 @@ def test_dropout_sits_in_the_extra_inner_levels_only(levels, places):
     dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout)]
     assert len(dropouts) == places
     assert all(m.p == 0.5 for m in dropouts)
-    kinds = [isinstance(up.dropout, nn.Dropout) for up in model.decoder]
+    kinds = [hasattr(up, "dropout") for up in model.decoder]
     assert not kinds[0]  # innermost
     assert not any(kinds[-4:])  # the four outer levels

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.errors import ConfigError
 from src.models.haloae.halo_attention import HaloAttention
 from src.models.haloae.options import AttentionOptions, Mask
 from tests.reference_haloae import attention_pixel_by_pixel, attention_unfold_then_project
@@ -151,8 +150,3 @@ def test_autocast_to_bfloat16_stays_close_to_single_precision():
             rough = layer(x)
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - exact).norm() < 0.03 * exact.norm()
-
-
-def test_a_map_that_cannot_be_cut_into_blocks_is_refused():
-    with pytest.raises(ConfigError, match="10 x 12"):
-        layer_of()(torch.zeros(1, 6, 10, 12, dtype=torch.float64))
