@@ -437,7 +437,7 @@ def test_statistics_of_normal_latents_are_those_of_n01():
         )
     fine, coarse = collected.result()
     for found in (fine, coarse):
-        assert found.mean == pytest.approx(0, abs=0.01)
+        assert found["mean"] == pytest.approx(0, abs=0.01)
         assert found["deviation"] == pytest.approx(1, abs=0.01)
         assert found["energy_spread"] == pytest.approx(1, abs=0.05)
         assert found["beyond_3"] == pytest.approx(math.erfc(3 / math.sqrt(2)), abs=6e-4)
