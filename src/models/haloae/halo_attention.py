@@ -56,7 +56,7 @@ class HaloAttention(nn.Module):
             return self._inverted(pixels).permute(0, 3, 1, 2)
         b, w, d, nH, nW = self.block, self.window, self.dim_head, H // self.block, W // self.block
         q = (self.to_q(pixels) * self.scale).view(B, nH, b, nW, b, self.heads, d)
-        q = q.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, self.heads, b, b, d)  # n = B nH nW
+        q = q.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, self.heads, b * b, d)  # n = B nH nW
         kv = F.pad(self.to_kv(pixels), (0, 0, *(self.halo,) * 4))
         kv = kv.unfold(1, w, b).unfold(2, w, b)  # (B, nH, nW, 2 heads d, w, w), a view
         kv = kv.view(B, nH, nW, 2, self.heads, d, w, w)
@@ -66,7 +66,7 @@ class HaloAttention(nn.Module):
         # Position logits are appended to q and one-hot positions to k: fused kernels, no bias.
         key, line = torch.arange(w * w, device=k.device), torch.arange(w, device=k.device)
         position = torch.cat((key[:, None] // w == line, key[:, None] % w == line), 1)  # (w², 2 w)
-        q = torch.cat((q.flatten(2, 3), rows, columns), -1)  # (n, heads, b², d + 2 w)
+        q = torch.cat((q, rows, columns), -1)  # (n, heads, b², d + 2 w)
         k = torch.cat((k, position.to(k.dtype).expand(*k.shape[:2], -1, -1)), -1)
         v = F.pad(v, (0, 2 * w))  # the fused kernels want equal sizes
         out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :d]  # (n, heads, b², d)
@@ -74,10 +74,11 @@ class HaloAttention(nn.Module):
         return self.to_out(out.reshape(B, H, W, self.heads * d)).permute(0, 3, 1, 2)
 
     def _position_logits(self, q: Tensor, nH: int, nW: int) -> tuple[Tensor, Tensor]:
-        """Logits of the key's row and of its column, (n, heads, b², w), for q (n, heads, b, b, d).
+        """Logits of the key's row and of its column, (n, heads, b², w), for q (n, heads, b², d).
 
         The padding mask is separable too: a key is padding when its row or its column is.
         """
+        q = q.unflatten(2, (self.block, self.block))
         inside = torch.arange(self.block, device=q.device)
         key = torch.arange(self.window, device=q.device)
         relative = key - inside[:, None] + self.window - 1  # (b, w), from 2 halo to 2 w - 2
