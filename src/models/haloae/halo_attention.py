@@ -78,7 +78,7 @@ class HaloAttention(nn.Module):
 
         The padding mask is separable too: a key is padding when its row or its column is.
         """
-        q = q.unflatten(2, (self.block, self.block))
+        q = q.view(*q.shape[:2], self.block, self.block, self.dim_head)
         inside = torch.arange(self.block, device=q.device)
         key = torch.arange(self.window, device=q.device)
         relative = key - inside[:, None] + self.window - 1  # (b, w), from 2 halo to 2 w - 2
