@@ -176,9 +176,10 @@ class AnomalyModule(pl.LightningModule):
                 raise OSError("its sha256 is not the one in model.json")
             tensors = load_file(weights)
         except (OSError, SafetensorError) as error:
+            kind = "" if isinstance(error, OSError) else "not a readable safetensors file: "
             raise SavedModelError(
                 f"{weights} is damaged or was changed.",
-                found=str(error),
+                found=f"{kind}{error}",
                 do="copy the run again from its source, or run it again with force=true",
             ) from error
         ours, saved = self._backbone_identity, card.get("backbone")

@@ -99,10 +99,9 @@ class CouplingStep(nn.Module):
 class UShapedFlow(nn.Module):
     """Coarse to fine: flow stage, half of the channels are latent, the rest joins the next scale.
 
-    `shapes` are the (C, H, W) of the features, finest first; each scale is half of the one
-    before. `latent_shapes` are those of the latents, finest first; together they hold as many
-    numbers as the features, for the map is a bijection. The `apart` coarsest scales hand nothing
-    up: flows of their own (ours).
+    `shapes` are the (C, H, W) of the features, finest first; each scale is half of the one before.
+    `latent_shapes` are those of the latents, together as many numbers: the map is a bijection. The
+    `apart` coarsest scales hand nothing up: flows of their own (ours).
     """
 
     def __init__(
