@@ -9,6 +9,7 @@ import os
 import pkgutil
 import select
 import signal
+import string
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import hydra.types
 from dotenv import load_dotenv
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.composing import CONF, MULTIRUN, compose, defaults_of, split_words
 from src.errors import ConfigError
@@ -29,7 +30,7 @@ from src.mistakes import explain
 from src.options import check_options, is_true
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
-ANSWERS = {"-h", "--help", "-c", "--cfg", "-i", "--info", "--hydra-help"}
+ANSWERS = {"-c", "--cfg", "-i", "--info", "--hydra-help"}
 UNREAD = 141  # the shell's code for a program whose output nobody reads
 
 
@@ -125,6 +126,9 @@ def _serve(task: Callable[[DictConfig], None], config_name: str) -> None:
             program: Any = GlobalHydra.instance().hydra
             (program.multirun if many else program.run)(config_name, task, words)
         return
+    if {"-h", "--help"} & set(flags):
+        print(_help(config_name, [word for word in words if "=" in word]))
+        return
     if any("=" in word for word in words):  # a typo is ours to explain
         compose(config_name, [word for word in words if "=" in word])
     sys.argv[1:] = hydra_words(sys.argv[1:], many=many)
@@ -135,6 +139,19 @@ def _serve(task: Callable[[DictConfig], None], config_name: str) -> None:
             hydra.main(str(CONF), config_name, "1.3")(task)()
     finally:
         print(answer.getvalue(), end="")
+
+
+def _help(config_name: str, words: list[str]) -> str:
+    """The program's help; Hydra's own lists the groups by copying all schemas for each of them."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = hydra.compose(config_name, words, return_hydra_config=True)
+    files: dict[str, list[str]] = {}
+    for file in sorted(CONF.glob("*/**/*.yaml")):
+        files.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file.stem)
+    groups = "".join(f"{group}: {', '.join(names)}\n" for group, names in files.items())
+    template = string.Template(cfg.hydra.help.template)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return template.substitute(APP_CONFIG_GROUPS=groups, CONFIG=OmegaConf.to_yaml(own))
 
 
 def _load_environment(path: Path) -> None:

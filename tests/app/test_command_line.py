@@ -34,8 +34,20 @@ def test_help_answers_in_a_few_seconds_and_shows_groups():
     assert answer.returncode == 0
     for word in ("model:", "patchcore", "backbone:", "experiment=demo", "--cfg job"):
         assert word in answer.stdout
-    # Hydra lists every config group: 2.5 s on two idle cores, 3.8 s beside another test
-    assert seconds < 6, f"{seconds:.1f} s"
+    # 0.6 s on an idle core; the machine may be busy with other tests
+    assert seconds < 3, f"{seconds:.1f} s"
+
+
+@pytest.mark.parametrize(
+    "name", sorted({p.stem for p in (ROOT / "conf").glob("*.yaml")} - {"program"})
+)
+def test_every_program_has_a_help_of_its_own_with_everything_filled_in(name):
+    answer = subprocess.run(
+        [sys.executable, "-m", f"src.{name}", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert f"python -m src.{name}" in answer.stdout
+    assert "$CONFIG" not in answer.stdout and "$APP" not in answer.stdout
 
 
 def test_help_does_not_import_torch():
