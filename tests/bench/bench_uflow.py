@@ -176,17 +176,14 @@ def bench_flow() -> None:
         for kernel in (3, 1):
             shape = (channels, side, side)
             block = freia_block(shape, kernel)
-            step = CouplingStep(channels, kernel, torch.Generator())
+            step = CouplingStep([shape], kernel_size=kernel, generator=torch.Generator())
             x = torch.randn(batch, *shape)
 
-            def backward(z: torch.Tensor, log_det: torch.Tensor) -> None:
+            def run(module: torch.nn.Module, x: torch.Tensor = x) -> None:
+                (z,), log_det = module((x,))
                 (0.5 * z.square().sum() - log_det.sum()).backward()
 
-            def freia(block: torch.nn.Module = block, x: torch.Tensor = x) -> None:
-                (z,), log_det = block((x,))
-                backward(z, log_det)
-
-            ours, theirs = alternating(lambda s=step, x=x: backward(*s(x)), freia, 12)
+            ours, theirs = alternating(lambda s=step: run(s), lambda b=block: run(b), 12)
             print(
                 f"  C={channels} {side}x{side} kernel {kernel} batch {batch:2d} {ours:14.1f} "
                 f"{theirs:17.1f} {theirs / ours:7.2f}x"

@@ -1,4 +1,4 @@
-"""The flow: FrEIA parity, counts, shapes, log-determinants."""
+"""The flow: FrEIA parity, counts, shapes, log-determinants, invertibility."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from src.errors import ConfigError
 from src.models.uflow.flow import (
     CouplingStep,
+    ShuffleUp,
     UShapedFlow,
     negative_log_likelihood,
     rising_channels,
@@ -45,7 +46,9 @@ def test_trainable_numbers_are_those_of_the_paper_s_flows(shapes, count):
 
 def stages(flow):
     """Coupling steps by scale, finest first."""
-    return [[flow.graph["module_list"][name] for name in names] for names in flow.stages]
+    steps = [module for module in flow.graph.module_list if isinstance(module, CouplingStep)]
+    count = len(steps) // len(flow.shapes)
+    return [steps[i : i + count] for i in range(0, len(steps), count)][::-1]
 
 
 @pytest.mark.parametrize(
@@ -74,30 +77,47 @@ def test_latent_shapes_are_those_of_the_paper_and_fill_the_feature_space():
 @pytest.mark.parametrize("channels", [12, 13])
 def test_a_step_equals_freia_s_block_with_the_same_weights(channels, kernel):
     block = perturb(freia_block((channels, 6, 5), kernel))
-    step = CouplingStep(channels, kernel, torch.Generator().manual_seed(1))
+    step = CouplingStep(
+        [(channels, 6, 5)], kernel_size=kernel, generator=torch.Generator().manual_seed(1)
+    )
     state = {k: v for k, v in block.state_dict().items() if not k.startswith("w_perm")}
     step.load_state_dict(state | {"permutation": block.w_perm[:, :, 0, 0].argmax(1)})
     x = torch.randn(3, channels, 6, 5)
     (theirs,), their_log_det = block((x,))
-    ours, our_log_det = step(x)
+    (ours,), our_log_det = step((x,))
     assert torch.equal(ours, theirs)
     assert torch.equal(our_log_det, their_log_det)
+    (back,), _ = block((theirs,), rev=True)
+    torch.testing.assert_close(step((theirs,), rev=True)[0][0], back, rtol=0, atol=1e-6)
 
 
 def test_gradients_of_a_step_equal_those_of_freia_s_block():
     block = perturb(freia_block((9, 4, 4), 3)).double()
-    step = CouplingStep(9, 3, torch.Generator()).double()
+    step = CouplingStep([(9, 4, 4)], kernel_size=3, generator=torch.Generator()).double()
     state = {k: v for k, v in block.state_dict().items() if not k.startswith("w_perm")}
     step.load_state_dict(state | {"permutation": block.w_perm[:, :, 0, 0].argmax(1)})
     x = torch.randn(2, 9, 4, 4, dtype=torch.float64)
     gradients = []
     for module in (block, step):
         leaf = x.clone().requires_grad_()
-        z, log_det = step(leaf) if module is step else (block((leaf,))[0][0], block((leaf,))[1])
+        (z,), log_det = module((leaf,))
         (0.5 * z.square().sum() - log_det.sum()).backward()
         gradients.append([leaf.grad, *(p.grad for p in module.subnet.parameters())])
     for theirs, ours in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_shuffling_up_equals_freia_s_irevnet_upsampling_bit_by_bit():
+    from FrEIA.modules import IRevNetUpsampling
+
+    x = torch.randn(2, 12, 3, 5)
+    theirs, ours = IRevNetUpsampling([(12, 3, 5)]), ShuffleUp([(12, 3, 5)])
+    (up,), log_det = ours((x,))
+    assert log_det == 0
+    assert torch.equal(up, theirs((x,))[0][0])
+    assert torch.equal(up, F.pixel_shuffle(x, 2))
+    assert torch.equal(ours((up,), rev=True)[0][0], theirs((up,), rev=True)[0][0])
+    assert torch.equal(ours((up,), rev=True)[0][0], x)
 
 
 @pytest.mark.parametrize("shapes", [SMALL, [(8, 16, 16), (12, 8, 8), (20, 4, 4)], [(9, 5, 7)]])
@@ -156,6 +176,18 @@ def test_log_determinant_equals_that_of_the_full_jacobian(shapes, latent_shapes)
     assert abs(torch.linalg.slogdet(jacobian)[1] - flow(parts)[1][0]) < 1e-10
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_features_come_back_from_latents(dtype, tolerance):
+    flow = perturb(flow_of([(24, 16, 16), (32, 8, 8)]), size=0.02).to(dtype)
+    features = [torch.randn(2, *shape, dtype=dtype) for shape in flow.shapes]
+    with torch.no_grad():
+        latents, log_det = flow(features)
+        back, reverse_log_det = flow.inverse(latents)
+    for x, y in zip(features, back, strict=True):
+        assert (x - y).abs().max() < tolerance
+    assert (log_det + reverse_log_det).abs().max() < 1e-3
+
+
 def test_a_new_flow_scales_nothing_and_keeps_the_variance():
     flow = flow_of([(64, 16, 16), (128, 8, 8)])
     scale = 0.1 * F.softplus(stages(flow)[0][0].global_scale, beta=0.5)
@@ -191,12 +223,22 @@ def test_weights_and_permutations_come_from_the_seed_alone():
     assert not all(torch.equal(first[key], other[key]) for key in permutations)
 
 
+def test_loading_weights_also_restores_the_inverse_permutation():
+    flow, other = perturb(flow_of(SMALL, seed=1)), flow_of(SMALL, seed=2)
+    other.load_state_dict(flow.state_dict())
+    features = [torch.randn(1, *shape) for shape in SMALL]
+    latents, _ = flow(features)
+    back, _ = other.inverse(latents)
+    torch.testing.assert_close(back[0], features[0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_copied_flow_is_independent():
     flow = flow_of(SMALL)
     twin = copy.deepcopy(flow)
     perturb(twin)
     features = [torch.randn(1, *shape) for shape in SMALL]
     assert not torch.allclose(flow(features)[0][0], twin(features)[0][0])
+    torch.testing.assert_close(twin(features)[0][0], twin.graph(features)[0][0])
 
 
 def test_log_determinants_stay_in_float32_under_autocast():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from src.composing import CONF
 from src.errors import ConfigError, SavedModelError
-from src.models.uflow.flow import negative_log_likelihood
+from src.models.uflow.flow import CouplingStep, negative_log_likelihood
 from src.models.uflow.module import LOG_NFA, anomaly_likelihood, feature_shapes
 from tests.models.uflow.conftest import SIDE, ToyBackbone
 
@@ -330,7 +330,9 @@ def test_no_held_out_normal_is_detected_after_calibration(toy_model, toy_data, t
 
 
 def finest_steps(flow):
-    return [flow.graph["module_list"][name] for name in flow.stages[0]]
+    width = flow.shapes[0][2]
+    return [m for m in flow.graph.module_list
+            if isinstance(m, CouplingStep) and m.dims_in[0][2] == width]  # fmt: skip
 
 
 def test_under_dispersed_latents_are_reported(toy_model, toy_data, tmp_path, caplog):
