@@ -82,7 +82,7 @@ class SavedRun:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder alone; others wait. Without flock, a file that one can create is it."""
+        """Hold the folder alone, others wait; where there is no flock, a lock file serves."""
         self.directory.mkdir(parents=True, exist_ok=True)
 
         def hold(lock: BaseFileLock) -> BaseFileLock:
@@ -108,7 +108,7 @@ class SavedRun:
             lock.release()
 
     def start(self, cfg: DictConfig, manifest: Mapping[str, Any], *, force: bool) -> None:
-        """Empty the folder of halves, with `force` of all; config and manifest come first."""
+        """Write config and manifest first; half-written files go, with `force` all others too."""
         for path in list(self.directory.rglob("*.partial")):
             path.unlink()
         if force and self.directory.is_dir():

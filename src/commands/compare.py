@@ -36,7 +36,7 @@ _TIMING = ("speed/", "fit/")  # these depend on what else the machine does
 
 
 def compare_runs(cfg: DictConfig) -> list[MetricPair] | int:
-    """Compare two runs by chance or to the last bit, or rank the methods below `cfg.runs`."""
+    """Compare two runs, beyond chance or to the last bit, or rank the methods below `cfg.runs`."""
     if cfg.runs:
         return write_ranks(cfg)
     for name in (name for name in ("run_a", "run_b") if cfg[name] is None):

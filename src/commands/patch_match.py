@@ -64,7 +64,7 @@ def explain_image(cfg: DictConfig) -> list[Path]:
 
 
 def find_sample(path: Path, data: AnomalyDataModule) -> Sample:
-    """An image of the data set by the end of its path, else any file; DataError: none, several."""
+    """An image of the data set by its path's end, else any file; DataError: none or several."""
     known = {sample.image_path: sample for sample in data.samples}
     full, parts = path.absolute(), path.parts
     if full not in known and full.is_file():

@@ -106,7 +106,7 @@ class Ledger:
 
 @contextlib.contextmanager
 def open_ledger(folder: Path, card: Mapping[str, Any]) -> Iterator[Ledger]:
-    """Hold `folder` alone and continue its rows; ConfigError: it is in use or of another card."""
+    """Hold `folder` alone, continue its rows; ConfigError: it is in use or of another card."""
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def detect_readable(
 
 
 class Scorer:
-    """Scores image files; draws what `save` names below `out`, in the folders below `root`."""
+    """Scores image files below `root`; draws what `save` names in the same folders of `out`."""
 
     def __init__(self, detector: Detector, out: Path, root: Path, save: DictConfig) -> None:
         self.detector, self.out, self.root, self.save = detector, out, root, save

@@ -246,7 +246,7 @@ def measurements(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
 
 
 def stored_intervals(metrics: dict[str, float]) -> dict[str, Interval]:
-    """Intervals beside metrics that hold them: under a paper's protocol epochs may differ."""
+    """Intervals of metrics that lie in them; under a paper's protocol some may not."""
     found = {}
     for name in [key.removesuffix(LOW) for key in metrics if key.endswith(LOW)]:
         interval = Interval(metrics[name + LOW], metrics[name + HIGH])
