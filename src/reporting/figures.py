@@ -33,10 +33,6 @@ class Sheet:
         self.image = Image.new("RGB", (width, height), PAPER)
         self._draw = ImageDraw.Draw(self.image)
 
-    def paste(self, at: tuple[int, int], picture: Image.Image | np.ndarray) -> None:
-        """Put a picture with its upper left corner at `at`."""
-        self.image.paste(_image(picture), at)
-
     def write(
         self, at: tuple[float, float], text: str, room: float, colour: Colour = FAINT,
         size: int = 13, anchor: str = "la",
@@ -48,14 +44,6 @@ class Sheet:
                 text = text[1:]
             text = "..." + text if text else ""
         self._draw.text(at, text, colour, font, anchor=anchor)
-
-    def key(self, at: tuple[int, int], entries: Sequence[tuple[Colour, str]], room: int) -> None:
-        """Coloured squares with their meanings, side by side."""
-        step = room // len(entries)
-        for place, (colour, text) in enumerate(entries):
-            x, y = at[0] + place * step, at[1]
-            self._draw.rectangle((x, y + 1, x + 10, y + 11), fill=colour, outline=FAINT)
-            self.write((x + 15, y), text, step - 16, INK, 11)
 
 
 def blend(display: np.ndarray, rgba: np.ndarray) -> np.ndarray:
@@ -137,7 +125,7 @@ def side_by_side(
             left = _GAP + column * (wide + _GAP)
             for number, line in enumerate(titles[index]):
                 sheet.write((left, top + 3 + number * _LINE), line, wide, INK, 11)
-            sheet.paste((left, top + title_px), panels[index][1])
+            sheet.image.paste(panels[index][1], (left, top + title_px))
         top += height
     return sheet.image
 
@@ -146,8 +134,8 @@ def above(picture: np.ndarray | Image.Image, below: Image.Image) -> Image.Image:
     """One picture above another."""
     first = _image(picture)
     sheet = Sheet(max(first.width, below.width), first.height + 2 + below.height)
-    sheet.paste((0, 0), first)
-    sheet.paste((0, first.height + 2), below)
+    sheet.image.paste(first, (0, 0))
+    sheet.image.paste(below, (0, first.height + 2))
     return sheet.image
 
 
@@ -155,14 +143,18 @@ def triptych(picture: Picture, scale: ColourScale, caption: str = "") -> Image.I
     """Input, overlay, and truth against prediction side by side, with headings and a legend."""
     known, width = picture.mask is not None, picture.display.shape[1]
     judged = [(AGREE, "found"), (MISSED, "missed"), (SURPLUS, "surplus")]
-    meaning = Sheet(width, _CAPTION)
-    meaning.key((0, 4), judged if known else [(PREDICTION, "predicted")], width)
+    meanings = judged if known else [(PREDICTION, "predicted")]
+    legend, step = Sheet(width, _CAPTION), width // len(meanings)
+    for place, (colour, text) in enumerate(meanings):
+        x = place * step
+        ImageDraw.Draw(legend.image).rectangle((x, 5, x + 10, 15), fill=colour, outline=FAINT)
+        legend.write((x + 15, 4), text, step - 16, INK, 11)
     bar = colour_bar(scale, width, _CAPTION)
     panels = [
         ("input", _image(picture.display)),
         ("anomaly map", above(overlay(picture, scale), bar)),
         ("truth and prediction" if known else "prediction",
-         above(agreement(picture, scale), meaning.image)),
+         above(agreement(picture, scale), legend.image)),
     ]  # fmt: skip
     return side_by_side(panels, 3, caption)
 
@@ -181,7 +173,7 @@ def colour_bar(
 ) -> Image.Image:
     """Legend of the scale: its low, middle (called `anchor`) and high value under their colours."""
     sheet, strip = Sheet(width, height), colours_of(scale, width, height // 3)
-    sheet.paste((0, 0), strip)
+    sheet.image.paste(_image(strip), (0, 0))
     y = len(strip) + 1
     sheet.write((0, y), f"{scale.low:.3g}", width, FAINT, 10)
     sheet.write((width, y), f"{scale.high:.3g}", width, FAINT, 10, "ra")
