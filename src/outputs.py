@@ -29,7 +29,7 @@ from src.reporting.figures import contact_sheet, overlay, save_png, triptych
 from src.reporting.records import Picture, ProtocolFacts, ReportData, choose_pictures
 from src.reporting.report import write_report
 from src.reporting.wording import checkpoint_choice, method_title
-from src.result import LineChart, NormalScores, Threshold
+from src.result import NormalScores, Threshold
 from src.saved_run import SavedRun, ScoreRow
 from src.training import Work
 
@@ -82,8 +82,7 @@ def write_outputs(
     pictures = write_figures(run, report, chosen[:_SHEET_IMAGES])
     for name, chart in model.diagnostics().items():
         pictures[name] = run.directory / "figures" / f"{name}.png"
-        figure = draw_lines(chart) if isinstance(chart, LineChart) else chart
-        save_figure(figure, pictures[name])
+        save_figure(draw_lines(chart), pictures[name])
     write_submission(detector, data.test_samples, run.directory / "submission")
     extras = cfg.report.get("extras", ())
     pictures |= write_extras(detector, data.test_samples, run.directory / "extras", extras)
