@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 PACKAGES = (
-    "torch", "torchvision", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu",
+    "torch", "torchvision", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu", "FrEIA",
     "kornia", "numpy", "scipy", "scikit-image", "pillow", "hydra-core",
 )  # fmt: skip
 
