@@ -97,9 +97,9 @@ def draw_curve(axes: Axes, grid: pd.DataFrame, name: str) -> None:
     complete = grid.dropna(axis=1)
     if complete.shape[1]:
         mean = complete.mean(axis=1)
-        label = f"mean of {complete.shape[1]} categories"
-        axes.plot(mean.index, mean.to_numpy(), "o-", color=INK, lw=2.2, ms=5, label=label)
-        axes.legend(frameon=False, loc="best", fontsize=8)
+        of = f"black: mean of {complete.shape[1]} categories"
+        axes.plot(mean.index, mean.to_numpy(), "o-", color=INK, lw=2.2, ms=5)
+        axes.set_title(of, fontsize=8, loc="left")
     ends = sorted((float(x.iloc[-1]), float(x.index[-1]), n) for n, x in lines.items() if len(x))
     low, high = axes.get_ylim()
     gap = (high - low) / 26  # a line of 7.5-point text in this figure
