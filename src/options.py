@@ -47,7 +47,7 @@ def share(words: str, low: float = 0, high: float = 1) -> Rule:
     def meant(found: str) -> str | None:
         value = _value(found)
         value = value / 100 if 1 < value <= 100 else value
-        return f"{value:g}" if 0 < value <= 1 else None
+        return f"{value:g}" if 0 < value <= high else None
 
     return Rule(f"a number {words}", lambda x: _number(x) and low <= x <= high, meant)
 
@@ -131,7 +131,10 @@ RULES: Mapping[str, Rule] = {
 } | {
     "curve.shots": several(either(whole(1), choice("all"))),
     "data.rotations": either(whole(2, 360), several(NUMBER)),
+    "threshold.alpha": share("above 0 and below 1", math.ulp(0), math.nextafter(1, 0)),
     "evaluation.size": either(whole(1), choice("original")),
+    "evaluation.masks": choice("nearest", "eroded"),
+    "evaluation.aupro_limits": several(share("above 0 and not above 1", low=math.ulp(0))),
     "data.view.resize": either(whole(1), PAIR, choice("auto")),
     "model.search.window": whole(0),
     "camera_size": several(whole(8), "[height,width], each of at least 8", 2),

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from src.errors import ConfigError, SavedModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
@@ -90,13 +93,13 @@ class Threshold:
     def decide(self, prediction: Prediction) -> Tensor:
         """Alarms (B,) bool; of a method's own mask: any marked pixel."""
         if self.own_mask:
-            return own_mask_of(prediction).flatten(1).any(dim=1)
+            return own(prediction.mask).flatten(1).any(dim=1)
         return prediction.score > self.image
 
     def mask(self, prediction: Prediction) -> Tensor:
         """Defective pixels (B, h, w) bool on the grid of the map."""
         if self.own_mask:
-            return own_mask_of(prediction)
+            return own(prediction.mask)
         return prediction.anomaly_map > self.pixel
 
     @property
@@ -180,17 +183,12 @@ def realised_rate_limit(n: int, promised: float, level: float = 0.95) -> float:
     return float(betaincinv(alarms, n + 1 - alarms, level)) if 0 < alarms <= n else promised
 
 
-def own_mask_of(prediction: Prediction) -> Tensor:
-    """`prediction.mask` (B, h, w), or a ConfigError where the method has none."""
-    if prediction.mask is None:
-        raise no_own_mask()
-    return prediction.mask
-
-
-def no_own_mask() -> ConfigError:
-    """The mistake of asking a method without a noise model for a number of false alarms."""
-    return ConfigError(
-        "threshold=nfa needs a method that computes a number of false alarms.",
-        found="predictions without a mask of the method's own",
-        do="use model=uflow, or threshold=conformal with this model",
-    )
+def own(mask: T | None) -> T:
+    """What a method's own mask says, or a ConfigError where it made none."""
+    if mask is None:
+        raise ConfigError(
+            "threshold=nfa needs a method that computes a number of false alarms.",
+            found="predictions without a mask of the method's own",
+            do="use model=uflow, or threshold=conformal with this model",
+        )
+    return mask

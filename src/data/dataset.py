@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,17 +24,16 @@ Batch = dict[str, Tensor]
 _CACHE_BYTES = 10**9
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[Batch]):
-    """The samples at `indices` as batches; `cached`: kept in memory after the first use."""
+    """The samples at `indices` as batches."""
 
-    def __init__(
-        self, samples: Sequence[Sample], indices: Sequence[int], transform: ImageTransform, *,
-        cached: bool,
-    ) -> None:  # fmt: skip
-        self.samples, self.indices, self.transform = samples, list(indices), transform
-        self.cached = cached
-        # pixels (n, 3, H, W) uint8 or float32, masks (n, H, W) bool
-        self._kept: tuple[Tensor, Tensor] | None = None
+    samples: Sequence[Sample]
+    indices: Sequence[int]
+    transform: ImageTransform
+    cached: bool  # keep them in memory after the first use
+    # pixels (n, 3, H, W) uint8 or float32, masks (n, H, W) bool
+    _kept: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)

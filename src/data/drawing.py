@@ -55,13 +55,6 @@ def circle(at: Canvas, cx: float, cy: float, radius: float) -> Array:
     return np.hypot(at.x - cx, at.y - cy) - radius
 
 
-def box(at: Canvas, cx: float, cy: float, half: tuple[float, float], corner: float = 0.0) -> Array:
-    """Signed distance to a rectangle of half sides `half` with rounded corners."""
-    dx, dy = np.abs(at.x - cx) - half[0] + corner, np.abs(at.y - cy) - half[1] + corner
-    outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
-    return outside + np.minimum(np.maximum(dx, dy), 0) - corner
-
-
 def line(at: Canvas, points: Array) -> tuple[Array, Array]:
     """Distance to a polyline of points (n, 2), and the position 0 to 1 along it."""
     best, along = np.full(at.x.shape, np.inf), np.zeros(at.x.shape)
@@ -110,16 +103,12 @@ def photograph(scene: Scene, rng: Rng) -> Array:
     offset = (-light[1] * 0.09 / pixel, -light[0] * 0.09 / pixel)
     shadow = gaussian_filter(shift(scene.part, offset, order=1, mode="nearest"), 0.02 / pixel)
     picture *= (1 - 0.5 * shadow * (1 - scene.part))[..., None]
-    return _expose(picture * _illumination(rng, size)[..., None], rng)
-
-
-def _illumination(rng: Rng, size: int) -> Array:
-    """Uneven light (S, S) around 1: a gradient, a vignette and drifting reflections."""
-    at = canvas(size)
-    direction = rng.uniform(0, 2 * np.pi)
+    # uneven light around 1: a gradient, a vignette and drifting reflections
+    at, direction = canvas(size), rng.uniform(0, 2 * np.pi)
     gradient = (np.cos(direction) * at.x + np.sin(direction) * at.y) * rng.uniform(0, 0.14)
     vignette = -0.07 * (at.x**2 + at.y**2)
-    return (1 + gradient + vignette + 0.02 * noise(rng, size, 0.7)) * rng.uniform(0.9, 1.08)
+    uneven = (1 + gradient + vignette + 0.02 * noise(rng, size, 0.7)) * rng.uniform(0.9, 1.08)
+    return _expose(picture * uneven[..., None], rng)
 
 
 def _expose(picture: Array, rng: Rng) -> Array:
@@ -182,14 +171,14 @@ def gear(size: int, rng: Rng, fault: Rng | None) -> Scene:
         a = 2 * np.pi * i / bores - turn
         bore = circle(at, 0.39 * np.cos(a), 0.39 * np.sin(a), 0.085)
         distance = np.maximum(distance, -bore) if drilled[i] else distance
-    key = box(Canvas(radius * np.cos(angle), radius * np.sin(angle), at.pixel), 0.16, 0,
-              (0.05, 0.04))  # fmt: skip
+    dx, dy = np.abs(radius * np.cos(angle) - 0.16) - 0.05, np.abs(radius * np.sin(angle)) - 0.04
+    outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
+    key = outside + np.minimum(np.maximum(dx, dy), 0)  # a rectangle
     distance = np.maximum(distance, -np.minimum(radius - 0.16, key))
     part = cover(distance, at.pixel)
     rings = np.interp(radius, np.linspace(0, 1.5, 220), rng.normal(size=220))
-    steel = (
-        np.array((0.60, 0.60, 0.61)) * (1 + 0.045 * rings + 0.02 * noise(rng, size, 0.3))[..., None]
-    )
+    turned = (1 + 0.045 * rings + 0.02 * noise(rng, size, 0.3))[..., None]
+    steel = np.array((0.60, 0.60, 0.61)) * turned
     anisotropic = 0.10 * np.cos(2 * (np.arctan2(at.y, at.x) + 0.9))  # the bow-tie of turned metal
     steel = steel * (1 + anisotropic * (0.6 + 0.4 * np.clip(radius, 0, 1)))[..., None]
     hub = 0.04 * np.clip((0.27 - radius) / 0.02, 0, 1)

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from src.data.listing import holders, missing, natural_key
+from src.data.listing import find_root, holders, missing, natural_key
 from src.data.samples import DEFECTIVE, NORMAL, Found, Sample
 from src.errors import DataError
 
@@ -30,7 +30,7 @@ def index_visa(root: Path, category: str) -> Found:
     Raises:
         DataError: no list, one of another form, an unknown category, or an absent file in it.
     """
-    base = _holder(root.absolute(), "VisA", _SPLIT)
+    base = find_root(root.absolute(), "VisA", _SPLIT)
     rows: dict[str, list[_Row]] = {}
     with _reading(base / _SPLIT) as text:
         for row in csv.DictReader(text.splitlines()):
@@ -56,7 +56,7 @@ def index_real_iad(
         known = {file.stem for home in holders(root, lists, depth=2)
                  for file in (home / lists).glob("*.json")}  # fmt: skip
         raise missing(root, "Real-IAD", str(path), category, known)
-    base = _holder(root, "Real-IAD", f"{images}/{category}") / images / category
+    base = find_root(root, "Real-IAD", f"{images}/{category}") / images / category
     with _reading(path) as text:
         facts = json.loads(text)
         rows = [
@@ -67,13 +67,6 @@ def index_real_iad(
             if not views or {*views} & {*Path(row["image_path"]).stem.split("_")}
         ]
     return _listed("Real-IAD", base, rows)
-
-
-def _holder(root: Path, data_set: str, inside: str) -> Path:
-    base = next(holders(root, inside, depth=2), None)
-    if base is None:
-        raise missing(root, data_set, str(root / inside))
-    return base
 
 
 @contextlib.contextmanager

@@ -38,9 +38,7 @@ from src.errors import ConfigError, did_you_mean
 
 #: Raise it whenever a drawing changes: old folders are then left alone and new ones are made.
 VERSION = 1
-#: What determines every pixel: size, train, test_normal, test_defective, seed; explained by
-#: conf/data/synthetic.yaml.
-Recipe = Mapping[str, int]
+Recipe = Mapping[str, int]  # what determines every pixel, explained by conf/data/synthetic.yaml
 #: Changes a scene in place and returns the mask (S, S) in [0, 1] of what it touched.
 Damage = Callable[[Scene, Rng], Array]
 
@@ -80,12 +78,8 @@ def prepare_synthetic(root: Path, category: str, *, recipe: Recipe) -> None:
 
 def draw_pair(category: str, defect: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One photograph uint8 (S, S, 3) and its mask bool (S, S); defect "good" for a normal one."""
-    camera = np.random.default_rng((seed, 1))
-    if defect == "good":
-        scene = PARTS[category](size, np.random.default_rng(seed), None)
-        return photograph(scene, camera), np.zeros((size, size), bool)
-    scene, mask = draw_defective(PARTS[category], defect, size, seed)
-    return photograph(scene, camera), mask
+    scene, mask = draw_scene(PARTS[category], defect, size, seed)
+    return photograph(scene, np.random.default_rng((seed, 1))), mask
 
 
 def _write_category(folder: Path, category: str, recipe: Recipe) -> None:
@@ -200,40 +194,33 @@ def discoloured(scene: Scene, rng: Rng) -> Array:
 
 
 DAMAGES: dict[str, Damage] = {
-    "crack": crack,
-    "discoloured": discoloured,
-    "hole": hole,
-    "scratch": scratch,
-    "stain": stain,
+    draw.__name__: draw for draw in (crack, discoloured, hole, scratch, stain)
 }
 #: Folder names of the defects; "missing" is drawn by the part itself.
 DEFECTS = (*sorted([*DAMAGES, "missing"]),)
 
 
-def draw_defective(draw: Draw, defect: str, size: int, seed: int) -> tuple[Scene, Array]:
-    """A specimen with one defect and its mask bool (S, S); never an empty mask.
+def draw_scene(draw: Draw, defect: str, size: int, seed: int) -> tuple[Scene, Array]:
+    """A specimen and the mask bool (S, S) of its defect, never empty but of a good one.
 
     A missing piece is where the specimen differs from its like that has it.
     """
     for attempt in range(20):
         rng = np.random.default_rng((seed, attempt))
         scene = draw(size, np.random.default_rng(seed), None)
+        if defect == "good":
+            return scene, np.zeros((size, size), bool)
         if defect == "missing":
             good, scene = scene, draw(size, np.random.default_rng(seed), rng)
-            mask, least = _difference(good, scene), size * size / 1000
+            change = np.abs(scene.albedo - good.albedo).max(axis=2)
+            change += 3 * np.abs(scene.height - good.height)
+            closed = binary_closing(np.pad(change > 0.1, 8), iterations=max(1, round(size / 100)))
+            mask, least = binary_fill_holes(closed)[8:-8, 8:-8], size * size / 1000
         else:
             mask, least = DAMAGES[defect](scene, rng) > 0.35, 12.0
         if mask.sum() >= least:
             break
     return scene, mask
-
-
-def _difference(good: Scene, bad: Scene) -> Array:
-    """Where two scenes differ, without holes and ragged edges: bool (S, S)."""
-    change = np.abs(bad.albedo - good.albedo).max(axis=2) + 3 * np.abs(bad.height - good.height)
-    reach = max(1, round(len(change) / 100))
-    mask = binary_fill_holes(binary_closing(np.pad(change > 0.1, 8), iterations=reach))
-    return np.asarray(mask[8:-8, 8:-8])
 
 
 def _place(scene: Scene, rng: Rng) -> Array:
@@ -259,7 +246,6 @@ def _blob(scene: Scene, rng: Rng, radius: float, rough: float) -> Array:
 def _walk(start: Array, heading: float, steps: int, rng: Rng) -> Array:
     """A jagged path (steps + 1, 2)."""
     angles = heading + rng.normal(0, 0.55, steps)
-    moves = np.stack([np.cos(angles), np.sin(angles)], axis=1) * rng.uniform(
-        0.025, 0.055, (steps, 1)
-    )
+    lengths = rng.uniform(0.025, 0.055, (steps, 1))
+    moves = np.stack([np.cos(angles), np.sin(angles)], axis=1) * lengths
     return start + np.vstack([np.zeros((1, 2)), np.cumsum(moves, axis=0)])

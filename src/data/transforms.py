@@ -9,6 +9,7 @@ what torchvision's `Resize` does to a PIL image (PatchCore, U-Flow and HaloAE of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +22,27 @@ from torch import Tensor
 from src.data.images import read_mask
 from src.errors import ConfigError, DataError
 
-#: nearest: ours, exact at the border to half a pixel; eroded: the official PatchCore code resizes
-#: masks bilinearly and truncates to integers, so that only pixels that are defective to the full
-#: stay: up to a pixel is lost around each defect.
-MASK_RULES = ("nearest", "eroded")
 Picture = Image.Image | np.ndarray  # RGB; arrays are uint8 (H, W, 3)
 
 
+@dataclass(kw_only=True, eq=False)
 class ImageTransform:
     """Resize, centre crop and normalisation with one fixed output size.
 
-    Args:
-        resize: int: the shorter side, aspect kept; (H, W): exactly; None: untouched.
-        crop: centre crop, int (square) or (H, W); None: none.
-        interpolation: nearest, bilinear, bicubic or lanczos; masks always use nearest.
-        antialias: low-pass before shrinking (True) or plain sampling of the tensor (False).
-        mean: per channel, subtracted after scaling to [0, 1].
-        std: per channel, divisor.
-
-    Raises:
-        ConfigError: sizes that cannot work.
+    ConfigError: sizes that cannot work.
     """
 
-    def __init__(
-        self,
-        *,
-        resize: int | Sequence[int] | None,
-        crop: int | Sequence[int] | None,
-        interpolation: str,
-        antialias: bool,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
-        self.resize = resize if isinstance(resize, int) else _pair(resize)
-        self.crop = _pair(crop)
-        self.interpolation, self.antialias = interpolation, bool(antialias)
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+    resize: Any  # int: the shorter side, aspect kept; (H, W): exactly; None: untouched
+    crop: Any  # centre crop, int (square) or (H, W); None: none
+    interpolation: str  # nearest, bilinear, bicubic or lanczos; masks always use nearest
+    antialias: bool  # low-pass before shrinking, or plain sampling of the tensor
+    mean: Sequence[float]  # per channel, subtracted after scaling to [0, 1]
+    std: Sequence[float]  # per channel, divisor
+
+    def __post_init__(self) -> None:
+        self.resize = self.resize if isinstance(self.resize, int) else _pair(self.resize)
+        self.crop = _pair(self.crop)
+        self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
         self.size = self._output_size()
         self._mean = torch.tensor(self.mean).view(3, 1, 1)
         self._std = torch.tensor(self.std).view(3, 1, 1)
@@ -97,7 +83,9 @@ class ImageTransform:
     ) -> np.ndarray:
         """Mask bool (h, w), or its file -> bool (H, W) with the geometry of the image.
 
-        `rule` is one of `MASK_RULES`; without `crop` the whole resized image, of any size.
+        `rule` "nearest": ours, exact to half a pixel. "eroded": the official PatchCore code resizes
+        bilinearly and truncates to integers, so that only fully defective pixels
+        stay. Without `crop` the whole resized image, of any size.
         """
         values = read_mask(mask) if isinstance(mask, Path) else mask
         grey = Image.fromarray(values.astype(np.uint8) * 255)

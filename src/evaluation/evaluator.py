@@ -30,7 +30,7 @@ from src.evaluation.threshold import F1Oracle
 from src.evaluation.uncertainty import rate_interval
 from src.evaluation.view import DefectPixels, View
 from src.metrics import HIGH, LOW, PER_CATEGORY
-from src.result import Curve, DefectRecall, Prediction, Threshold, no_own_mask
+from src.result import Curve, DefectRecall, Prediction, Threshold, own
 
 CURVE_POINTS = 400
 NAMES = 20  # file names in one sentence
@@ -55,29 +55,23 @@ class ImageRow(NamedTuple):
 
     def decision(self, threshold: Threshold) -> bool:
         """Whether the image raises an alarm."""
-        if not threshold.own_mask:
-            return self.score > threshold.of(self.category).image
-        if self.own_alarm is None:
-            raise no_own_mask()
-        return self.own_alarm
+        if threshold.own_mask:
+            return own(self.own_alarm)
+        return self.score > threshold.of(self.category).image
 
 
 class Evaluator:
     """Collects predictions of test images and computes the metrics of `src.metrics`.
 
-    Args:
-        view: the grid of the pixel metrics and which part of an image it covers.
-        memory_gb: pixel scores kept in memory, in GiB; the rest goes to a temporary file.
-        resamples: of the bootstrap of pixel metrics; 0 leaves their intervals out.
-        limits: false positive rates up to which PRO is integrated, in 0..1.
-        seed: of the resampling.
+    `memory_gb` GiB of pixel scores are kept in memory, the rest in a temporary file; `resamples`
+    of the bootstrap of pixel metrics, 0 leaves their intervals out; `limits` are false positive
+    rates, 0..1, up to which PRO is integrated.
     """
 
     def __init__(
         self, view: View, *, memory_gb: float, resamples: int, limits: Sequence[float], seed: int
     ) -> None:
-        self.view = view
-        self.resamples, self.seed = resamples, seed
+        self.view, self.resamples, self.seed = view, resamples, seed
         self.limits = {overlap.aupro_key(limit): limit for limit in limits}
         self._rows: dict[int, ImageRow] = {}
         self._pixels = PixelStore(memory_gb)
@@ -92,8 +86,8 @@ class Evaluator:
         within = self.view.within(index)
         masks = self.view.masks(index, batch["mask"])
         marked = batch["mask"].flatten(1).any(dim=1).tolist()
-        own = prediction.mask
-        detected = None if own is None else self.view.maps(index, own.float(), 0.0)
+        by_method = prediction.mask
+        detected = by_method if by_method is None else self.view.maps(index, by_method.float(), 0.0)
         for b, image in enumerate(index):
             if image in self._rows:
                 continue
@@ -102,11 +96,11 @@ class Evaluator:
             state = mask_state(label[b], marked[b], bool(mask.any()), pixels)
             category = self.view.samples[image].category if self.view.samples else ""
             row = ImageRow(label[b], scores[b], highest[b], state, pixels, category=category)
-            if own is not None and detected is not None:
+            if by_method is not None and detected is not None:
                 found = detected[b] > 0.5
                 hits = int((found & mask).sum())
                 counts = hits, int(found.sum()) - hits
-                row = row._replace(own_alarm=bool(own[b].any()), own_counts=counts)
+                row = row._replace(own_alarm=bool(by_method[b].any()), own_counts=counts)
             self._rows[image] = row
             if state == "known":
                 weights = self.view.saturating(image, maps[b], mask)
@@ -320,7 +314,7 @@ def build_evaluator(
     options = cfg.evaluation
     view = View(
         options.size, transform, samples,
-        whole_image=options.whole_image, masks=options.masks, roi=roi,
+        whole_image=options.whole_image, rule=options.masks, roi=roi,
     )  # fmt: skip
     return Evaluator(
         view, memory_gb=options.memory_gb, resamples=options.bootstrap,

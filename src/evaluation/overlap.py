@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.errors import ConfigError
 from src.evaluation import ranking
 from src.evaluation.pixels import PixelStore
 from src.evaluation.ranking import Counts, Floats, Ranking, ratio
@@ -32,12 +31,6 @@ _BRACKETS = 256
 
 def aupro_key(limit: float) -> str:
     """`test/aupro` for the customary limit 0.3, `test/aupro_05` for 0.05."""
-    if not 0 < limit <= 1:
-        raise ConfigError(
-            "evaluation.aupro_limits must lie above 0 and not above 1.",
-            found=str(limit),
-            do="use evaluation.aupro_limits=[0.3,0.05]",
-        )
     return "test/aupro" if limit == 0.3 else f"test/aupro_{100 * limit:02.0f}"
 
 

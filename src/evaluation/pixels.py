@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from src.data.saturation import Region
-from src.evaluation.ranking import Counts, Floats, Ranking, around, finite
+from src.evaluation.ranking import Counts, Floats, Ranking, around, finite, table
 
 Scores = NDArray[np.float32]
 
@@ -200,7 +200,7 @@ class PixelStore:
         return values, rate(values)
 
     def rank(self) -> PixelRanking:
-        """The tables of all pixel metrics; normal pixels are sorted in runs of RUN_LENGTH."""
+        """The tables of all pixel metrics."""
         if self._ranking is not None:
             return self._ranking
         images = list(self.images())
@@ -212,23 +212,12 @@ class PixelStore:
             summed = np.bincount(where, weights=weights, minlength=value.size)
             return summed[::-1].astype(np.float64)
 
-        good = self._around([image for image in images if not image.defect.size], value)
-        inside = self._around([image for image in images if image.defect.size], value)
-        lower = np.r_[np.float32(-np.inf), value[:-1]][: value.size]
-        within = Ranking(
-            value=value[::-1],
-            hits=hits[::-1].astype(np.int64),
-            normals_above=inside[0][::-1],
-            normals_from=inside[1][::-1],
-            below=np.maximum.reduce([inside[2], good[2], lower])[::-1],
-            normals=sum(image.normal.size for image in images if image.defect.size),
-        )
-        everywhere = dataclasses.replace(
-            within,
-            normals_above=within.normals_above + good[0][::-1],
-            normals_from=within.normals_from + good[1][::-1],
-            normals=sum(image.normal.size for image in images),
-        )
+        good = [image for image in images if not image.defect.size]
+        bad = [image for image in images if image.defect.size]
+        inside, outside = self._around(bad, value), self._around(good, value)
+        both = inside[0] + outside[0], inside[1] + outside[1], np.maximum(inside[2], outside[2])
+        within = table(value, hits, inside, sum(image.normal.size for image in bad))
+        everywhere = table(value, hits, both, sum(image.normal.size for image in images))
         by_region = at_each_value(image.overlap for image in images)
         saturated = at_each_value(i.saturated for i in images) if self.saturates else by_region
         self._ranking = PixelRanking(
@@ -241,7 +230,7 @@ class PixelStore:
         return self._ranking
 
     def _around(self, images: list[ImagePixels], value: Scores) -> tuple[Counts, Counts, Scores]:
-        """Normal pixels of `images` above and from each value, and the next lower one."""
+        """`around` of all normal pixels of `images`, in runs of RUN_LENGTH."""
         above, at_least = np.zeros(value.size, np.int64), np.zeros(value.size, np.int64)
         below = np.full(value.size, -np.inf, dtype=np.float32)
         run: list[Scores] = []
@@ -255,7 +244,7 @@ class PixelStore:
                 at_least += from_here
                 np.maximum(below, below_here, out=below)
                 run.clear()
-        return above, at_least, below
+        return at_least, above, below
 
 
 def region_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int32]:

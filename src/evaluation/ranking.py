@@ -68,15 +68,17 @@ def rank(scores: ArrayLike, is_defect: ArrayLike) -> Ranking:
     score, defect = checked(scores, is_defect)
     normal = np.sort(score[~defect])
     value, hits = np.unique(score[defect], return_counts=True)
-    at_least, above, below = around(normal, value)
-    return Ranking(
-        value=value[::-1],
-        hits=hits[::-1].astype(np.int64),
-        normals_above=above[::-1],
-        normals_from=at_least[::-1],
-        below=np.maximum(below, np.r_[-np.inf, value[:-1]].astype(below.dtype))[::-1],
-        normals=normal.size,
-    )
+    return table(value, hits, around(normal, value), normal.size)
+
+
+def table(
+    value: NDArray[Any], hits: Counts, near: tuple[Counts, Counts, NDArray[Any]], normals: int
+) -> Ranking:
+    """The ranking of ascending values (K,) with what `around` says of them."""
+    at_least, above, below = (part[::-1] for part in near)
+    lower = np.r_[value[-2::-1], np.full(min(value.size, 1), -np.inf)].astype(below.dtype)
+    below = np.maximum(below, lower)
+    return Ranking(value[::-1], hits[::-1].astype(np.int64), above, at_least, below, normals)
 
 
 def around(normal: NDArray[Any], value: NDArray[Any]) -> tuple[Counts, Counts, NDArray[Any]]:

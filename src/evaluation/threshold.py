@@ -85,12 +85,6 @@ class Conformal(Rule):
     name = "conformal"
 
     def __init__(self, alpha: float) -> None:
-        if not 0 < alpha < 1:
-            raise ConfigError(
-                "threshold.alpha must lie between 0 and 1.",
-                found=str(alpha),
-                do="for 1 false alarm in 100 good parts set threshold.alpha=0.01",
-            )
         self.alpha = alpha
 
     def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:
@@ -117,12 +111,6 @@ class Quantile(Rule):
     name = "quantile"
 
     def __init__(self, q: float) -> None:
-        if not 0 < q <= 1:
-            raise ConfigError(
-                "threshold.q must lie above 0 and not above 1.",
-                found=str(q),
-                do="set threshold.q=0.99, or threshold.q=1 for the highest normal score",
-            )
         self.q = q
 
     def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:

@@ -11,6 +11,7 @@ are measured over the whole image, and what the crop cut off has the lowest of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,7 @@ from torch import Tensor
 from src.data.images import image_size, read_mask
 from src.data.samples import DEFECTIVE, Sample
 from src.data.saturation import Region, read_regions
-from src.data.transforms import MASK_RULES, ImageTransform
-from src.errors import only
+from src.data.transforms import ImageTransform
 from src.evaluation.pixels import saturating_weights
 
 ORIGINAL = "original"
@@ -38,36 +38,26 @@ class DefectPixels(NamedTuple):
     unseen: int
 
 
+@dataclass(eq=False)
 class View:
     """Maps and masks of test images on the grid of the pixel metrics.
 
     Maps are resized bilinearly, masks by nearest neighbour, both with half-pixel centres.
-
-    Args:
-        size: of the grid in pixels, its side or (height, width); ORIGINAL: of each image file.
-        transform: geometry of the network input; None: it sees whole images.
-        samples: what `batch["index"]` points into.
-        whole_image: measure over the whole image instead of the network's view.
-        masks: how masks are resized, one of `MASK_RULES`.
-        roi: pixels (h, w) of the network's view that count; None: all.
     """
 
-    def __init__(
-        self,
-        size: int | Sequence[int] | str,
-        transform: ImageTransform | None = None,
-        samples: Sequence[Sample] = (),
-        *,
-        whole_image: bool = False,
-        masks: str = "nearest",
-        roi: Tensor | None = None,
-    ) -> None:
-        only("evaluation.masks", [masks], MASK_RULES)
-        self.size = None if isinstance(size, str) else _pair(size)
-        self.cropped = transform if transform is not None and transform.crops else None
-        self.transform, self.samples, self.rule = transform, samples, masks
-        self.whole_image = whole_image and self.cropped is not None
-        self.roi = None if roi is None else roi.cpu().float()
+    grid: int | Sequence[int] | str  # its side or (height, width); ORIGINAL: of each image file
+    transform: ImageTransform | None = None  # of the network input; None: it sees whole images
+    samples: Sequence[Sample] = ()  # what `batch["index"]` points into
+    _: KW_ONLY
+    whole_image: bool = False  # measure over the whole image instead of the network's view
+    rule: str = "nearest"  # how masks are resized, nearest or eroded (`ImageTransform.mask`)
+    roi: Tensor | None = None  # pixels (h, w) of the network's view that count; None: all
+
+    def __post_init__(self) -> None:
+        self.size = None if isinstance(self.grid, str) else _pair(self.grid)
+        self.cropped = self.transform if self.transform and self.transform.crops else None
+        self.whole_image = self.whole_image and self.cropped is not None
+        self.roi = None if self.roi is None else self.roi.cpu().float()
 
     def maps(
         self, index: Sequence[int], maps: Tensor, unseen: float = NEVER_FOUND

@@ -17,8 +17,8 @@ from src.data.drawing import PARTS
 from src.data.images import open_rgb, read_image, read_mask
 from src.data.synthetic import (
     DEFECTS,
-    draw_defective,
     draw_pair,
+    draw_scene,
     index_synthetic,
     prepare_synthetic,
     recipe_folder,
@@ -123,7 +123,7 @@ def test_a_mask_covers_what_the_defect_changed_and_little_else(category):
     """Before light falls on it, the defective specimen equals its good twin outside the mask."""
     for defect in DEFECTS:
         good = PARTS[category](96, np.random.default_rng(5), None)
-        bad, mask = draw_defective(PARTS[category], defect, 96, 5)
+        bad, mask = draw_scene(PARTS[category], defect, 96, 5)
         change = np.abs(bad.albedo - good.albedo).max(axis=2)
         assert 6 <= mask.sum() < 96 * 96 / 4, defect
         around = binary_dilation(mask, iterations=4)

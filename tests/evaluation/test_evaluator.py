@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from sklearn import metrics as referee
 
+from src.composing import compose_checked
 from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError
@@ -370,7 +371,7 @@ def test_the_config_builds_the_evaluator():
     assert "test/pixel_auroc_ci_low" not in got
     assert not [key for key in got if key.startswith("test/recall/")]
     with pytest.raises(ConfigError, match="aupro_limits"):
-        new(limits=[0.3, 30])
+        compose_checked("run", ["evaluation.aupro_limits=[0.3,30]"])
 
 
 def test_histograms_for_comparing_runs_follow_the_image_index():

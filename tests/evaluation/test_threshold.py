@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from src.composing import compose_checked
 from src.errors import ConfigError, DataError, SavedModelError
 from src.evaluation import ranking
 from src.evaluation.threshold import (
@@ -149,13 +150,13 @@ def test_calibration_scores_that_are_not_finite_are_refused():
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, 2])
 def test_alpha_outside_zero_and_one_is_refused(alpha):
     with pytest.raises(ConfigError, match=r"threshold\.alpha"):
-        Conformal(alpha)
+        compose_checked("run", [f"threshold.alpha={alpha}"])
 
 
 @pytest.mark.parametrize("q", [0, 1.01])
 def test_quantile_outside_zero_and_one_is_refused(q):
     with pytest.raises(ConfigError, match=r"threshold\.q"):
-        Quantile(q)
+        compose_checked("run", ["threshold=quantile", f"threshold.q={q}"])
 
 
 @pytest.mark.parametrize(

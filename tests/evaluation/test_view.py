@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from src.composing import compose_checked
 from src.data.samples import Sample
 from src.data.transforms import ImageTransform
 from src.errors import ConfigError
@@ -102,9 +103,10 @@ def test_eroded_masks_keep_what_bilinear_resizing_leaves_whole():
     assert geometry(8, None).mask(mask, rule="eroded").sum() == 36  # nothing is resized
 
 
-def test_an_unknown_rule_for_masks_names_the_nearest(samples):
-    with pytest.raises(ConfigError, match="Did you mean 'eroded'"):
-        View(4, geometry(4, 2), samples, masks="erode")
+def test_an_unknown_rule_for_masks_names_the_nearest():
+    with pytest.raises(ConfigError) as caught:
+        compose_checked("run", ["evaluation.masks=erode"])
+    assert caught.value.do == "evaluation.masks=eroded"
 
 
 @pytest.mark.parametrize(
