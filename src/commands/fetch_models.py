@@ -11,7 +11,7 @@ import requests
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
-from src.data.download import Mirror, fetch
+from src.data.download import fetch
 from src.errors import ConfigError, DownloadError, SavedModelError, only
 from src.files import atomic
 from src.models.patchcore.official_banks import convert_official
@@ -91,7 +91,7 @@ def _download(options: dict[str, Any], metric: str, category: str, target: Path)
         f"{target} and run this again"
     )
     checksum = published["checksums"].get(f"{metric}/{category}")
-    fetch([Mirror(url, checksum)], target, advice=advice)
+    fetch([(url, checksum)], target, advice=advice)
 
 
 def _release_asset(published: dict[str, Any], metric: str, category: str) -> str:

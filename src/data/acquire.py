@@ -102,12 +102,12 @@ def _complete(folder: Path, paths: Sequence[str]) -> Path | None:
 
 def _install(root: Path, archive: Archive, paths: Sequence[str], counts: Counts, page: str) -> None:
     """Fetch one archive, unpack it beside the data, check it, and move its folders in place."""
-    from src.data.download import Mirror, fetch, require_space  # slow to load, rarely needed
+    from src.data.download import fetch, require_space  # slow to load, rarely needed
 
     file = root / archive["file"]
     placed = file.exists()
-    mirrors = [Mirror(None if placed else m["url"], m.get("checksum")) for m in archive["mirrors"]]
-    checksum = next((f" ({mirror.checksum})" for mirror in mirrors if mirror.checksum), "")
+    mirrors = [(None if placed else m["url"], m.get("checksum")) for m in archive["mirrors"]]
+    checksum = next((f" ({known})" for _, known in mirrors if known), "")
     fetch(mirrors, file, advice=(
         f"(1) get {file.name}{checksum} from {page} or a colleague; (2) put it at {file}; (3) run "
         "the same command again, it will be verified and unpacked. Or unpack it yourself into "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pooch
@@ -30,12 +29,8 @@ _BUSY = (408, 425, 429, 500, 502, 503, 504)
 ZENODO = "zenodo:"  # zenodo:<record>: address and checksum are asked of the record
 
 
-@dataclass(frozen=True)
-class Mirror:
-    """One address of a file; `checksum` is "sha256:..." or "md5:...", None when unpublished."""
-
-    url: str | None  # None: no address, only a checksum for a file placed by hand
-    checksum: str | None
+#: An address (None: the file is placed by hand) and "sha256:...", "md5:..." or None (unpublished).
+Mirror = tuple[str | None, str | None]
 
 
 def fetch(mirrors: Sequence[Mirror], target: Path, *, advice: str) -> Path:
@@ -47,18 +42,18 @@ def fetch(mirrors: Sequence[Mirror], target: Path, *, advice: str) -> Path:
     Raises:
         DownloadError: every mirror failed, or the disk is too small.
     """
-    known = [mirror.checksum for mirror in mirrors if mirror.checksum]
+    known = [checksum for _, checksum in mirrors if checksum]
     if target.is_file() and (not known or any(_matches(target, sum_) for sum_ in known)):
         return target
     reasons = [f"{target} has another checksum"] if target.is_file() else []
     target.parent.mkdir(parents=True, exist_ok=True)
-    for mirror in mirrors:
-        if mirror.url is None:
+    for url, checksum in mirrors:
+        if url is None:
             continue
         try:
-            _from_mirror(mirror.url, mirror.checksum, target)
+            _from_mirror(url, checksum, target)
         except (requests.RequestException, ValueError) as error:
-            reasons.append(f"{mirror.url}: {error}")
+            reasons.append(f"{url}: {error}")
         else:
             return target
     raise DownloadError(

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from src.data import saturation
 from src.data.gathering import gather
 from src.data.listing import category_folder, natural_key, no_images, walk
 from src.data.samples import UNKNOWN, Found, Sample, about, normals
@@ -50,7 +49,7 @@ def index_mvtec(
             do=f"put {test}/{good} and {test}/<defect> there, or use data=folder for normals only",
         )
     tested.sort(key=lambda sample: natural_key(sample.image_path))
-    if (enough := folder / saturation.FILE_NAME).is_file():
+    if (enough := folder / "defects_config.json").is_file():
         tested = [replace(s, saturation=enough) if s.mask_path else s for s in tested]
     held = [folder / calibration] if calibration else []
     hidden = [folder / name for name in unlabelled]

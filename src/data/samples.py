@@ -25,7 +25,7 @@ class Sample:
     split: str  # "train" | "calibration" | "validation" | "test"
     channel_paths: tuple[Path, ...] = ()  # further files that complete the image (height maps)
     bit_depth: int | None = None  # bits that a deep grey file fills; None: 16 (see viewing.py)
-    saturation: Path | None = None  # when a part of each region is enough (see saturation.py)
+    saturation: Path | None = None  # when a part of each region is enough (see images.read_regions)
     category: str = ""  # the product; of several together, `defect` begins with it
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from src.data.saturation import Region
+from src.data.images import Region
 from src.evaluation.ranking import Counts, Floats, Ranking, around, finite, table
 
 Scores = NDArray[np.float32]

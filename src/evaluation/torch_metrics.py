@@ -22,7 +22,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from src.data.saturation import Region
+from src.data.images import Region
 from src.evaluation import overlap, ranking, uncertainty
 from src.evaluation.pixels import PixelStore, region_sizes, saturating_weights
 from src.evaluation.ranking import Ranking

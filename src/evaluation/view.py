@@ -19,9 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.data.images import image_size, read_mask
+from src.data.images import Region, image_size, read_mask, read_regions
 from src.data.samples import DEFECTIVE, Sample
-from src.data.saturation import Region, read_regions
 from src.data.transforms import ImageTransform
 from src.evaluation.pixels import saturating_weights
 

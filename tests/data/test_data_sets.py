@@ -12,10 +12,9 @@ import tifffile
 from PIL import Image
 
 from src.composing import CONF, compose_checked
-from src.data.images import mask_files, read_mask
+from src.data.images import mask_files, read_mask, read_regions
 from src.data.record import DataRecord, list_samples
 from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN, summary
-from src.data.saturation import read_regions
 from src.errors import DataError
 from src.experiment import run_experiment
 from tests.data import fake_trees as fake

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from src.data import download
-from src.data.download import Mirror, fetch, require_space
+from src.data.download import fetch, require_space
 from src.errors import DownloadError
 
 BODY = bytes((i * 31 + i // 256) % 256 for i in range(300_000))
@@ -90,7 +90,7 @@ def server(monkeypatch):
 
 
 def mirrors(server, *vices, checksum=SHA):
-    return [Mirror(f"http://127.0.0.1:{server.server_port}/{vice}", checksum) for vice in vices]
+    return [(f"http://127.0.0.1:{server.server_port}/{vice}", checksum) for vice in vices]
 
 
 @pytest.mark.parametrize("checksum", [SHA, SHA.upper().replace("SHA256", "sha256"), MD5, None])
@@ -167,8 +167,8 @@ def test_mirrors_of_different_packings_do_not_continue_each_other(server, tmp_pa
 
 
 def test_when_every_mirror_fails_the_error_lists_them_and_says_what_to_do(server, tmp_path):
-    every = [*mirrors(server, "404", "corrupt", "503"), Mirror("http://127.0.0.1:9/x", SHA),
-             Mirror("nonsense", None)]  # fmt: skip
+    every = [*mirrors(server, "404", "corrupt", "503"), ("http://127.0.0.1:9/x", SHA),
+             ("nonsense", None)]  # fmt: skip
     with pytest.raises(DownloadError) as caught:
         fetch(every, tmp_path / "a", advice="put it there by hand")
     for words in ("404 Client Error", "hash of downloaded file", "503", "refused", "Invalid URL"):
@@ -180,7 +180,7 @@ def test_when_every_mirror_fails_the_error_lists_them_and_says_what_to_do(server
 def test_a_file_placed_by_hand_with_a_wrong_checksum_is_named(tmp_path):
     (tmp_path / "a").write_bytes(b"something else")
     with pytest.raises(DownloadError, match="another checksum"):
-        fetch([Mirror(None, SHA)], tmp_path / "a", advice="")
+        fetch([(None, SHA)], tmp_path / "a", advice="")
     assert (tmp_path / "a").read_bytes() == b"something else"
 
 

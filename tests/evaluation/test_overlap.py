@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as referee
 
-from src.data.saturation import Region
+from src.data.images import Region
 from src.errors import DataError
 from src.evaluation import overlap, pixels, ranking
 from tests import reference

@@ -12,7 +12,7 @@ from sklearn import metrics as referee
 from torch.multiprocessing.spawn import spawn
 from torchmetrics import MetricCollection
 
-from src.data.saturation import Region
+from src.data.images import Region
 from src.evaluation.torch_metrics import (
     AUPIMO,
     AUPRO,
