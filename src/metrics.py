@@ -61,13 +61,11 @@ _METRICS = (
         headline="overlap of prediction and mask at the threshold", of_pixels=True),
     Metric("test/recall", "Recall", """
         Share of defective images that raise an alarm at the chosen threshold. NaN without
-        defective images. test/recall/<defect> is the same for one defect type. The interval is
-        Wilson's.""",
+        defective images. test/recall/<defect> is the same for one defect type.""",
         headline="share of defective images found at the threshold"),
     Metric("test/false_alarm_rate", "False alarms", """
         Share of normal test images that raise an alarm at the chosen threshold. The conformal rule
-        promises at most alpha on average over calibration sets. NaN without normal images. The
-        interval is Wilson's.""",
+        promises at most alpha on average over calibration sets. NaN without normal images.""",
         headline="share of normal images that raised an alarm", lower_is_better=True),
     Metric("test/f1", "F1", """
         2TP / (2TP + FP + FN) of the image decision at the chosen threshold (ClassF1 of MVTec AD 2).
@@ -76,8 +74,7 @@ _METRICS = (
     Metric("test/image_f1_max", "Best F1", """
         The best F1 of the image decision over all thresholds. It chooses the threshold with test
         labels: an upper bound of test/f1, not what a deployed threshold reaches. NaN if a class is
-        empty.""",
-        headline="over all thresholds; needs labels, so an upper bound"),
+        empty.""", headline="over all thresholds; needs labels, so an upper bound"),
     Metric("test/image_ap", "Image AP", """
         Average precision of the image score: sum over distinct scores, highest first, of precision
         times the gain in recall. Steps, no interpolation (scikit-learn's definition); equal scores

@@ -18,8 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from src.data.listing import DEEPEST, holders, list_images
-from src.errors import DataError, DownloadError, did_you_mean
+from src.data.listing import DEEPEST, holders, list_images, missing
+from src.errors import DataError, DownloadError
 
 # What tarfile, zipfile and their decompressors raise on damaged input. OSError: gzip and bz2.
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError,
@@ -57,11 +57,7 @@ def prepare_archives(
     if _complete(root, paths) or not (download or placed):
         return  # the index says what is missing
     if category not in categories:
-        raise DataError(
-            f"{data_set} has no category {category!r}.",
-            found=", ".join(categories),
-            do=f"{did_you_mean(category, categories)} Set data.category, or data.root to your own.",
-        )
+        raise missing(root, data_set, paths[0], category, categories)
     if (root / category).exists():
         raise DataError(
             f"{root / category} is there but not complete.",

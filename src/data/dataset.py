@@ -19,10 +19,6 @@ from src.errors import DataError
 
 Batch = dict[str, Tensor]
 
-#: Largest set that `data.cache: auto` keeps in memory. ours: five times MVTec's largest category
-#: (391 images) at 256 px, and small beside the features.
-_CACHE_BYTES = 10**9
-
 
 @dataclass(eq=False)
 class ImageDataset(Dataset[Batch]):
@@ -174,12 +170,6 @@ class CheckedLoader(DataLoader[Batch]):
         """Inverse of `state_dict`."""
         if isinstance(self.sampler, EpochShuffle):
             self.sampler.load_state_dict(state)
-
-
-def fits_in_cache(count: int, transform: ImageTransform) -> bool:
-    """Whether `data.cache: auto` keeps `count` images and masks in memory."""
-    height, width = transform.size
-    return count * height * width * (3 * (1 if transform.antialias else 4) + 1) <= _CACHE_BYTES
 
 
 def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

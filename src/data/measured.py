@@ -46,13 +46,9 @@ class MaskFacts:
     """A mask that could be read."""
 
     sample: Sample
+    file: Path
     size: tuple[int, int]  # H, W
     area: float  # share of defective pixels
-
-    @property
-    def file(self) -> Path:
-        """Of the mask."""
-        return cast(Path, self.sample.mask_path)
 
 
 S = TypeVar("S")
@@ -65,8 +61,9 @@ def measure_masks(
     """Every mask in order, and those that cannot be read with the reason."""
 
     def measured(sample: Sample) -> MaskFacts:
-        mask = read_mask(cast(Path, sample.mask_path))
-        return MaskFacts(sample, (mask.shape[0], mask.shape[1]), float(mask.mean()))
+        file = cast(Path, sample.mask_path)
+        mask = read_mask(file)
+        return MaskFacts(sample, file, (mask.shape[0], mask.shape[1]), float(mask.mean()))
 
     return each([s for s in samples if s.mask_path is not None], measured)
 

@@ -32,9 +32,9 @@ from src.data.drawing import (
     noise,
     photograph,
 )
+from src.data.listing import missing
 from src.data.mvtec import index_mvtec
 from src.data.samples import Found
-from src.errors import ConfigError, did_you_mean
 
 #: Raise it whenever a drawing changes: old folders are then left alone and new ones are made.
 VERSION = 1
@@ -108,11 +108,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 def _home(root: Path, category: str, recipe: Recipe) -> Path:
     """The folder of the recipe, if it can hold this category."""
     if category not in PARTS:
-        raise ConfigError(
-            f"There is no synthetic category {category!r}.",
-            found=", ".join(sorted(PARTS)),
-            do=f"{did_you_mean(category, PARTS)} Set data.category to it.",
-        )
+        raise missing(root, "The synthetic data set", category, category, PARTS)
     return recipe_folder(root.absolute(), recipe)
 
 

@@ -28,7 +28,7 @@ from src.evaluation.pixels import PixelHistograms, PixelStore
 from src.evaluation.ranking import Counts
 from src.evaluation.threshold import F1Oracle
 from src.evaluation.uncertainty import rate_interval
-from src.evaluation.view import DefectPixels, View
+from src.evaluation.view import View
 from src.metrics import HIGH, LOW, PER_CATEGORY
 from src.result import Curve, DefectRecall, Prediction, Threshold, own
 
@@ -43,15 +43,10 @@ class ImageRow(NamedTuple):
     score: float
     map_max: float  # of the map as the model made it
     mask: str  # "known" | "missing" | "vanished" | "outside" | "on a normal image"
-    pixels: DefectPixels | None = None  # of a mask that the network may not see all of
+    pixels: tuple[int, int] | None = None  # marked, unseen: of a mask that may be cut off
     own_alarm: bool | None = None  # the method's own mask marks a pixel; None: it made none
     own_counts: tuple[int, int] | None = None  # true and false positive pixels of that mask
     category: str = ""  # which threshold decides, where there are several
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether the image is defective with a mask that counts."""
-        return self.label == DEFECTIVE and self.mask == "known"
 
     def decision(self, threshold: Threshold) -> bool:
         """Whether the image raises an alarm."""
@@ -139,8 +134,8 @@ class Evaluator:
             metrics |= {f"test/recall/{row.defect}": row.found / row.total for row in recalls}
         known = [row.pixels for row in self._rows.values() if row.pixels]
         if known or self.has_masks:
-            unseen = sum(p.unseen for p in known) / max(1, sum(p.marked for p in known))
-            metrics["test/unseen_defect_pixels"] = unseen
+            marked, unseen = np.sum([*known, (0, 0)], axis=0).tolist()
+            metrics["test/unseen_defect_pixels"] = unseen / max(1, marked)
         if self.has_masks:
             counts = self._counts(threshold)
             metrics |= overlap.pixel_metrics(self._pixels, *counts, self.limits)
@@ -164,7 +159,7 @@ class Evaluator:
     @property
     def has_masks(self) -> bool:
         """Whether some defective image has a usable mask, so that pixel metrics exist."""
-        return any(row.has_mask for row in self._rows.values())
+        return any(r.label == DEFECTIVE and r.mask == "known" for r in self._rows.values())
 
     def pixel_histograms(self) -> PixelHistograms:
         """Per-image score histograms, from which `compare` resamples images of two runs."""
@@ -288,7 +283,7 @@ class Evaluator:
 
 
 def mask_state(
-    label: int, marked: bool, marked_on_grid: bool, pixels: DefectPixels | None = None
+    label: int, marked: bool, marked_on_grid: bool, pixels: tuple[int, int] | None = None
 ) -> str:
     """Whether the pixels of an image are known.
 
@@ -301,7 +296,7 @@ def mask_state(
         return "missing"
     if marked_on_grid:
         return "known"
-    return "vanished" if pixels is None or pixels.unseen < pixels.marked else "outside"
+    return "vanished" if pixels is None or pixels[1] < pixels[0] else "outside"
 
 
 def build_evaluator(

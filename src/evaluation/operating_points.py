@@ -66,12 +66,13 @@ def operating_points(
     scores, labels = np.asarray(scores, dtype=np.float32), np.asarray(labels)
     points = []
     for alpha in sorted({*ALPHAS, 1 / (n + 1)}):
-        threshold = ordered[min(conformal_order(n, alpha), n) - 1]
-        alarms = [int((scores[labels == kind] > threshold).sum()) for kind in (DEFECTIVE, NORMAL)]
-        totals = [int((labels == kind).sum()) for kind in (DEFECTIVE, NORMAL)]
-        level = promised(normal, float(threshold))
-        points.append(OperatingPoint(alpha, float(threshold), level, alarms[0], totals[0],
-                                     alarms[1], totals[1]))  # fmt: skip
+        threshold = ordered[min(conformal_order(n, alpha), n) - 1].item()
+        counts = [
+            int(of.sum())
+            for kind in (DEFECTIVE, NORMAL)
+            for of in (scores[labels == kind] > threshold, labels == kind)
+        ]
+        points.append(OperatingPoint(alpha, threshold, promised(normal, threshold), *counts))
     return points
 
 

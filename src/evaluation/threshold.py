@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, cast
 
@@ -68,6 +69,7 @@ class Rule:
         raise NotImplementedError
 
 
+@dataclass
 class Conformal(Rule):
     """Split-conformal threshold: on average, a share `alpha` of good parts or less alarms.
 
@@ -83,9 +85,7 @@ class Conformal(Rule):
     """
 
     name = "conformal"
-
-    def __init__(self, alpha: float) -> None:
-        self.alpha = alpha
+    alpha: float
 
     def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:
         n = ordered.size
@@ -101,6 +101,7 @@ class Conformal(Rule):
         return min(order, n), self.alpha
 
 
+@dataclass
 class Quantile(Rule):
     """The plain empirical quantile: the smallest score that a share `q` of the normals reaches.
 
@@ -109,9 +110,7 @@ class Quantile(Rule):
     """
 
     name = "quantile"
-
-    def __init__(self, q: float) -> None:
-        self.q = q
+    q: float
 
     def _order(self, ordered: NDArray[Any]) -> tuple[int, float]:
         share = Fraction(str(self.q))

@@ -39,6 +39,10 @@ class _Exact(Metric):
     _names: ClassVar[tuple[str, ...]]
     _of: ClassVar[Callable[[Ranking], float]]
 
+    def __init_subclass__(cls, of: Callable[[Ranking], float] | None = None) -> None:
+        if of:
+            cls._of = of
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name in self._names:
@@ -82,22 +86,16 @@ class _OfImages(_Exact):
         return type(self)._of(ranking.rank(*states))
 
 
-class ImageAUROC(_OfImages):
+class ImageAUROC(_OfImages, of=ranking.area_under_roc):
     """`test/image_auroc`."""
 
-    _of = ranking.area_under_roc
 
-
-class ImageAP(_OfImages):
+class ImageAP(_OfImages, of=ranking.area_under_precision):
     """`test/image_ap`."""
 
-    _of = ranking.area_under_precision
 
-
-class ImageF1Max(_OfImages):
+class ImageF1Max(_OfImages, of=ranking.f1_max):
     """`test/image_f1_max`."""
-
-    _of = ranking.f1_max
 
 
 class ImageF1(_Decided, _OfImages):
@@ -144,22 +142,16 @@ class _OfPixels(_Exact):
         return type(self)._of(store.rank().pixels)
 
 
-class PixelAUROC(_OfPixels):
+class PixelAUROC(_OfPixels, of=ranking.area_under_roc):
     """`test/pixel_auroc`."""
 
-    _of = ranking.area_under_roc
 
-
-class PixelAP(_OfPixels):
+class PixelAP(_OfPixels, of=ranking.area_under_precision):
     """`test/pixel_ap`."""
 
-    _of = ranking.area_under_precision
 
-
-class PixelF1Max(_OfPixels):
+class PixelF1Max(_OfPixels, of=ranking.f1_max):
     """`test/pixel_f1_max`."""
-
-    _of = ranking.f1_max
 
 
 class AUPRO(_OfPixels):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +28,6 @@ ORIGINAL = "original"
 
 #: Score of a pixel that was never looked at; finite, as every score that is ranked.
 NEVER_FOUND = float(np.finfo(np.float32).min)
-
-
-class DefectPixels(NamedTuple):
-    """Pixels of a mask as it lies on disk, and how many of them the network cannot see."""
-
-    marked: int
-    unseen: int
 
 
 @dataclass(eq=False)
@@ -93,14 +86,17 @@ class View:
             found.append(self._on_grid(mask, size))
         return found
 
-    def defect_pixels(self, index: int) -> DefectPixels | None:
-        """Marked and unseen pixels of a defective image; None: nothing marked or cut off."""
+    def defect_pixels(self, index: int) -> tuple[int, int] | None:
+        """Pixels that the mask file of a defective image marks, and those that the crop cuts off.
+
+        None: nothing is marked, or nothing can be cut off.
+        """
         sample = self.samples[index] if self.cropped else None
         if not (sample and self.cropped and sample.label == DEFECTIVE and sample.mask_path):
             return None
         mask = read_mask(sample.mask_path)
         unseen = mask & ~self.cropped.seen((mask.shape[0], mask.shape[1]))
-        return DefectPixels(int(mask.sum()), int(unseen.sum())) if mask.any() else None
+        return (int(mask.sum()), int(unseen.sum())) if mask.any() else None
 
     def saturating(
         self, index: int, scores: NDArray[Any], mask: NDArray[np.bool_]

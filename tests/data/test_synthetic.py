@@ -199,7 +199,7 @@ def test_recipes_that_cannot_be_drawn_are_refused(change):
 
 
 def test_an_unknown_product_is_answered_with_the_nearest(tmp_path):
-    with pytest.raises(ConfigError, match="'gear'"):
+    with pytest.raises(DataError, match="'gear'"):
         prepare_synthetic(tmp_path, "gaer", recipe=SMALL)
 
 
