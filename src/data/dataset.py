@@ -145,8 +145,8 @@ class EpochShuffle(Sampler[int]):
 class CheckedLoader(DataLoader[Batch]):
     """A DataLoader over `ImageDataset` that raises a worker's DataError in the main process.
 
-    torch rebuilds exceptions of workers from one string, which would lose the three parts of ours;
-    so they come as values. With an `EpochShuffle` Lightning's checkpoints resume at the next batch.
+    torch rebuilds exceptions of workers from one string, without our three parts, so they come as
+    values. With an `EpochShuffle` Lightning's checkpoints resume at the next batch.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]

@@ -34,13 +34,10 @@ Mirror = tuple[str | None, str | None]
 
 
 def fetch(mirrors: Sequence[Mirror], target: Path, *, advice: str) -> Path:
-    """Download to `target` unless it is already there and verified.
+    """Download to `target` unless it is already there and verified, from the first mirror that can.
 
-    Mirrors are tried in order; the file appears under its own name only when it is complete and its
-    checksum agrees. `advice`: what a person can do by hand when every mirror fails.
-
-    Raises:
-        DownloadError: every mirror failed, or the disk is too small.
+    The file appears under its own name only when it is complete and its checksum agrees. `advice`:
+    what a person can do by hand. DownloadError: every mirror failed, or the disk is too small.
     """
     known = [checksum for _, checksum in mirrors if checksum]
     if target.is_file() and (not known or any(_matches(target, sum_) for sum_ in known)):

@@ -66,18 +66,18 @@ def mask_files(mask: Path) -> list[Path]:
 def read_mask(path: Path) -> np.ndarray:
     """Defect mask bool (H, W): True where any channel of any of its files is above 0.
 
-    Palettes are looked up, transparent pixels count as normal. JPEG and WebP masks carry
-    compression noise around 0, so there a pixel must be above half of the range (127).
-
-    Raises:
-        DataError: as `read_image`; or files of one mask that differ in size.
+    Palettes are looked up, transparent pixels count as normal. DataError: as `open_rgb`; or files
+    of one mask that differ in size.
     """
     levels = _stack(f"The masks in {path}", map(read_levels, mask_files(path)))
     return np.asarray(levels.any(axis=2))
 
 
 def read_levels(path: Path) -> np.ndarray:
-    """Values uint8 (H, W) of one mask file, the brightest channel; 0 where nothing is marked."""
+    """Values uint8 (H, W) of one mask file, the brightest channel; 0 where nothing is marked.
+
+    JPEG and WebP carry compression noise around 0: there a pixel must be above half of the range.
+    """
     image, kind = _decode(path)
     levels = np.asarray(_to_rgb(image, path, background="black", keep_faint=True)).max(axis=2)
     return np.where(levels > 127, levels, 0) if kind in _LOSSY else levels

@@ -1,8 +1,7 @@
 """Data sets that come with a list of their images: VisA and Real-IAD.
 
-VisA (Zou et al., ECCV 2022): `<category>/Data/Images/{Normal,Anomaly}/*.JPG`,
-`<category>/Data/Masks/Anomaly/*.png`; the official one-class split is `split_csv/1cls.csv` with
-columns object, split, label, image, mask. Masks hold small integers: anything above 0 is defective.
+VisA (Zou et al., ECCV 2022): the official one-class split is `split_csv/1cls.csv` with columns
+object, split, label, image, mask. Masks hold small integers: anything above 0 is defective.
 
 Real-IAD (Wang et al., CVPR 2024): `realiad_256/<category>/{OK,NG/<defect>}/S0001/*_C1_*.jpg`, where
 C1 is a camera, with masks `*_mask.png`; `realiad_jsons/<category>.json` lists train and test.

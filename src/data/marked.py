@@ -2,8 +2,7 @@
 
 Good and defective images lie side by side, each with its mask beside it: KolektorSDD
 (`kos01/Part0.jpg`, `Part0_label.bmp`), KolektorSDD2 (`train/10000.png`, `10000_GT.png`), magnetic
-tiles (`MT_Crack/Imgs/exp1_num_4727.jpg` and `.png`), DAGM (`Class1/Train/0576.PNG`,
-`Label/0576_label.PNG`).
+tiles (`MT_Crack/Imgs/exp1.jpg` and `.png`), DAGM (`Class1/Train/0576.PNG`, `Label/0576_label.PNG`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Data sets laid out as MVTec AD: good parts to learn from, a test by defect, masks beside it.
 
 `<category>/{train/good, test/<defect>|good, ground_truth/<defect>}/NNN.png`, masks `NNN_mask.png`
-or a folder `NNN` with a mask of each region. The files of conf/data that name `index_mvtec` say
-where a data set differs. Any other one of this layout can be read with `data=mvtec data.root=...`.
+or a folder `NNN` with a mask of each region. Files of conf/data say where a data set differs.
 """
 
 from __future__ import annotations

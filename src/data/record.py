@@ -1,7 +1,7 @@
 """The images of a data set by name, label and content: what a run was made of.
 
-`data.csv` in a run folder has one row an image. Its fingerprint names the run, so that other
-images, masks or labels are another run, while a folder that was only moved is the same.
+`data.csv` in a run folder has one row an image. Its fingerprint names the run: other images, masks
+or labels are another run, a folder that was only moved is the same.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def split_training(
 ) -> tuple[list[Sample], list[Sample], list[Sample]]:
     """Images that train, calibrate and validate, out of good ones, category by category.
 
-    `given`: images for calibration come from elsewhere. Otherwise they are the good images that
-    `data.shots` leaves out (unless `calibration.beyond_shots` is false), or a share held out, of
+    Those for calibration come from elsewhere (`given`), or are the good images that `data.shots`
+    leaves out (unless `calibration.beyond_shots` is false), or a share held out, of
     `calibration.at_least` images where these are not more than a third.
     """
     train: list[Sample] = []
@@ -67,9 +67,8 @@ def choose_shots(
 ) -> tuple[list[Sample], list[Sample]]:
     """The few images of a few-shot protocol, and the others; null: all images.
 
-    As AnomalyDINO (Damm et al., WACV 2025, run_anomalydino.py): of the images in their order, the
-    slice [seed * shots : (seed + 1) * shots]. A slice that runs over the end goes on with the first
-    image; the original takes fewer.
+    As AnomalyDINO (Damm et al., WACV 2025, run_anomalydino.py): the slice [seed * shots :
+    (seed + 1) * shots]. One that runs over the end goes on with the first image.
     """
     count = len(good)
     if shots is None or shots >= count:
@@ -82,10 +81,8 @@ def choose_shots(
 def limit_test(test: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
     """At most `limit` test samples with the share of normals kept, at least one of each class.
 
-    Defective ones are taken in turn from each defect type.
-
-    Raises:
-        ConfigError: a limit of 1 for two classes.
+    Defective ones are taken in turn from each defect type. ConfigError: a limit of 1 for two
+    classes.
     """
     if limit is None or limit >= len(test):
         return list(test)

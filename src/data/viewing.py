@@ -26,8 +26,8 @@ _PROBED = 16  # ours: a set of 8-bit images is known by so many headers, spread 
 def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | None]:
     """The samples with the number of bits, 8 to 32, that their deep grey images fill.
 
-    `wanted` "auto": the fewest that hold the brightest pixel of the normal training images. None
-    without deep training images: 16 bits if one comes later.
+    `wanted` "auto": the fewest that hold the brightest pixel of the normal training images; None
+    where these are not deep.
     """
     if wanted == "auto":
         paths = [path for sample in found if sample.split == "train"
@@ -43,10 +43,9 @@ def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | N
 
 
 def fitting_size(paths: Sequence[Path], side: int, step: int = 32) -> tuple[int, int]:
-    """(H, W) with about side * side pixels and the shape of the median image.
+    """(H, W) with about side * side pixels and the shape of the median image, else the square.
 
-    Both are the nearest multiples of `step`: 320 x 160 for side 224 and images of 512 x 256. Images
-    that cannot be read are passed over; without any it is the square.
+    Both are the nearest multiples of `step`: 320 x 160 for side 224 and images of 512 x 256.
     """
     sizes, _ = each(paths, image_size)
     if not sizes:

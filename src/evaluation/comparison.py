@@ -140,10 +140,8 @@ def compare_pixels(
 def rank_methods(table: pd.DataFrame, *, lower_is_better: bool = False) -> MethodRanks:
     """Friedman's test and Nemenyi's critical difference at 0.05 (Demsar 2006, JMLR 7:1, 3.2.2).
 
-    `table`: the metric by category (row) and method (column), complete.
-
-    Raises:
-        DataError: fewer than three methods or two categories.
+    `table`: the metric by category (row) and method (column), complete. DataError: fewer than
+    three methods or two categories.
     """
     categories, methods = table.shape
     if methods < 3 or categories < 2:

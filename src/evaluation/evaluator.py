@@ -1,11 +1,9 @@
 """Test predictions in, metrics out: the only place that reads test labels and masks.
 
 `update` keeps a few numbers an image and the scores of its pixels on one stated grid
-(`evaluation.size`); `compute` gives every number from the tables of `ranking` and `pixels`. What
-cannot be computed is left out or NaN, and `notes` says why.
-
-Pixel metrics use test images whose pixels are all known: normal images, and defective ones with a
-mask that still marks a pixel on the grid. What the grid covers is said and chosen in `view`.
+(`evaluation.size`); `compute` gives every number from the tables of `ranking` and `pixels`. Pixel
+metrics use images whose pixels are all known: normal ones, and defective ones with a mask that
+still marks a pixel on the grid. What cannot be computed is left out or NaN, and `notes` says why.
 """
 
 from __future__ import annotations
@@ -70,7 +68,6 @@ class Evaluator:
         self.limits = {overlap.aupro_key(limit): limit for limit in limits}
         self._rows: dict[int, ImageRow] = {}
         self._pixels = PixelStore(memory_gb)
-        self._threshold: Threshold | None = None
 
     def update(self, batch: Mapping[str, Tensor], prediction: Prediction) -> None:
         """Take a batch; a known image is dropped. DataError: a score or map value is not finite."""
@@ -181,7 +178,7 @@ class Evaluator:
 
         At the threshold given to `compute`, which comes first; NaN where a metric is not defined.
         """
-        threshold = self._chosen()
+        threshold = self._threshold
         pixels: dict[int, tuple[float, float]] = {}
         if len(self._pixels):
             ious = overlap.image_ious(*self._counts(threshold), self._pixels.defects)
@@ -200,7 +197,7 @@ class Evaluator:
         alarms: dict[str, list[bool]] = {}
         for index, row in self._known_rows().items():
             if row.label == DEFECTIVE:
-                alarms.setdefault(samples[index].defect, []).append(row.decision(self._chosen()))
+                alarms.setdefault(samples[index].defect, []).append(row.decision(self._threshold))
         return [
             DefectRecall(name, sum(alarm), len(alarm), *rate_interval(sum(alarm), len(alarm)))
             for name, alarm in sorted(alarms.items())
@@ -251,11 +248,6 @@ class Evaluator:
             found |= {f"{key}/{name}": metrics[key] for key in PER_CATEGORY if key in metrics}
         return found
 
-    def _chosen(self) -> Threshold:
-        if self._threshold is None:
-            raise RuntimeError("call compute(threshold, samples) first: decisions need a threshold")
-        return self._threshold
-
     def _known_rows(self) -> dict[int, ImageRow]:
         return {i: row for i, row in sorted(self._rows.items()) if row.label != UNKNOWN}
 
@@ -285,7 +277,7 @@ class Evaluator:
 def mask_state(
     label: int, marked: bool, marked_on_grid: bool, pixels: tuple[int, int] | None = None
 ) -> str:
-    """Whether the pixels of an image are known.
+    """Whether the pixels of an image are known; `pixels` are those of `View.defect_pixels`.
 
     A defect is `outside` when it is marked, but nowhere in the network's view, and `vanished`
     when it is too small for the grid or for the rule that resizes masks.

@@ -93,8 +93,8 @@ def deciding(normal: NormalScores | None, threshold: Threshold) -> Deciding | No
 def conformal_p(normal: NormalScores, scores: ArrayLike) -> NDArray[np.float64]:
     """P-value (m,) of each score (m,): of "this is a part like the calibration images".
 
-    (1 + calibration scores at least as high) / (n + 1): below any p with probability p or less for
-    exchangeable parts (Vovk et al. 2005; Bates et al. 2023, Annals of Statistics 51:149).
+    (1 + calibration scores at least as high) / (n + 1) (Vovk et al. 2005; Bates et al. 2023, Annals
+    of Statistics 51:149).
     """
     ordered = np.sort(normal.image.double().numpy())
     reached = np.searchsorted(ordered, np.asarray(scores, dtype=np.float64))
@@ -104,8 +104,7 @@ def conformal_p(normal: NormalScores, scores: ArrayLike) -> NDArray[np.float64]:
 def suspicion(normal: NormalScores) -> list[tuple[str, float, float]]:
     """(path, score, p) of calibration pictures, the most conspicuous first.
 
-    p is the conformal p-value of a picture among the others: the share of all n pictures that
-    score at least as high, 1 / n for the highest alone.
+    p is the share of all n pictures that score at least as high, 1 / n for the highest alone.
     """
     values = normal.image.float().numpy()
     ordered = np.sort(values)

@@ -47,9 +47,8 @@ class PixelRanking(NamedTuple):
 class PixelHistograms(NamedTuple):
     """Per image, how many pixels fall into each of b bins, highest scores first.
 
-    Enough to recompute pixel metrics for any re-weighting of the images. Bins hold about equal
-    numbers of defective and normal pixels, so AUROC is off by at most half the pairs that share a
-    bin: below 1 / bins, unless more than that share of the pixels has one and the same score.
+    Bins hold about equal numbers of defective and normal pixels, so AUROC of any re-weighting of
+    the images is off by less than 1 / bins, unless more than that share has one and the same score.
     """
 
     image: NDArray[Any]  # (n,) what the images are known by: an index, or a path in scores.csv
@@ -179,8 +178,7 @@ class PixelStore:
     def highest_normals(self, share: float) -> tuple[Scores, Floats]:
         """Distinct scores (k,) of good images, highest first, as far as `share` of their pixels.
 
-        With the rate (k,) of each: the mean over good images of the share of pixels at or above it;
-        the last one reaches `share`. Nothing without good images.
+        With the rate (k,) of each: the mean over good images of the share of pixels at or above it.
         """
         good = [image.normal for image in self.images() if not image.defect.size]
         good = [normal for normal in good if normal.size]

@@ -38,11 +38,8 @@ class Rule:
     def fit(self, normal: NormalScores | None) -> Threshold | None:
         """The threshold from scores (n,) of normal images the model has not seen, n >= 2.
 
-        Each of several categories has one of its own. None: the rule needs labels.
-
-        Raises:
-            ConfigError: there are too few of them.
-            DataError: some are NaN or infinite.
+        Each of several categories has one of its own. None: the rule needs labels. ConfigError:
+        there are too few of them. DataError: some are NaN or infinite.
         """
         count = 0 if normal is None else len(normal.image)
         if normal is None or count < 2:

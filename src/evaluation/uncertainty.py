@@ -77,8 +77,8 @@ def delong(scores: ArrayLike, is_defect: ArrayLike, contrast: Sequence[float]) -
     """A sum of AUROCs of scores (r, n) of the same images, times `contrast` (r,), by DeLong's test.
 
     [1] gives one AUROC with its interval, [-1, 1] the second minus the first. DeLong, DeLong and
-    Clarke-Pearson 1988 (Biometrics 44:837), by midranks as Sun and Xu 2014. Without variance, as of
-    an AUROC of 1, the interval has no width: see `auroc_interval`. NaN without two of each class.
+    Clarke-Pearson 1988 (Biometrics 44:837), by midranks as Sun and Xu 2014. The interval of an
+    AUROC of 1 has no width. NaN without two of each class.
     """
     values, defect = np.atleast_2d(scores), np.asarray(is_defect, dtype=bool)
     together, classes = rankdata(values, axis=1), (defect, ~defect)
@@ -254,8 +254,8 @@ def logit_interval(resampled: Floats, images: int) -> Interval:
 def paired_difference(first: Floats, second: Floats, observed: tuple[float, float]) -> Difference:
     """Second minus first run, from the same resamples (resamples,) of the same images.
 
-    The p-value is twice the smaller share of resampled differences on either side of zero, those
-    equal to zero on both, counted with one more so that it is never 0.
+    The p-value is twice the smaller share of differences on either side of zero (zero counts on
+    both) and of one more, so that it is never 0.
     """
     value, apart = observed[1] - observed[0], second - first
     tail = min(np.count_nonzero(apart <= 0), np.count_nonzero(apart >= 0))

@@ -1,7 +1,7 @@
 """What the pixel metrics look at: which part of an image, on which grid, with which masks.
 
 The grid has `evaluation.size` pixels, or is that of each image file: `evaluation.size=original`, as
-the official evaluation code of MVTec AD does; maps are then resized, masks are what they are.
+the official evaluation code of MVTec AD does.
 
 A method may see the centre of an image only (PatchCore: 224 of 256 pixels). By default pixel
 metrics are measured where it looked, as its paper does. With `evaluation.whole_image: true` they

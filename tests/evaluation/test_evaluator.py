@@ -348,11 +348,6 @@ def test_defect_recalls_carry_counts_and_intervals():
     assert all(row.low <= row.found / row.total <= row.high for row in rows)
 
 
-def test_rows_before_compute_are_refused():
-    with pytest.raises(RuntimeError, match="call compute"):
-        Scene().fill(new()).per_image_rows()
-
-
 def test_the_config_builds_the_evaluator():
     cfg = OmegaConf.create(
         {
