@@ -56,7 +56,7 @@ class Detector:
             raise SavedModelError(f"{directory} is not a finished run.", found=found, do=do)
         read_model_card(run.directory / "model")  # refuses what an earlier version fitted
         config = run.config()
-        transform = ImageTransform.from_config(config.transform)
+        transform = ImageTransform(**config.transform)
         model = build_model(config, transform.size)
         model.load(run.directory / "model")
         threshold = Threshold.from_json(run.read_json("model/threshold.json"))

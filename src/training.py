@@ -197,7 +197,7 @@ def _callbacks(cfg: DictConfig, directory: Path, *, single_pass: bool) -> list[p
     chosen = [bar, _StopOnNaN()]
     trainer = cfg.trainer
     if every := trainer.get("log_images_every_n_epochs"):
-        chosen.append(ExtrasWhileTraining(every, ImageTransform.from_config(cfg.transform)))
+        chosen.append(ExtrasWhileTraining(every, ImageTransform(**cfg.transform)))
     if single_pass:
         return chosen
     where: dict[str, Any] = {"dirpath": directory / "checkpoints", "save_on_train_epoch_end": True}

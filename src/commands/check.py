@@ -44,7 +44,7 @@ def check_data_set(cfg: DictConfig) -> int:
     samples, _ = settle_depth(found, data.get("bit_depth"))
     train = [sample.image_path for sample in samples if sample.split == "train"]
     view = view_of(data.view, train) if data.get("view") else None
-    transform = ImageTransform.from_config(cfg.transform) if cfg.get("transform") else view
+    transform = ImageTransform(**cfg.transform) if cfg.get("transform") else view
     published = (data.get("counts") or {}).get(category)
     named = bool(data.get("mask_dir", True))  # data sets without the key know where masks are
     report = examine(samples, transform=transform, published=published, masks_named=named)

@@ -59,7 +59,7 @@ class AnomalyDataModule(pl.LightningDataModule):
             )
         self.keeps_aspect = cfg.transform.resize == AUTO  # decided by the images in `setup`
         square = {"resize": [cfg.data.view.side] * 2} if self.keeps_aspect else {}
-        self.transform = ImageTransform.from_config({**cfg.transform, **square})
+        self.transform = ImageTransform(**{**cfg.transform, **square})
         self.bit_depth: int | str | None = cfg.data.bit_depth  # a number or None once set up
         self.found = listed or Found([])  # the lists below are what is used of it
         self.record = DataRecord([])
@@ -115,7 +115,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         if self.keeps_aspect:
             paths = [sample.image_path for sample in train]
             size = fitting_size(paths, cfg.data.view.side, cfg.data.view.step)
-            self.transform = ImageTransform.from_config({**cfg.transform, "resize": size})
+            self.transform = ImageTransform(**{**cfg.transform, "resize": size})
         self.train_samples, held_out, self.validation_samples = split_training(
             train, cfg, given=bool(given)
         )

@@ -105,30 +105,23 @@ def _unreadable(kind: str, broken: Mapping[Path, DataError]) -> list[Finding]:
 def _counts(samples: Sequence[Sample], published: Mapping[str, int]) -> Iterator[Finding]:
     count = Counter((s.split, s.label) for s in samples)
     train, good, bad = count["train", NORMAL], count["test", NORMAL], count["test", DEFECTIVE]
-    if not train:
-        yield Finding("error", "No training images.", found="0",
-                      remedy="check the folders below data.root")  # fmt: skip
-    elif train < FEW_IMAGES:
-        yield Finding(
-            "warning", "Few training images.", found=f"{train}",
-            remedy=f"collect at least {FEW_IMAGES}; more show more of the allowed variation",
-        )  # fmt: skip
-    if not bad:
-        yield Finding(
-            "note", "No defective test images.", found=f"{good} normal",
-            remedy="expect false-alarm rates but no AUROC; add some defective images when you can",
-        )  # fmt: skip
-    elif not good:
-        yield Finding(
-            "warning", "No normal test images.", found=f"{bad} defective",
-            remedy="add normal test images: without them false alarms cannot be counted",
-        )  # fmt: skip
+    for wrong, severity, what, found, remedy in (
+        (not train, "error", "No training images.", "0", "check the folders below data.root"),
+        (0 < train < FEW_IMAGES, "warning", "Few training images.", f"{train}",
+         f"collect at least {FEW_IMAGES}; more show more of the allowed variation"),
+        (not bad, "note", "No defective test images.", f"{good} normal",
+         "expect false-alarm rates but no AUROC; add some defective images when you can"),
+        (bad and not good, "warning", "No normal test images.", f"{bad} defective",
+         "add normal test images: without them false alarms cannot be counted"),
+    ):  # fmt: skip
+        if wrong:
+            yield Finding(severity, what, found=found, remedy=remedy)
     for split, expected in published.items():
-        found = sum(s.split == split for s in samples)
-        if found != expected:
+        there = sum(s.split == split for s in samples)
+        if there != expected:
             yield Finding(
                 "warning", f"Not the published number of images in {split}.",
-                found=f"{found}, published {expected}",
+                found=f"{there}, published {expected}",
                 remedy="unpack the archive again; results cannot be compared with published ones",
             )  # fmt: skip
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -57,23 +56,17 @@ def index_synthetic(root: Path, category: str, *, recipe: Recipe) -> Found:
 def prepare_synthetic(root: Path, category: str, *, recipe: Recipe) -> None:
     """Generate a category unless it is there; safe when several processes ask at once.
 
-    Built in a temporary folder that is renamed at the end: a folder that exists is complete.
+    Built in a temporary folder and renamed at the end: a folder that exists is complete.
     """
     home = _home(root, category, recipe)
-    target = home / category
-    if target.is_dir():
+    if (home / category).is_dir():
         return
     home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / f".{category}.lock"):
-        if target.is_dir():
-            return
-        partial = home / f"{category}.{os.getpid()}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            _write_category(partial, category, recipe)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    lock = FileLock(home / f".{category}.lock")
+    with lock, tempfile.TemporaryDirectory(prefix=".drawing-", dir=home) as scratch:
+        if not (home / category).is_dir():
+            _write_category(Path(scratch, category), category, recipe)
+            Path(scratch, category).rename(home / category)
 
 
 def draw_pair(category: str, defect: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

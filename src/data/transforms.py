@@ -8,7 +8,7 @@ what torchvision's `Resize` does to a PIL image (PatchCore, U-Flow and HaloAE of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ Picture = Image.Image | np.ndarray  # RGB; arrays are uint8 (H, W, 3)
 
 @dataclass(kw_only=True, eq=False)
 class ImageTransform:
-    """Resize, centre crop and normalisation with one fixed output size.
+    """Resize, centre crop and normalisation with one fixed output size; config node `transform`.
 
     ConfigError: sizes that cannot work.
     """
@@ -46,11 +46,6 @@ class ImageTransform:
         self.size = self._output_size()
         self._mean = torch.tensor(self.mean).view(3, 1, 1)
         self._std = torch.tensor(self.std).view(3, 1, 1)
-
-    @classmethod
-    def from_config(cls, transform: Mapping[str, Any]) -> ImageTransform:
-        """From the config node `transform`, whose keys are the arguments."""
-        return cls(**{str(name): value for name, value in transform.items()})
 
     def __call__(self, image: Picture) -> Tensor:
         """RGB image -> float32 (3, H, W), normalised."""

@@ -161,5 +161,5 @@ def test_a_transform_is_built_from_its_config():
     node = {"resize": [70, 60], "crop": 48, "interpolation": "bicubic", "antialias": True,
             "mean": [0.5] * 3, "std": [0.25] * 3}  # fmt: skip
     image = noise(99, 77)
-    built = ImageTransform.from_config(OmegaConf.create(node))
+    built = ImageTransform(**OmegaConf.create(node))
     assert torch.equal(built(image), ImageTransform(**node)(image))

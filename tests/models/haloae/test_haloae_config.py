@@ -24,7 +24,7 @@ def composed(*words: str) -> DictConfig:
 
 def build(*words: str) -> AnomalyModule:
     cfg = composed(*words)
-    return build_model(cfg, ImageTransform.from_config(cfg.transform).size)
+    return build_model(cfg, ImageTransform(**cfg.transform).size)
 
 
 def parameters(model: AnomalyModule) -> int:
