@@ -17,7 +17,7 @@ from src.data.images import read_sample
 from src.data.samples import UNKNOWN, Sample
 from src.detector import Detector
 from src.evaluation.evaluator import Evaluator
-from src.evaluation.operating_points import POINTS, Deciding, deciding, operating_points
+from src.evaluation.threshold import POINTS, Deciding, deciding, operating_points
 from src.evaluation.view import pixel_convention
 from src.explaining import picture_of
 from src.extras import write_extras

@@ -16,13 +16,12 @@ from rich.table import Column, Table
 
 from src.data.doctor import Report, examine
 from src.data.images import open_rgb
-from src.data.measured import ImageFacts
+from src.data.measured import ImageFacts, settle_depth
 from src.data.record import list_samples, place_of, prepare_data
 from src.data.samples import summary
-from src.data.transforms import ImageTransform
-from src.data.viewing import settle_depth, view_of
+from src.data.transforms import ImageTransform, view_of
 from src.errors import ConfigError, DataError
-from src.evaluation.operating_points import suspicion
+from src.evaluation.threshold import suspicion
 from src.files import shown, write_text
 from src.reporting.chart_files import DEFECT_COLOUR, NORMAL_COLOUR, new_panels
 from src.reporting.figures import above, contact_sheet, save_png

@@ -21,7 +21,7 @@ from src.deployment.ledger import Ledger, Version, open_ledger
 from src.deployment.scoring import Scorer, spread
 from src.detector import Detector
 from src.errors import ConfigError
-from src.evaluation.operating_points import conformal_p
+from src.evaluation.threshold import conformal_p
 from src.files import shown, write_rows
 from src.result import Calibration, NormalScores
 

@@ -18,13 +18,12 @@ from torch.utils.data import default_convert
 from src import processes
 from src.data.dataset import CheckedLoader, EpochShuffle, ImageDataset, Share
 from src.data.images import image_size
-from src.data.measured import empty_masks, measure_masks
+from src.data.measured import empty_masks, measure_masks, settle_depth
 from src.data.record import FITTED, DataRecord, Entry, list_samples, place_of
 from src.data.record import prepare_data as prepare
 from src.data.samples import DEFECTIVE, Found, Sample, some, summary
 from src.data.splits import limit_test, split_training
-from src.data.transforms import ImageTransform
-from src.data.viewing import AUTO, fitting_size, read_roi, settle_depth
+from src.data.transforms import AUTO, ImageTransform, fitting_size, read_roi
 from src.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

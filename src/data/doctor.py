@@ -14,16 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from src.data import measured
 from src.data.images import is_deep, same_view
-from src.data.measured import (
-    ImageFacts,
-    MaskFacts,
-    each,
-    empty_masks,
-    measure_image,
-    measure_masks,
-    near_duplicates,
-)
+from src.data.measured import ImageFacts, MaskFacts
 from src.data.samples import DEFECTIVE, NORMAL, SEVERITIES, Finding, Found, Sample, about
 from src.data.transforms import ImageTransform
 from src.errors import DataError
@@ -76,8 +69,8 @@ def examine(
     Also whether `transform` fits every image, whether each split has as many as were `published`,
     and whether the configuration says where masks are (`masks_named`), so that this is no advice.
     """
-    images, broken = each(samples, measure_image)
-    masks, broken_masks = measure_masks(samples)
+    images, broken = measured.each(samples, measured.measure_image)
+    masks, broken_masks = measured.measure_masks(samples)
     findings = [
         *(samples.findings if isinstance(samples, Found) else []),
         *_unreadable("image", {s.image_path: error for s, error in broken}),
@@ -213,7 +206,7 @@ def _masks(
          "move the image to the defective ones, or remove the mask"),
     ):  # fmt: skip
         yield from about(files, severity, what, remedy=remedy)
-    yield from empty_masks(masks)
+    yield from measured.empty_masks(masks)
 
 
 def _copies(images: Sequence[ImageFacts]) -> Iterator[Finding]:
@@ -222,8 +215,8 @@ def _copies(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     same = [(first.setdefault(image.digest, image), image) for image in images]
     same = [(a, b) for a, b in same if a is not b]
     alike = [(a, b) for a, b in same if a.sample.label == b.sample.label]
-    near = [(images[i], images[j]) for i, j in near_duplicates([image.small for image in images])]
-    near = [(a, b) for a, b in near if a.digest != b.digest]
+    copies = measured.near_duplicates([image.small for image in images])
+    near = [(images[i], images[j]) for i, j in copies if images[i].digest != images[j].digest]
     for severity, what, remedy, pairs in (
         ("error", "The same picture is called normal and defective.",
          "decide which label is right and delete the other file",

@@ -6,15 +6,15 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
 from PIL import Image
 
-from src.data.images import image_header, read_mask, read_sample
-from src.data.samples import DEFECTIVE, Finding, Sample, about
+from src.data.images import deep_peak, image_header, is_deep, read_mask, read_sample
+from src.data.samples import DEFECTIVE, Finding, Found, Sample, about
 from src.errors import DataError
 
 _SIDE = 32  # of small grey pictures: size, container and brightness of copies do not matter
@@ -24,6 +24,7 @@ MAX_LEVELS = 1.25
 #: The same in units of the picture's own contrast, for pictures with hardly any. ours.
 MAX_SHARE = 0.2
 _CHUNK = 512
+_PROBED = 16  # ours: a set of 8-bit images is known by so many headers, spread over the training
 
 
 @dataclass(frozen=True)
@@ -130,3 +131,22 @@ def near_duplicates(thumbnails: Sequence[np.ndarray]) -> Iterator[tuple[int, int
         for a, b in zip(*np.nonzero(apart <= most[rows, None]), strict=True):
             if a < b:
                 yield start + int(a), start + int(b)
+
+
+def settle_depth(found: Found, wanted: int | str | None) -> tuple[Found, int | None]:
+    """The samples with the number of bits, 8 to 32, that their deep grey images fill.
+
+    `wanted` "auto": the fewest that hold the brightest pixel of the normal training images; None
+    where these are not deep.
+    """
+    if wanted == "auto":
+        paths = [path for sample in found if sample.split == "train"
+                 for path in (sample.image_path, *sample.channel_paths)]  # fmt: skip
+        headers, _ = each(paths[:: max(1, len(paths) // _PROBED)], image_header)
+        deep = any(is_deep(mode) for _, mode in headers)
+        peaks, _ = each(paths if deep else [], deep_peak)  # broken files are named when read
+        wanted = max([8, *(peak.bit_length() for peak in peaks)]) if deep else None
+    if wanted is None:
+        return found, None
+    bits = int(wanted)
+    return Found((replace(sample, bit_depth=bits) for sample in found), found.findings), bits

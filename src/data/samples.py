@@ -24,8 +24,8 @@ class Sample:
     defect: str  # folder name of the defect type, "good" for normal images
     split: str  # "train" | "calibration" | "validation" | "test"
     channel_paths: tuple[Path, ...] = ()  # further files that complete the image (height maps)
-    bit_depth: int | None = None  # bits that a deep grey file fills; None: 16 (see viewing.py)
-    saturation: Path | None = None  # when a part of each region is enough (see images.read_regions)
+    bit_depth: int | None = None  # bits that a deep grey file fills; None: 16 (see measured.py)
+    saturation: Path | None = None  # when a part of each region is enough (see images.py)
     category: str = ""  # the product; of several together, `defect` begins with it
 
     def __post_init__(self) -> None:

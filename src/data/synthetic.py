@@ -17,20 +17,8 @@ from filelock import FileLock
 from PIL import Image
 from scipy.ndimage import binary_closing, binary_erosion, binary_fill_holes
 
-from src.data.drawing import (
-    PARTS,
-    Array,
-    Draw,
-    Rng,
-    Scene,
-    blend,
-    canvas,
-    circle,
-    cover,
-    line,
-    noise,
-    photograph,
-)
+from src.data import drawing
+from src.data.drawing import PARTS, Array, Draw, Rng, Scene
 from src.data.listing import missing
 from src.data.mvtec import index_mvtec
 from src.data.samples import Found
@@ -72,7 +60,7 @@ def prepare_synthetic(root: Path, category: str, *, recipe: Recipe) -> None:
 def draw_pair(category: str, defect: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One photograph uint8 (S, S, 3) and its mask bool (S, S); defect "good" for a normal one."""
     scene, mask = draw_scene(PARTS[category], defect, size, seed)
-    return photograph(scene, np.random.default_rng((seed, 1))), mask
+    return drawing.photograph(scene, np.random.default_rng((seed, 1))), mask
 
 
 def _write_category(folder: Path, category: str, recipe: Recipe) -> None:
@@ -111,7 +99,7 @@ def _home(root: Path, category: str, recipe: Recipe) -> Path:
 
 def scratch(scene: Scene, rng: Rng) -> Array:
     """One or two thin curved grooves with bright, thrown-up edges."""
-    at = canvas(len(scene.height))
+    at = drawing.canvas(len(scene.height))
     touched = np.zeros_like(scene.height)
     angle = rng.uniform(0, np.pi)
     for _ in range(rng.integers(1, 3)):
@@ -119,9 +107,9 @@ def scratch(scene: Scene, rng: Rng) -> Array:
         length = rng.uniform(0.25, 0.6)
         heading = angle + rng.normal(0, 0.12) + np.linspace(0, rng.normal(0, 0.5), 13)
         steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * length / 12
-        distance, along = line(at, start + np.cumsum(steps, axis=0) - steps.sum(axis=0) / 2)
+        distance, along = drawing.line(at, start + np.cumsum(steps, axis=0) - steps.sum(axis=0) / 2)
         width = 0.011 * np.sqrt(np.clip(4 * along * (1 - along), 0.05, 1))
-        groove = cover(distance - width, at.pixel) * scene.part
+        groove = drawing.cover(distance - width, at.pixel) * scene.part
         scene.height -= 0.012 * groove
         bright = np.clip(scene.albedo * 1.35 + 0.14, 0, 1)
         scene.albedo = scene.albedo + 0.85 * groove[..., None] * (bright - scene.albedo)
@@ -131,7 +119,7 @@ def scratch(scene: Scene, rng: Rng) -> Array:
 
 def crack(scene: Scene, rng: Rng) -> Array:
     """A dark jagged line with one or two branches."""
-    at = canvas(len(scene.height))
+    at = drawing.canvas(len(scene.height))
     touched = np.zeros_like(scene.height)
     heading = rng.uniform(0, 2 * np.pi)
     path = _walk(_place(scene, rng), heading, 14, rng)
@@ -140,8 +128,8 @@ def crack(scene: Scene, rng: Rng) -> Array:
         turn = rng.choice((-1, 1)) * rng.uniform(0.5, 1.0)
         branches.append((_walk(path[rng.integers(3, 10)], heading + turn, 6, rng), 0.008))
     for points, width in branches:
-        distance, along = line(at, points)
-        gap = cover(distance - width * (1.1 - 0.8 * along), at.pixel) * scene.part
+        distance, along = drawing.line(at, points)
+        gap = drawing.cover(distance - width * (1.1 - 0.8 * along), at.pixel) * scene.part
         scene.albedo *= (1 - 0.7 * gap)[..., None]
         scene.height -= 0.02 * gap
         touched = np.maximum(touched, gap)
@@ -154,7 +142,7 @@ def stain(scene: Scene, rng: Rng) -> Array:
     depth = _blob(scene, rng, rng.uniform(0.13, 0.24), 0.20)
     body = np.clip(depth / 0.03, 0, 1) * scene.part
     rim = np.exp(-(((depth - 0.02) / 0.018) ** 2)) * scene.part
-    scene.albedo = blend(scene.albedo, colour, np.clip(0.42 * body + 0.25 * rim, 0, 1))
+    scene.albedo = drawing.blend(scene.albedo, colour, np.clip(0.42 * body + 0.25 * rim, 0, 1))
     return body
 
 
@@ -162,9 +150,9 @@ def hole(scene: Scene, rng: Rng) -> Array:
     """A punched or burnt opening with a rough, raised edge."""
     depth = _blob(scene, rng, rng.uniform(0.06, 0.12), 0.22)
     pixel = 2 / len(scene.height)
-    opening = cover(-depth, pixel) * scene.part
+    opening = drawing.cover(-depth, pixel) * scene.part
     rim = np.exp(-((depth / 0.022) ** 2)) * scene.part
-    scene.albedo = blend(scene.albedo, (0.04, 0.035, 0.03), opening)
+    scene.albedo = drawing.blend(scene.albedo, (0.04, 0.035, 0.03), opening)
     scene.albedo *= (1 - 0.25 * rim * (1 - opening))[..., None]
     scene.height += 0.018 * rim - 0.05 * opening
     return np.maximum(opening, (rim > 0.5).astype(float))
@@ -227,9 +215,9 @@ def _blob(scene: Scene, rng: Rng, radius: float, rough: float) -> Array:
     """Depth (S, S) below the outline of an irregular spot, positive inside, in units."""
     size = len(scene.height)
     x, y = _place(scene, rng)
-    at = canvas(size)
-    wobble = noise(rng, size, 0.16) + 0.4 * noise(rng, size, 0.05)
-    return -circle(at, x, y, radius) + radius * rough * wobble
+    at = drawing.canvas(size)
+    wobble = drawing.noise(rng, size, 0.16) + 0.4 * drawing.noise(rng, size, 0.05)
+    return -drawing.circle(at, x, y, radius) + radius * rough * wobble
 
 
 def _walk(start: Array, heading: float, steps: int, rng: Rng) -> Array:

@@ -8,7 +8,7 @@ what torchvision's `Resize` does to a PIL image (PatchCore, U-Flow and HaloAE of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from src.data.images import read_mask
+from src.data.images import image_size, read_mask, same_view
+from src.data.measured import each
 from src.errors import ConfigError, DataError
 
+AUTO = "auto"  # in place of a size, `data.view.resize=auto`
 Picture = Image.Image | np.ndarray  # RGB; arrays are uint8 (H, W, 3)
 
 
@@ -193,6 +195,56 @@ class ImageTransform:
         if not crop or (height, width) == resized:
             return picture
         return picture.crop((left, top, left + width, top + height))
+
+
+def fitting_size(paths: Sequence[Path], side: int, step: int = 32) -> tuple[int, int]:
+    """(H, W) with about side * side pixels and the shape of the median image, else the square.
+
+    Both are the nearest multiples of `step`: 320 x 160 for side 224 and images of 512 x 256.
+    """
+    sizes, _ = each(paths, image_size)
+    if not sizes:
+        return side, side
+    height, width = np.median(sizes, axis=0)
+    stretch = float(height / width) ** 0.5
+    rows, columns = side * stretch, side / stretch
+    return max(step, step * round(rows / step)), max(step, step * round(columns / step))
+
+
+def view_of(view: Mapping[str, Any], paths: Sequence[Path]) -> ImageTransform:
+    """The geometry that a node `data.view` means for these training images, for the doctor."""
+    resize = view["resize"]
+    size = fitting_size(paths, view["side"], view["step"]) if resize == AUTO else resize
+    return ImageTransform(
+        resize=size, crop=view["crop"], interpolation="bilinear", antialias=True,
+        mean=[0.0] * 3, std=[1.0] * 3,
+    )  # fmt: skip
+
+
+def read_roi(path: Path, transform: ImageTransform, images: Sequence[Path]) -> np.ndarray:
+    """Pixels of the network's view that count, bool (H, W), from the picture `data.roi`.
+
+    Raises:
+        DataError: unreadable, of another shape than the images, or black where the network looks.
+    """
+    mask = read_mask(path)
+    for image in images:
+        size = image_size(image)
+        if not same_view(mask.shape, size):
+            raise DataError(
+                f"data.roi={path} has another shape than the images.",
+                found=f"{mask.shape[1]} x {mask.shape[0]} pixels; {image.name} has "
+                f"{size[1]} x {size[0]}",
+                do="draw it on one of the images and save it at the size of that image",
+            )
+    seen = transform.mask(mask)
+    if not seen.any():
+        raise DataError(
+            f"data.roi={path} leaves nothing to look at.",
+            found=f"{mask.mean():.0%} of it is white, none of that in the view",
+            do="paint white what is to be looked at, and black the rest",
+        )
+    return seen
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:

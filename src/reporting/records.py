@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.evaluation.operating_points import Deciding, OperatingPoint
+from src.evaluation.threshold import Deciding, OperatingPoint
 from src.reporting.colour_scale import ColourScale
 from src.result import Calibration, Curve, DefectRecall, Threshold
 from src.saved_run import ScoreRow

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.data.record import place_of
-from src.evaluation.operating_points import POINTS, OperatingPoint, deciding
+from src.evaluation.threshold import POINTS, OperatingPoint, deciding
 from src.evaluation.view import pixel_convention
 from src.metrics import HEADLINES
 from src.reporting import wording

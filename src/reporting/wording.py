@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from src.data.samples import DEFECTIVE, NORMAL, UNKNOWN
-from src.evaluation.operating_points import Deciding, OperatingPoint
-from src.evaluation.threshold import images_needed
+from src.evaluation.threshold import Deciding, OperatingPoint, images_needed
 from src.metrics import HEADLINES, HIGH, LOW, METRICS, PER_CATEGORY
 from src.reporting.records import ReportData
 from src.result import Calibration, Threshold

@@ -15,7 +15,7 @@ from src.commands.check import check_data_set
 from src.commands.evaluate import evaluate_run
 from src.detector import Detector
 from src.errors import ConfigError
-from src.evaluation.operating_points import POINTS
+from src.evaluation.threshold import POINTS
 from src.experiment import run_experiment
 from src.reporting.run_table import print_result
 from src.saved_run import SavedRun

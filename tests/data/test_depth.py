@@ -10,8 +10,8 @@ from PIL import Image
 
 from src.composing import compose_checked
 from src.data.images import read_image, read_sample
+from src.data.measured import settle_depth
 from src.data.samples import Found, Sample, summary
-from src.data.viewing import settle_depth
 from src.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from src.commands.check import check_data_set
 from src.commands.evaluate import evaluate_run
 from src.commands.predict import predict_images
 from src.composing import compose_checked
-from src.data.viewing import fitting_size
+from src.data.transforms import fitting_size
 from src.errors import DataError
 from src.experiment import run_experiment
 

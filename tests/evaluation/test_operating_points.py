@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.stats import false_discovery_control
 
-from src.evaluation.operating_points import (
+from src.evaluation.threshold import (
+    Conformal,
     OperatingPoint,
     conformal_p,
     deciding,
@@ -13,7 +14,6 @@ from src.evaluation.operating_points import (
     promised,
     suspicion,
 )
-from src.evaluation.threshold import Conformal
 from src.result import NormalScores, Threshold
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from src.evaluation.operating_points import Deciding
+from src.evaluation.threshold import Deciding
 from src.reporting import wording
 from src.reporting.records import ProtocolFacts
 from src.result import Calibration, Threshold
