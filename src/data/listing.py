@@ -106,9 +106,6 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-# --- data sets in folders ---------------------------------------------------------------------
-
-
 def holders(root: Path, inside: str, *, depth: int) -> Iterator[Path]:
     """Visible folders that hold the path `inside`: `root`, then those up to `depth` below it."""
     for level in range(depth + 1):

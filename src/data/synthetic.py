@@ -38,7 +38,7 @@ def recipe_folder(root: Path, recipe: Recipe) -> Path:
 
 def index_synthetic(root: Path, category: str, *, recipe: Recipe) -> Found:
     """Samples of a generated category; DataError: it has not been generated."""
-    return index_mvtec(_home(root, category, recipe), category)
+    return index_mvtec(recipe_folder(root.absolute(), recipe), category)
 
 
 def prepare_synthetic(root: Path, category: str, *, recipe: Recipe) -> None:
@@ -46,7 +46,9 @@ def prepare_synthetic(root: Path, category: str, *, recipe: Recipe) -> None:
 
     Built in a temporary folder and renamed at the end: a folder that exists is complete.
     """
-    home = _home(root, category, recipe)
+    if category not in PARTS:
+        raise missing(root, "The synthetic data set", category, category, PARTS)
+    home = recipe_folder(root.absolute(), recipe)
     if (home / category).is_dir():
         return
     home.mkdir(parents=True, exist_ok=True)
@@ -84,13 +86,6 @@ def _write_category(folder: Path, category: str, recipe: Recipe) -> None:
 def _save(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, compress_level=1)  # twice as fast, 6 % larger
-
-
-def _home(root: Path, category: str, recipe: Recipe) -> Path:
-    """The folder of the recipe, if it can hold this category."""
-    if category not in PARTS:
-        raise missing(root, "The synthetic data set", category, category, PARTS)
-    return recipe_folder(root.absolute(), recipe)
 
 
 # --- defects: they act on colour and height before light falls on the scene, so that a scratch

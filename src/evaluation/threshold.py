@@ -1,4 +1,4 @@
-"""From scores of normal images to a decision: one class a rule, chosen by the config group.
+"""From scores of normal images to a decision, and what other thresholds would promise and find.
 
 A decision is always `score > threshold`, a mask always `anomaly map > threshold`. The threshold of
 the map comes from the same rule applied to the highest map value of each calibration image, so it
@@ -188,9 +188,6 @@ def build_rule(cfg: DictConfig) -> Rule:
     rule = hydra.utils.get_class(cfg["_target_"])
     known = inspect.signature(rule).parameters
     return cast(Rule, rule(**{str(key): cfg[key] for key in cfg if key in known}))
-
-
-# --- what other thresholds would promise and find, which pictures set the one in use -----------
 
 
 class OperatingPoint(NamedTuple):
