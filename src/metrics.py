@@ -4,8 +4,6 @@
 tables of the papers read this list, and show a new metric as soon as it is computed and named here.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 import textwrap

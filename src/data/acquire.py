@@ -3,8 +3,6 @@
 Addresses, checksums and image counts live in `conf/data/*.yaml`, because addresses die.
 """
 
-from __future__ import annotations
-
 import lzma
 import tarfile
 import tempfile
@@ -154,10 +152,8 @@ def unpack(
     """Unpack a tar (any compression) or zip archive, which nobody trusts, into the folder `target`.
 
     Only plain files and folders below it are written, and never more than `max_bytes`; `progress`
-    is told of each file's. The caller removes `target` when this fails.
-
-    Raises:
-        DownloadError: not an archive, damaged, unsafe members, or larger than `max_bytes`.
+    is told of each file's. The caller removes `target` when this fails. DownloadError: not an
+    archive, damaged, unsafe members, or larger than `max_bytes`.
     """
     left = max_bytes
     target.mkdir(parents=True, exist_ok=True)

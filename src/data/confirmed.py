@@ -1,7 +1,5 @@
 """Good parts that somebody confirmed later, beside the data set that a run was made of."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,8 +15,7 @@ def index_with_confirmed(
 ) -> Found:
     """The samples of `base` and those in `folders`, once each by content, as training images.
 
-    Raises:
-        DataError: a folder without images, or with one that the data set calls defective.
+    DataError: a folder without images, or with one that the data set calls defective.
     """
     samples, findings = base(root, category), []
     known = content_hashes(sample.image_path for sample in samples)

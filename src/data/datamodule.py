@@ -1,7 +1,5 @@
 """One category of a data set, or several together, split and served as batches."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Collection, Sequence
@@ -38,10 +36,8 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     Training and calibration hold normal images only. Test labels and masks are in the batches, but
     only evaluation may read them. conf/base/data.yaml says what the keys of `cfg.data` mean;
-    `listed` replaces its `list_samples`.
-
-    Raises:
-        ConfigError: turned copies for a method without a memory bank.
+    `listed` replaces its `list_samples`. ConfigError: turned copies for a method without a memory
+    bank.
     """
 
     def __init__(self, cfg: DictConfig, listed: Found | None = None) -> None:

@@ -1,7 +1,5 @@
 """Samples to batches: decoding, an optional in-memory cache, shuffling that can be resumed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

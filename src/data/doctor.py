@@ -4,8 +4,6 @@ Errors would spoil a result without anybody noticing, or stop a run; warnings ma
 notes are worth knowing. Thresholds are ours and err on the side of silence.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ requests retries a busy server and pooch knows Zenodo; what is added here is tha
 continues where it stopped, as MVTec AD has 4.9 GB.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Shapes are signed distances, a scene is colours and heights, and a simple camera
 Coordinates are in units of half the picture: the visible square is [-1, 1] x [-1, 1], y downwards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Without a folder of normal test images a seeded share of the normals is held out
 without defective images the test shows false alarms, not detection.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

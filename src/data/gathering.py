@@ -1,7 +1,5 @@
 """From named folders to samples: every image that is found is used once, or named."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Everything a loader may meet on a factory disk comes to one form here: 8- and 16
 transparency, CMYK, EXIF orientation, animations, broken and oversized files.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,10 +36,8 @@ def open_rgb(path: Path, bit_depth: int | None = None) -> Image.Image:
 
     Deep grey (16 and 32 bits) is scaled so that 2**bit_depth - 1 becomes 255, never by the content
     of the image, so that two images of one camera stay comparable; None: 16 bits. Transparent
-    pixels are laid over white, as viewers show them.
-
-    Raises:
-        DataError: no image, empty, truncated, floating-point, or larger than `MAX_PIXELS`.
+    pixels are laid over white, as viewers show them. DataError: no image, empty, truncated,
+    floating-point, or larger than `MAX_PIXELS`.
     """
     image, _ = _decode(path)
     return _to_rgb(image, path, background="white", white=2 ** (bit_depth or 16) - 1)
@@ -95,10 +91,8 @@ def read_regions(sample: Sample) -> list[Region]:
 
     Where something is missing, every place where it could lie is marked, and one of them is enough:
     the file gives each kind of defect, by the value of its pixels, the area at which its region
-    counts as found (MVTec LOCO AD, Bergmann et al., IJCV 2022).
-
-    Raises:
-        DataError: the file cannot be read, or does not know a value.
+    counts as found (MVTec LOCO AD, Bergmann et al., IJCV 2022). DataError: the file cannot be read,
+    or does not know a value.
     """
     files = mask_files(sample.mask_path) if sample.mask_path else []
     marked = [(levels == value, value) for levels in map(read_levels, files)

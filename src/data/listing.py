@@ -1,7 +1,5 @@
 """Which files below a folder are images: every one, once, and nothing passed over in silence."""
 
-from __future__ import annotations
-
 import glob
 import heapq
 import os
@@ -58,12 +56,9 @@ def list_images(directory: Path, *, recursive: bool = False) -> list[Path]:
 def walk(folder: Path, *, skip: Collection[Path] = (), recursive: bool = True) -> Listing:
     """Every visible file below `folder`, which may be absent, that is a picture.
 
-    Links to folders are followed. A folder that is reached twice counts once, under its own path
-    if that lies below `folder`; links back to `folder` or above it lead nowhere new. Those in
-    `skip` are left out, whatever path leads there.
-
-    Raises:
-        DataError: a folder that must not be read.
+    Links to folders are followed. A folder that is reached twice counts once, under its own path if
+    that lies below `folder`; links back to `folder` or above it lead nowhere new. Those in `skip`
+    are left out, whatever path leads there. DataError: a folder that must not be read.
     """
     listing = Listing([], [], [])
     above = folder.resolve().parents

@@ -7,8 +7,6 @@ Real-IAD (Wang et al., CVPR 2024): `realiad_256/<category>/{OK,NG/<defect>}/S000
 C1 is a camera, with masks `*_mask.png`; `realiad_jsons/<category>.json` lists train and test.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
@@ -26,8 +24,7 @@ _Row = tuple[str, str | None, str | None, str]  # image, mask, defect (None: a g
 def index_visa(root: Path, category: str) -> Found:
     """Samples of one category as the official 1cls.csv lists them, in natural order.
 
-    Raises:
-        DataError: no list, one of another form, an unknown category, or an absent file in it.
+    DataError: no list, one of another form, an unknown category, or an absent file in it.
     """
     base = find_root(root.absolute(), "VisA", _SPLIT)
     rows: dict[str, list[_Row]] = {}
@@ -46,8 +43,7 @@ def index_real_iad(
 ) -> Found:
     """Samples of one category as its JSON file lists them (conf/data/real_iad.yaml).
 
-    Raises:
-        DataError: as of `index_visa`.
+    DataError: as of `index_visa`.
     """
     root, name = root.absolute(), f"{lists}/{category}.json"
     path = next(holders(root, name, depth=2), root) / name

@@ -5,8 +5,6 @@ Good and defective images lie side by side, each with its mask beside it: Kolekt
 tiles (`MT_Crack/Imgs/exp1.jpg` and `.png`), DAGM (`Class1/Train/0576.PNG`, `Label/0576_label.PNG`).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -35,10 +33,8 @@ def index_marked(
     """Samples in natural order: training, then the test; conf/base/marked.yaml.
 
     Defective images of the training folder are left out. Without a folder of its own the test gets
-    all defective images and a seeded share of the good ones.
-
-    Raises:
-        DataError: no such layout or category, no good images, or a mask that cannot be read.
+    all defective images and a seeded share of the good ones. DataError: no such layout or category,
+    no good images, or a mask that cannot be read.
     """
     root = root.absolute()
     base = (

@@ -1,7 +1,5 @@
 """One look at each file of a data set: what the doctor needs, so that nothing is read twice."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence

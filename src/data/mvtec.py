@@ -4,8 +4,6 @@
 or a folder `NNN` with a mask of each region. Files of conf/data say where a data set differs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +29,7 @@ def index_mvtec(
     """Samples of one category: training, calibration, then the test; conf/base/mvtec_like.yaml.
 
     The label comes from the folder directly below the test, never from "good" elsewhere in a path.
-
-    Raises:
-        DataError: unknown category, no training images, or no test folder.
+    DataError: unknown category, no training images, or no test folder.
     """
     folder = category_folder(root.absolute(), category, f"train/{good}", data_set)
     learn, tests = folder / "train" / good, folder / test

@@ -4,15 +4,13 @@
 or labels are another run, a folder that was only moved is the same.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -54,7 +52,7 @@ class DataRecord:
     entries: Sequence[Entry]
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], root: Path) -> DataRecord:
+    def of(cls, samples: Sequence[Sample], root: Path) -> Self:
         """Hash the files of `samples`; `used` is filled in by `with_use`."""
         files: list[list[Sequence[Path]]] = []
         for one in samples:
@@ -71,7 +69,7 @@ class DataRecord:
         ])  # fmt: skip
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> DataRecord:
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Self:
         """From the rows of data.csv; KeyError or ValueError when it is another file."""
         facts = ({name: row[name] for name in Entry._fields} for row in rows)
         return cls([Entry(**fact | {"label": int(fact["label"])}) for fact in facts])
@@ -80,7 +78,7 @@ class DataRecord:
         """Rows for data.csv."""
         return [entry._asdict() for entry in self.entries]
 
-    def with_use(self, used: Sequence[str]) -> DataRecord:
+    def with_use(self, used: Sequence[str]) -> "DataRecord":
         """The same images, each with what it was used for."""
         pairs = zip(self.entries, used, strict=True)
         return DataRecord([entry._replace(used=use) for entry, use in pairs])
@@ -108,7 +106,7 @@ class DataRecord:
         """Images that were trained, calibrated or validated on, as models number them."""
         return [entry for use in FITTED for entry in self.entries if entry.used == use]
 
-    def difference(self, now: DataRecord) -> str:
+    def difference(self, now: "DataRecord") -> str:
         """In words, what changed from this record to `now`; empty when nothing did."""
         old, new = ({entry.path: entry for entry in one.entries} for one in (self, now))
         both = [(old[path], new[path]) for path in old.keys() & new.keys()]

@@ -1,7 +1,5 @@
 """One image on disk and what is known of it; what a lister notices about a whole data set."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass

@@ -1,7 +1,5 @@
 """Which good images train, calibrate and validate: shots, hold-outs, limits; all by the seed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, zip_longest

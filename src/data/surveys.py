@@ -5,8 +5,6 @@ intensity, intensity), in `{good_ones,bad_ones}/{height_files,intensity_files}/`
 `{good_ones,bad_ones}/`. There are no masks. The splits are those of the official code.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -27,9 +25,7 @@ def index_road_images(root: Path, category: str, *, pairing: str) -> Found:
 
     `pairing` by name matches files whose names agree once "height" and "intensity" are left out; by
     position it takes the n-th of each sorted folder, unchecked, as the official code does.
-
-    Raises:
-        DataError: no such layout below `root`, or files without a partner.
+    DataError: no such layout below `root`, or files without a partner.
     """
     base = find_root(root.absolute(), "RoadImages", _INSIDE)
     good, bad = _pairs(base / "good_ones", pairing), _pairs(base / "bad_ones", pairing)
@@ -49,10 +45,7 @@ def index_panorama(root: Path, category: str) -> Found:
     """The first 70 % of the sorted good images train.
 
     The test are the first bad images, at most twice as many as training images, then the other good
-    ones.
-
-    Raises:
-        DataError: no such layout, or an empty folder.
+    ones. DataError: no such layout, or an empty folder.
     """
     base = find_root(root.absolute(), "Panorama", "good_ones")
     good, bad = _sorted_images(base / "good_ones"), _sorted_images(base / "bad_ones")

@@ -4,8 +4,6 @@ Light, pose, grain, focus and dust vary from image to image, so that neither a p
 histogram finds the defects, while patch features do (`tests/data/test_synthetic.py`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile

@@ -6,8 +6,6 @@ what torchvision's `Resize` does to a PIL image (PatchCore, U-Flow and HaloAE of
 (CRN official code); on fine textures the two differ by 0.07 on average.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,8 +222,7 @@ def view_of(view: Mapping[str, Any], paths: Sequence[Path]) -> ImageTransform:
 def read_roi(path: Path, transform: ImageTransform, images: Sequence[Path]) -> np.ndarray:
     """Pixels of the network's view that count, bool (H, W), from the picture `data.roi`.
 
-    Raises:
-        DataError: unreadable, of another shape than the images, or black where the network looks.
+    DataError: unreadable, of another shape than the images, or black where the network looks.
     """
     mask = read_mask(path)
     for image in images:

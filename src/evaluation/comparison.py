@@ -7,8 +7,6 @@ conservative: of equally good runs fewer than one in twenty differ "significantl
 0.05 by chance alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -6,8 +6,6 @@ metrics use images whose pixels are all known: normal ones, and defective ones w
 still marks a pixel on the grid. What cannot be computed is left out or NaN, and `notes` says why.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping, Sequence

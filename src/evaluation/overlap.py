@@ -7,8 +7,6 @@ limit. sPRO (MVTec LOCO AD, IJCV 2022) is the same with the share of a region's 
 most 1. AUPIMO: Bertoldo et al., BMVC 2024. IoU follows U-Flow (uflow, src/evaluate.py).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -4,13 +4,11 @@ Each score map is stored as sorted float32 values, split by its mask: 4 bytes a 
 the memory budget goes to a temporary file. All results are exact in either case.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +54,7 @@ class PixelHistograms(NamedTuple):
     region: Floats  # (n, b) weights that sum to the number of regions of the image
     normal: Counts  # (n, b)
 
-    def of(self, images: Sequence[Any]) -> PixelHistograms:
+    def of(self, images: Sequence[Any]) -> "PixelHistograms":
         """The rows of `images`, in that order; KeyError when one is missing."""
         row = {name: i for i, name in enumerate(self.image.tolist())}
         rows = [row[name] for name in images]
@@ -144,7 +142,7 @@ class PixelStore:
         tp, fp = self.counts_from(np.reshape(above, (-1, 1)))
         return tp[:, 0], fp[:, 0]
 
-    def only(self, images: Collection[int]) -> PixelStore:
+    def only(self, images: Collection[int]) -> Self:
         """Some of the images, by their indices; nothing is copied."""
         part = copy.copy(self)
         part._images = {index: self._images[index] for index in images if index in self._images}

@@ -9,8 +9,6 @@ Only the scores of defective items need to be sorted: between two of them recall
 precision and F1 only fall. That makes millions of normal pixels cheap (one sort, no argsort).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """How fast and how large: latency of single images, peak memory of this (the first) process."""
 
-from __future__ import annotations
-
 import re
 import resource
 import sys

@@ -7,8 +7,6 @@ bounds the probability that a normal image shows any marked pixel, not the share
 Every threshold is a float32 value: torch and exported models compare in float32.
 """
 
-from __future__ import annotations
-
 import inspect
 import logging
 import math

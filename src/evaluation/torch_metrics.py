@@ -10,8 +10,6 @@ a sampler repeats to fill a batch count twice. One sort a metric: for every numb
 once, and for more pixels than fit in memory, there is `evaluator.Evaluator`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar

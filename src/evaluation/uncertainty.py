@@ -10,8 +10,6 @@ simulated sets, Newcombe's score interval in 97 % (tests/evaluation/test_uncerta
 metrics take Student's t on the logit scale for the same reason; see `logit_interval`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

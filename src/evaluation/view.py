@@ -8,8 +8,6 @@ metrics are measured where it looked, as its paper does. With `evaluation.whole_
 are measured over the whole image, and what the crop cut off has the lowest of all scores.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
