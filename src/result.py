@@ -186,9 +186,7 @@ def realised_rate_limit(n: int, promised: float, level: float = 0.95) -> float:
 def own(mask: T | None) -> T:
     """What a method's own mask says, or a ConfigError where it made none."""
     if mask is None:
-        raise ConfigError(
-            "threshold=nfa needs a method that computes a number of false alarms.",
-            found="predictions without a mask of the method's own",
-            do="use model=uflow, or threshold=conformal with this model",
-        )
+        what = "threshold=nfa needs a method that computes a number of false alarms."
+        do = "use model=uflow, or threshold=conformal with this model"
+        raise ConfigError(what, found="predictions without a mask of the method's own", do=do)
     return mask

@@ -57,17 +57,13 @@ def prepare_archives(
     if category not in categories:
         raise missing(root, data_set, paths[0], category, categories)
     if (root / category).exists():
-        raise DataError(
-            f"{root / category} is there but not complete.",
-            found=f"missing {', '.join(p for p in paths if not (root / p).exists())}",
-            do="move that folder away and run again to download it, or complete it by hand",
-        )
+        found = f"missing {', '.join(p for p in paths if not (root / p).exists())}"
+        do = "move that folder away and run again to download it, or complete it by hand"
+        raise DataError(f"{root / category} is there but not complete.", found=found, do=do)
     if not usable:
-        raise DataError(
-            f"{data_set} has to be fetched by a person.",
-            found=f"no {paths[0]} at or below {root}",
-            do=f"read its licence ({licence}) at {page}, get it there, and unpack it into {root}",
-        )
+        what = f"{data_set} has to be fetched by a person."
+        do = f"read its licence ({licence}) at {page}, get it there, and unpack it into {root}"
+        raise DataError(what, found=f"no {paths[0]} at or below {root}", do=do)
     failure = None
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".download.lock")
@@ -119,11 +115,9 @@ def _install(root: Path, archive: Archive, paths: Sequence[str], counts: Counts,
             base = _complete(Path(scratch), paths)
             if base is None:
                 there = sorted(path.name for path in Path(scratch).iterdir())
-                raise DownloadError(
-                    f"{file} does not hold the data set.",
-                    found=", ".join(there[:8]) or "nothing",
-                    do=f"delete {file.name} and correct data.archives in conf/data",
-                )
+                what = f"{file} does not hold the data set."
+                do = f"delete {file.name} and correct data.archives in conf/data"
+                raise DownloadError(what, found=", ".join(there[:8]) or "nothing", do=do)
             _check_counts(base, counts)
             for entry in sorted(base.iterdir()):
                 if not (root / entry.name).exists():
@@ -159,11 +153,9 @@ def unpack(
     target.mkdir(parents=True, exist_ok=True)
 
     def unsafe(found: str) -> DownloadError:
-        return DownloadError(
-            f"{archive} is not safe to unpack; nothing of it was kept.",
-            found=found,
-            do="delete the file, and check where it came from before trying again",
-        )
+        what = f"{archive} is not safe to unpack; nothing of it was kept."
+        do = "delete the file, and check where it came from before trying again"
+        return DownloadError(what, found=found, do=do)
 
     def account(name: str, size: int) -> None:
         nonlocal left
@@ -192,8 +184,6 @@ def unpack(
             while tar.fileobj is not None and tar.fileobj.read(1 << 20):
                 pass
     except _DAMAGE as error:
-        raise DownloadError(
-            f"{archive} cannot be unpacked.",
-            found=f"{type(error).__name__}: {error}",
-            do="delete the file and run again to fetch it anew",
-        ) from error
+        what = f"{archive} cannot be unpacked."
+        do = "delete the file and run again to fetch it anew"
+        raise DownloadError(what, found=f"{type(error).__name__}: {error}", do=do) from error

@@ -35,11 +35,8 @@ def index_with_confirmed(
                 again.append(sample.image_path)
         seen |= fresh.keys()
         if wrong := [one.image_path for one in found if contents[str(one.image_path)] in bad]:
-            raise DataError(
-                "Pictures confirmed as good are defective ones of the data set.",
-                found=some(wrong),
-                do="take them out of one of the two",
-            )
+            what = "Pictures confirmed as good are defective ones of the data set."
+            raise DataError(what, found=some(wrong), do="take them out of one of the two")
         findings += about(
             again, "note", "Confirmed pictures that are known already; they count once.",
             remedy="nothing: copies would make the model look better than it is",

@@ -129,11 +129,9 @@ class AnomalyDataModule(pl.LightningDataModule):
     def require_unchanged(self) -> None:
         """DataError when an image or mask is not what it was when it was listed."""
         if difference := self.record.difference(DataRecord.of(self.found, self.root)):
-            raise DataError(
-                "The data changed while the run was at work.",
-                found=f"{difference}, below {self.root}",
-                do="leave the images alone during a run, and start it again with force=true",
-            )
+            what = "The data changed while the run was at work."
+            do = "leave the images alone during a run, and start it again with force=true"
+            raise DataError(what, found=f"{difference}, below {self.root}", do=do)
 
     def entry_of(self, sample: Sample) -> Entry:
         """What is in the files of a listed image."""
@@ -150,11 +148,8 @@ class AnomalyDataModule(pl.LightningDataModule):
             log.warning("%s; they stay in the test, as protocol=paper asks: %s", told, named)
             return list(test)
         if len(seen) == len(test):
-            raise DataError(
-                "There is nothing to test with.",
-                found=f"{told}: {named}",
-                do="give images that the model has not seen, or protocol=paper to keep them",
-            )
+            do = "give images that the model has not seen, or protocol=paper to keep them"
+            raise DataError("There is nothing to test with.", found=f"{told}: {named}", do=do)
         log.warning("%s and are left out of the test: %s", told, named)
         return [sample for sample in test if self.entry_of(sample).content not in fitted]
 

@@ -51,22 +51,17 @@ def fetch(mirrors: Sequence[Mirror], target: Path, *, advice: str) -> Path:
             reasons.append(f"{url}: {error}")
         else:
             return target
-    raise DownloadError(
-        f"{target.name} could not be downloaded.",
-        found="; ".join(reasons) or "no address in the configuration",
-        do=advice,
-    )
+    found = "; ".join(reasons) or "no address in the configuration"
+    raise DownloadError(f"{target.name} could not be downloaded.", found=found, do=advice)
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
     """Raise DownloadError when the disk of `folder` has less than `needed` free bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DownloadError(
-            f"There is not enough disk space to {purpose}.",
-            found=f"{free / 1e9:.1f} GB free at {folder}, {needed / 1e9:.1f} GB needed",
-            do="free some space, or set data.root (or DATA_DIR in .env) to a larger disk",
-        )
+        found = f"{free / 1e9:.1f} GB free at {folder}, {needed / 1e9:.1f} GB needed"
+        do = "free some space, or set data.root (or DATA_DIR in .env) to a larger disk"
+        raise DownloadError(f"There is not enough disk space to {purpose}.", found=found, do=do)
 
 
 def _from_mirror(url: str, checksum: str | None, target: Path) -> None:

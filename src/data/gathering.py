@@ -43,19 +43,15 @@ def gather(
     beside = mask_dir in homes
     named = [f for f in (good, good_test, *homes, None if beside else mask_dir) if f]
     if twice := [a for i, a in enumerate(named) if a.resolve() in map(Path.resolve, named[:i])]:
-        raise ConfigError(
-            f"The folder {twice[0]} has two meanings.",
-            found="it is named twice among good parts, defective parts and masks",
-            do="give each of them a folder of its own",
-        )
+        found = "it is named twice among good parts, defective parts and masks"
+        do = "give each of them a folder of its own"
+        raise ConfigError(f"The folder {twice[0]} has two meanings.", found=found, do=do)
     seen = {f: walk(f, skip=[other for other in named if other != f]) for f in named}
     files = masks = seen[mask_dir].images if mask_dir else []
     if beside and not (masks := look_like_masks(files)) and files:
-        raise DataError(
-            f"Images and masks in {mask_dir} cannot be told apart.",
-            found="data.mask_dir is a folder of data.abnormal_dir, and no file is called x_mask",
-            do="call the mask of x.png x_mask.png, or put the masks into a folder of their own",
-        )
+        found = "data.mask_dir is a folder of data.abnormal_dir, and no file is called x_mask"
+        do = "call the mask of x.png x_mask.png, or put the masks into a folder of their own"
+        raise DataError(f"Images and masks in {mask_dir} cannot be told apart.", found=found, do=do)
     marks = set(masks)
     owner = {path: home for home in homes for path in seen[home].images if path not in marks}
     inside = [

@@ -104,11 +104,9 @@ def read_regions(sample: Sample) -> list[Region]:
         known = {int(kind["pixel_value"]): kind for kind in kinds}
         return [Region(pixels, _enough(known[value], pixels)) for pixels, value in marked]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{sample.saturation} does not say when a defect of {sample.mask_path} is found.",
-            found=f"{type(error).__name__}: {error}",
-            do="copy the file and the masks from the original archive",
-        ) from error
+        what = f"{sample.saturation} does not say when a defect of {sample.mask_path} is found."
+        do = "copy the file and the masks from the original archive"
+        raise DataError(what, found=f"{type(error).__name__}: {error}", do=do) from error
 
 
 def _enough(kind: dict[str, Any], pixels: np.ndarray) -> float:
@@ -153,11 +151,9 @@ def _stack(what: str, planes: Iterable[np.ndarray]) -> np.ndarray:
     """Planes (H, W) as one array (H, W, n)."""
     planes = list(planes)
     if len({plane.shape for plane in planes}) > 1:
-        raise DataError(
-            f"{what} have different sizes.",
-            found=", ".join(f"{plane.shape[1]} x {plane.shape[0]}" for plane in planes),
-            do="export all files of one image at the same size",
-        )
+        found = ", ".join(f"{plane.shape[1]} x {plane.shape[0]}" for plane in planes)
+        do = "export all files of one image at the same size"
+        raise DataError(f"{what} have different sizes.", found=found, do=do)
     return np.stack(planes, axis=2)
 
 
@@ -166,21 +162,16 @@ def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path, formats=list(FORMATS))
     except FileNotFoundError as error:
-        raise DataError(
-            f"There is no image {path}.",
-            found="no such file",
-            do="check the path; if the data set was moved, set data.root",
-        ) from error
+        do = "check the path; if the data set was moved, set data.root"
+        raise DataError(f"There is no image {path}.", found="no such file", do=do) from error
     except Exception as error:  # decoders raise anything on damaged bytes
         raise _unreadable(path, error) from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
-        raise DataError(
-            f"{path} is too large to be read safely.",
-            found=f"{width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million",
-            do="cut or shrink the image, or raise MAX_PIXELS in src/data/images.py",
-        )
+        found = f"{width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million"
+        do = "cut or shrink the image, or raise MAX_PIXELS in src/data/images.py"
+        raise DataError(f"{path} is too large to be read safely.", found=found, do=do)
     return image
 
 
@@ -206,11 +197,8 @@ def _unreadable(path: Path, error: Exception) -> DataError:
         found = "bytes of no known image format"
     else:
         found = f"{type(error).__name__}: {error}"
-    return DataError(
-        f"{path} cannot be read as an image.",
-        found=found,
-        do="export or copy the file again, or remove it from the data set",
-    )
+    do = "export or copy the file again, or remove it from the data set"
+    return DataError(f"{path} cannot be read as an image.", found=found, do=do)
 
 
 def _to_rgb(
@@ -221,11 +209,8 @@ def _to_rgb(
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
-        raise DataError(
-            f"{path} holds floating-point values, whose range is not known.",
-            found="pixel format float32",
-            do="export it as 8- or 16-bit grey",
-        )
+        what = f"{path} holds floating-point values, whose range is not known."
+        raise DataError(what, found="pixel format float32", do="export it as 8- or 16-bit grey")
     if is_deep(image.mode):
         values = np.asarray(image).astype(np.int64).clip(0, white) * 255
         scaled = -(-values // white) if keep_faint else (values + white // 2) // white

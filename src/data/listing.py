@@ -75,11 +75,9 @@ def walk(folder: Path, *, skip: Collection[Path] = (), recursive: bool = True) -
         except FileNotFoundError:  # removed while we looked
             continue
         except OSError as error:
-            raise DataError(
-                f"The folder {place} cannot be read, so its images would be missed.",
-                found=error.strerror or str(error),
-                do="allow reading it (chmod u+rx), or move it out of the data set",
-            ) from error
+            what = f"The folder {place} cannot be read, so its images would be missed."
+            do = "allow reading it (chmod u+rx), or move it out of the data set"
+            raise DataError(what, found=error.strerror or str(error), do=do) from error
         for entry in visible:
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  a tenth of Path's time
             path = place / entry.name
@@ -114,11 +112,8 @@ def find_root(root: Path, data_set: str, inside: str) -> Path:
     """The one folder at or below `root` that holds the path `inside`, else a DataError."""
     found = list(holders(root, inside, depth=DEEPEST))
     if len(found) > 1 and root not in found:
-        raise DataError(
-            f"{data_set} is there more than once below {root}.",
-            found=", ".join(map(str, found)),
-            do="set data.root to one of them",
-        )
+        what = f"{data_set} is there more than once below {root}."
+        raise DataError(what, found=", ".join(map(str, found)), do="set data.root to one of them")
     if not found:
         raise missing(root, data_set, f"{root}/.../{inside}")
     return found[0]
@@ -141,11 +136,9 @@ def missing(
 ) -> DataError:
     """The error for a data set that is not there at all, or not this one of the `known` parts."""
     if known:
-        return DataError(
-            f"{data_set} has no category {category!r} in {root}.",
-            found=", ".join(sorted(known, key=natural_key)),
-            do=f"{did_you_mean(category, known)} Set data.category to it.",
-        )
+        what = f"{data_set} has no category {category!r} in {root}."
+        do = f"{did_you_mean(category, known)} Set data.category to it."
+        return DataError(what, found=", ".join(sorted(known, key=natural_key)), do=do)
     there = [entry.name for entry in sorted(root.iterdir())[:8]] if root.is_dir() else []
     return DataError(
         f"{data_set} was not found; expected {expected}.",

@@ -70,11 +70,9 @@ def _reading(path: Path) -> Iterator[str]:
     try:
         yield path.read_text(encoding="utf-8-sig")
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is not the list of a data set.",
-            found=f"{type(error).__name__}: {error}",
-            do="copy it from the original archive",
-        ) from error
+        what = f"{path} is not the list of a data set."
+        do = "copy it from the original archive"
+        raise DataError(what, found=f"{type(error).__name__}: {error}", do=do) from error
 
 
 def _listed(data_set: str, base: Path, rows: Iterable[_Row]) -> Found:
@@ -88,10 +86,8 @@ def _listed(data_set: str, base: Path, rows: Iterable[_Row]) -> Found:
     ]  # fmt: skip
     files = [p for sample in samples for p in (sample.image_path, sample.mask_path) if p]
     if absent := [path for path in files if not path.is_file()]:
-        raise DataError(
-            f"{data_set} in {base} is incomplete.",
-            found=f"{len(absent)} listed files are missing, first {absent[0]}",
-            do="unpack the archive again into data.root",
-        )
+        found = f"{len(absent)} listed files are missing, first {absent[0]}"
+        do = "unpack the archive again into data.root"
+        raise DataError(f"{data_set} in {base} is incomplete.", found=found, do=do)
     samples.sort(key=lambda s: (s.split != "train", s.label, natural_key(s.image_path)))
     return Found(samples)

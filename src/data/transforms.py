@@ -57,11 +57,9 @@ class ImageTransform:
         if self.antialias or self.resize is None:
             return _to_tensor(self._cut(picture, Image.Resampling[self.interpolation.upper()]))
         if self.interpolation == "lanczos":
-            raise ConfigError(
-                "Lanczos exists only with a low-pass filter.",
-                found="transform.interpolation=lanczos, transform.antialias=false",
-                do="set transform.antialias=true or transform.interpolation=bilinear",
-            )
+            found = "transform.interpolation=lanczos, transform.antialias=false"
+            do = "set transform.antialias=true or transform.interpolation=bilinear"
+            raise ConfigError("Lanczos exists only with a low-pass filter.", found=found, do=do)
         resized, (top, left, height, width) = self.geometry((picture.height, picture.width))
         corners = None if self.interpolation == "nearest" else False
         plain = _to_tensor(picture).float().div(255)[None]
@@ -114,11 +112,9 @@ class ImageTransform:
                 f"transform.resize=[{self.resize},{self.resize}] (distorts)",
             )
         if resized[0] < height or resized[1] < width:
-            raise DataError(
-                "An image is smaller than the centre crop.",
-                found=f"{resized[0]} x {resized[1]} pixels, transform.crop={list(self.size)}",
-                do="set transform.resize to at least transform.crop",
-            )
+            found = f"{resized[0]} x {resized[1]} pixels, transform.crop={list(self.size)}"
+            do = "set transform.resize to at least transform.crop"
+            raise DataError("An image is smaller than the centre crop.", found=found, do=do)
         # torchvision rounds half to even here; any other rounding shifts odd margins by a pixel.
         top, left = round((resized[0] - height) / 2), round((resized[1] - width) / 2)
         return resized, (top, left, height, width)
@@ -169,18 +165,14 @@ class ImageTransform:
     def _output_size(self) -> tuple[int, int]:
         size = self.crop or _pair(self.resize)
         if size is None:
-            raise ConfigError(
-                "The size of the network input is not fixed.",
-                found="transform.resize and transform.crop are both null",
-                do="set transform.resize=[H,W] (or transform.crop)",
-            )
+            found = "transform.resize and transform.crop are both null"
+            do = "set transform.resize=[H,W] (or transform.crop)"
+            raise ConfigError("The size of the network input is not fixed.", found=found, do=do)
         least = (min(size),) * 2 if isinstance(self.resize, int) else size
         if any(side > most for side, most in zip(least, _pair(self.resize) or size, strict=True)):
-            raise ConfigError(
-                "transform.crop is larger than the resized image.",
-                found=f"resize={self.resize}, crop={self.crop}",
-                do="make transform.crop at most transform.resize",
-            )
+            what = "transform.crop is larger than the resized image."
+            do = "make transform.crop at most transform.resize"
+            raise ConfigError(what, found=f"resize={self.resize}, crop={self.crop}", do=do)
         return size
 
     def _cut(
@@ -236,11 +228,9 @@ def read_roi(path: Path, transform: ImageTransform, images: Sequence[Path]) -> n
             )
     seen = transform.mask(mask)
     if not seen.any():
-        raise DataError(
-            f"data.roi={path} leaves nothing to look at.",
-            found=f"{mask.mean():.0%} of it is white, none of that in the view",
-            do="paint white what is to be looked at, and black the rest",
-        )
+        found = f"{mask.mean():.0%} of it is white, none of that in the view"
+        do = "paint white what is to be looked at, and black the rest"
+        raise DataError(f"data.roi={path} leaves nothing to look at.", found=found, do=do)
     return seen
 
 

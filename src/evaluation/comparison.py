@@ -89,11 +89,9 @@ def match(first: pd.DataFrame, second: pd.DataFrame) -> Matched:
     both = both.sort_values("path_a", ignore_index=True)
     relabelled = both.path_a[both.label_a != both.label_b]
     if len(relabelled):
-        raise DataError(
-            "The two runs label the same images differently.",
-            found=f"{len(relabelled)} images, first: {relabelled.iloc[0]}",
-            do="evaluate one of them again: the data has changed between the runs",
-        )
+        what = "The two runs label the same images differently."
+        do = "evaluate one of them again: the data has changed between the runs"
+        raise DataError(what, found=f"{len(relabelled)} images, first: {relabelled.iloc[0]}", do=do)
     return Matched(both, len(first) - len(both), len(second) - len(both))
 
 
@@ -143,11 +141,9 @@ def rank_methods(table: pd.DataFrame, *, lower_is_better: bool = False) -> Metho
     """
     categories, methods = table.shape
     if methods < 3 or categories < 2:
-        raise DataError(
-            "Ranks need three methods on two categories at least.",
-            found=f"{methods} methods on {categories} categories that all of them have",
-            do="add runs; for two methods compare their runs by run_a=... run_b=...",
-        )
+        found = f"{methods} methods on {categories} categories that all of them have"
+        do = "add runs; for two methods compare their runs by run_a=... run_b=..."
+        raise DataError("Ranks need three methods on two categories at least.", found=found, do=do)
     spread = studentized_range.ppf(uncertainty.LEVEL, methods, np.inf) / np.sqrt(2)
     return MethodRanks(
         table.rank(axis=1, ascending=lower_is_better).mean().sort_values(kind="stable"),

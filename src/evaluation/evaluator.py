@@ -253,11 +253,9 @@ class Evaluator:
         """Score and truth of the images with a known label (n,), by index, n >= 1."""
         rows = self._known_rows()
         if not rows:
-            raise DataError(
-                "There is nothing to evaluate: no test image has a known label.",
-                found=f"{len(self._rows)} images, all without a label",
-                do="use `python -m src.predict` to score images without labels",
-            )
+            what = "There is nothing to evaluate: no test image has a known label."
+            do = "use `python -m src.predict` to score images without labels"
+            raise DataError(what, found=f"{len(self._rows)} images, all without a label", do=do)
         scores = np.array([row.score for row in rows.values()], dtype=np.float32)
         defect = np.array([row.label == DEFECTIVE for row in rows.values()])
         return scores, defect
