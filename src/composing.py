@@ -2,8 +2,9 @@
 
 A file of conf/backbone or conf/model names its schema first, as in
 `defaults: [/BackboneOptions@_here_, _self_]`; what does not fit is refused. Methods declare theirs
-beside their code: every `...Options` of src/models/<method>/options.py is a schema of that name for
-`model`, with the keys of MethodKeys added. No torch here: `--help` answers at once.
+beside their code: every `...Options` of src/models/<method>, in its __init__.py or options.py, is a
+schema of that name for `model`, with the keys of MethodKeys added. No torch here: `--help` answers
+at once.
 """
 
 import contextlib
@@ -97,8 +98,8 @@ class MethodKeys:
 _STORE = ConfigStore.instance().store
 _STORE(name="BackboneOptions", node=BackboneOptions)
 for _package in pkgutil.iter_modules(src.models.__path__):
-    if _package.ispkg and importlib.util.find_spec(f"src.models.{_package.name}.options"):
-        _module = importlib.import_module(f"src.models.{_package.name}.options")
-        for _name, _kind in vars(_module).items():
-            if _name.endswith("Options"):
-                _STORE(name=_name, node=dataclass(type(_name, (MethodKeys, _kind), {})))
+    for _place in ("", ".options") if _package.ispkg else ():
+        if importlib.util.find_spec(_path := f"src.models.{_package.name}{_place}"):
+            for _name, _kind in vars(importlib.import_module(_path)).items():
+                if _name.endswith("Options"):
+                    _STORE(name=_name, node=dataclass(type(_name, (MethodKeys, _kind), {})))

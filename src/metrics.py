@@ -1,7 +1,7 @@
 """Every number of a run: its key, what a person calls it, what it means, which way is better.
 
-`python -m src.metrics aupro` prints a card. The console, the report, the comparison of runs and the
-tables of the papers read this list, and show a new metric as soon as it is computed and named here.
+`python -m src.metrics aupro` prints a card. Reports list every metric that is computed; the console
+shows those with a `headline`. Papers' tables and the ranks of methods show those that they name.
 """
 
 import re
