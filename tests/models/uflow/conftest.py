@@ -111,7 +111,7 @@ def toy_model():
             "seed": 0,
             "weights": None,
             "optimizer": {"lr": 3e-3},
-            "judge": {"view": {"size": SIDE}},
+            "judge": {"view": {"grid": SIDE}},
             "nfa": {"tests": "per_size", "calibrate": True},
             "cache": {"folder": "unused"},
         }
