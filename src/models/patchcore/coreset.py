@@ -22,8 +22,9 @@ Cost per pick, N rows of d values, a fraction `a` of them beyond the level, p pi
 against 2 N d FLOP and 8 N d + 56 N bytes for the official loop. At p = 100 this is bound by
 arithmetic, not by memory; tiles stay in the second-level cache, where the row minimum is taken.
 
-Measured on one EPYC core (tests/bench/bench_coreset.py), 163,856 bottle patches, 1,638 picks in 19
-passes: 0.64 s against 25 s, same picks.
+Measured on one EPYC core (tests/bench/bench_coreset.py), 163,856 bottle patches, 1,638 picks:
+0.75 s against 48 s, same picks. Of whitened features 36 % of all products of rows and picks are
+made on bottles, 62 % on screws.
 """
 
 from __future__ import annotations
