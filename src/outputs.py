@@ -77,7 +77,7 @@ def write_outputs(
         normal_scores=sorted(normal.image.tolist()) if normal else (),
         points=points,
         deciding=decides,
-        deciders=_deciders(decides, detector, data),
+        deciders=_deciders(decides, detector, sources),
     )
     pictures = write_figures(run, report, chosen[:_SHEET_IMAGES])
     for name, chart in model.diagnostics().items():
@@ -154,18 +154,22 @@ def write_figures(run: SavedRun, report: ReportData, chosen: Sequence[int]) -> d
 
 
 def _deciders(
-    decides: Deciding | None, detector: Detector, data: AnomalyDataModule
+    decides: Deciding | None, detector: Detector, sources: Sequence[Sample]
 ) -> list[tuple[str, float, Picture]]:
-    """The pictures that set the threshold, with their maps as of pictures never seen."""
+    """The pictures that set the threshold, with their maps as of pictures never seen.
+
+    `sources` are numbered as the model numbers them; paths are below the data root of the fit.
+    """
     if decides is None:
         return []
-    normal = data.calibration_samples or data.train_samples
-    known = {data.entry_of(sample).path: i for i, sample in enumerate(normal)}
+    places = [shown(sample.image_path) for sample in sources]
     found = []
     for path, score in [(decides.path, decides.score), *decides.above][:_DECIDERS]:
-        if (index := known.get(path)) is None:
+        ending = f"/{path.lstrip('/')}"
+        index = next((i for i, place in enumerate(places) if place.endswith(ending)), None)
+        if index is None:
             continue
-        image = read_sample(normal[index])
+        image = read_sample(sources[index])
         batch = detector.transform(image)[None].to(detector.device)
         with torch.inference_mode():
             (detection,) = detector.decide(detector.model.unseen(batch, index))

@@ -71,7 +71,7 @@ class AnomalyModule(pl.LightningModule):
         return None
 
     def unseen(self, image: Tensor, index: int) -> Prediction:
-        """Prediction of training image number `index` (1, 3, H, W) without what is known from it.
+        """Prediction of image (1, 3, H, W), `index` of its batch, without what is known from it.
 
         Default: as of any image; right for one kept out of training.
         """

@@ -74,6 +74,26 @@ def test_a_deciding_picture_is_shown_as_a_model_without_it_would_see_it(finished
     assert (unseen.anomaly_map >= known.anomaly_map - 1e-5).all()
 
 
+def test_a_held_out_deciding_picture_is_shown_as_it_was_scored(
+    app_config, drawn_data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DATA_DIR", str(drawn_data))
+    shown = {}
+
+    def report(_, data, **__):
+        shown.update({path: (score, picture) for path, score, picture in data.deciders})
+
+    monkeypatch.setattr("src.outputs.write_report", report)
+    words = (*TINY, f"runs_dir={tmp_path}", "calibration.fraction=0.4", "report.enabled=true")
+    run = run_experiment(app_config("run", *words)).run
+    detector = Detector.load(run.directory, "cpu")
+    assert shown
+    for path, (score, picture) in shown.items():
+        (found,) = detector.detect([detector.read(Path(run.config().data.root) / path)])
+        assert found.score == pytest.approx(score, rel=1e-5)
+        assert picture.anomaly_map == pytest.approx(found.anomaly_map, rel=1e-4, abs=1e-5)
+
+
 def test_an_excluded_picture_leaves_bank_calibration_and_test(run_without, finished_run, caplog):
     path, _ = loudest(finished_run)
     with caplog.at_level("INFO"):

@@ -58,7 +58,7 @@ class Coreset(NamedTuple):
     rows: Tensor  # (M,) int64
     #: (M,) float32: distance of each pick to the rows kept before it; empty unless greedy.
     radius: Tensor
-    distance: Tensor  # (N,) float32: of every row to the nearest kept row; empty unless greedy
+    distance: Tensor  # (N,) float32: of every row to the nearest kept row; empty unless asked for
 
 
 def select(features: Tensor, options: CoresetOptions, seed: int) -> Coreset:
