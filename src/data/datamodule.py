@@ -217,10 +217,15 @@ class AnomalyDataModule(pl.LightningDataModule):
         """Held-out normals in order; no batch at all when nothing was held out."""
         return self._loader(self._set("calibration"), shared=shared)
 
+    def validation_dataloader(self) -> CheckedLoader:
+        """Normals that choose the weights, in order."""
+        return self._loader(self._set("validation"))
+
     def val_dataloader(self) -> CheckedLoader | list[CheckedLoader]:
-        """Normals that choose the epoch; with `protocol: paper` the test set. Empty: none."""
-        data = self._set("test" if self.cfg.protocol == "paper" else "validation")
-        return self._loader(data) if len(data) else []
+        """For Lightning: these normals; with `protocol: paper` the test set. Empty: none."""
+        if self.cfg.protocol == "paper":
+            return self.test_dataloader()
+        return self.validation_dataloader() if self.validation_samples else []
 
     def test_dataloader(self, *, shared: bool = False) -> CheckedLoader:
         """The test set in order."""

@@ -1,4 +1,4 @@
-"""Options of maps and residuals that several methods share; see residuals.py. No torch here."""
+"""Options that several methods share; see residuals.py and trained.py. No torch here."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ class ResidualOptions(MapOptions):
     standardise: Standardise
     blur: float  # deviation of a Gaussian over the residual, in places; 0: none
     floor: float  # added to every spread, units of the residual: still places do not blow up noise
+
+
+@dataclass
+class CheckOptions:
+    """Looks at held-out good images along a training."""
+
+    check_every: int  # minibatches between two of them, at ends of epochs
+    patience: int | None  # of them in a row clearly below the best end the training; None: never

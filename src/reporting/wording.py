@@ -188,17 +188,18 @@ def deciding_sentence(decides: Deciding) -> str:
 
 
 def checkpoint_choice(protocol: str, metrics: Mapping[str, float]) -> str:
-    """Which images chose the epoch of a trained method; empty: there was nothing to choose."""
+    """Which images chose the weights of a trained method; empty: there was nothing to choose."""
     if protocol == "paper":
         return "best on the test set, as in the paper"
     images = metrics.get("val/images")
     if images is None:
         return ""
     if not images:
-        return "the last epoch; too few normal images to choose another by"
+        return "the last weights; too few normal images to choose others by"
     return (
-        f"epoch {metrics['val/nll_epoch']:.0f}, the likeliest for {_images(int(images), 'normal')} "
-        "that neither trained nor set the threshold"
+        f"step {metrics['val/kept_step']:.0f}, the latest that is not clearly worse than the best "
+        f"at finding obstructed copies of {_images(int(images), 'normal')}; these neither trained "
+        "nor set the threshold"
     )
 
 

@@ -131,9 +131,10 @@ def test_a_shifted_nfa_is_not_called_uncalibrated():
 
 
 def test_the_choice_of_the_epoch_is_told_with_the_images_it_rests_on():
-    chosen = wording.checkpoint_choice("honest", {"val/images": 10.0, "val/nll_epoch": 37.0})
-    assert chosen.startswith("epoch 37, the likeliest for 10 normal images that neither trained")
-    assert "last epoch; too few" in wording.checkpoint_choice("honest", {"val/images": 0.0})
+    chosen = wording.checkpoint_choice("honest", {"val/images": 10.0, "val/kept_step": 540.0})
+    assert chosen.startswith("step 540, the latest that is not clearly worse than the best")
+    assert "10 normal images; these neither trained nor" in chosen
+    assert "last weights; too few" in wording.checkpoint_choice("honest", {"val/images": 0.0})
     assert wording.checkpoint_choice("honest", {}) == ""
     assert "test set" in wording.checkpoint_choice("paper", {})
 

@@ -18,31 +18,35 @@ map is the residual standardised by what normal images leave. Measured: docs/tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, cast
 
-import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from src.errors import ConfigError, SavedModelError, TrainingError
-from src.models.base import AnomalyModule
 from src.models.build import make
-from src.models.crn.checks import CHECKED, RunChecks, obstruct
 from src.models.crn.competition import UnitBoard, pair_loss
 from src.models.crn.options import CRNOptions, Start, Statistics
 from src.models.crn.unit import CompetitiveUnit, count_levels
 from src.models.residuals import ResidualStatistics, image_score, refuse_backbone
-from src.result import LineChart, Prediction
+from src.models.trained import TrainedModule, auroc, obstruct
+from src.result import Prediction
 
 
-class CRN(AnomalyModule):
+class CRN(TrainedModule):
     """Competing U-Nets of pixels in [-1, 1]; the best generator G and discriminator D score."""
 
     Options: ClassVar[type] = CRNOptions
-    facts = ("curves", "history")
+    options: CRNOptions
+    facts = (*TrainedModule.facts, "errors")
+    curves: ClassVar = {
+        "reconstruction |x - G(x)|": "val/reconstruction",
+        "feedback |G(x) - D(G(x))|": "val/feedback",
+    }
 
     def __init__(
         self, backbone: nn.Module | None, image_size: tuple[int, int], options: CRNOptions
@@ -68,9 +72,8 @@ class CRN(AnomalyModule):
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.units.to(memory_format=self.memory_format)
         self.residuals = ResidualStatistics(3, image_size, options.residual)
-        #: Last values of the curves, by metric key, and all points of them; saved with the model.
-        self.curves: dict[str, float] = {}
-        self.history: list[dict[str, float]] = []
+        #: Mean errors of the generator and of the mean image after the fit, by metric key.
+        self.errors: dict[str, float] = {}
 
     # --- learning ------------------------------------------------------------------------------
 
@@ -84,14 +87,8 @@ class CRN(AnomalyModule):
         )
 
     def learning_metrics(self) -> dict[str, float]:
-        """Last values of the curves, see `checks.py`."""
-        return dict(self.curves)
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """The curves of the run."""
-        options, paper = self.options, self.options.protocol == "paper"
-        judge = instantiate(options.judge)
-        return [RunChecks(options.check_every, options.oracle_curves, judge, paper)]
+        """Values of the curves, and of `errors`."""
+        return super().learning_metrics() | self.errors
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over all units; units without a gradient do not move."""
@@ -118,27 +115,33 @@ class CRN(AnomalyModule):
             for unit in self._chosen(*range(self.options.num_units)):
                 unit.start_from(mean)
 
-    def choose(self, loader: Iterable[dict[str, Tensor]]) -> None:
+    def choose(self) -> None:
         """Choose the best pair so far; per role of two units, each with statistics of its role."""
         self.board.choose_best(distinct=self.options.statistics == Statistics.per_role)
-        self._gather(loader)
+        if broken := self.board.broken_units():
+            warnings.warn(
+                f"The loss of unit {', '.join(map(str, broken))} is not a number since step "
+                f"{self.global_step} or before; lower model.optimizer.lr.",
+                stacklevel=2,
+            )
+        self.log_dict(self.board.values())
 
     @torch.no_grad()
-    def _gather(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Per role: statistics of the chosen pair's norms from normal images."""
+    def settle(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Per role: statistics of the chosen pair's norms; residuals of normal images."""
         if self.options.statistics == Statistics.per_role:
             generator, discriminator = self._chosen(*self.board.best)
             generator.gather_statistics(self._images(loader))
             discriminator.gather_statistics(generator(image) for image in self._images(loader))
+        self.residuals.fit(self.difference(image) for image in self._images(loader))
 
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Statistics of the pair of the last check, or of the best one under `protocol: paper`.
+        """The pair of the check that is kept; TrainingError when G has not learnt to rebuild.
 
-        TrainingError when G is further from the images than twice their mean image.
+        That is when it is further from the images than twice their mean image.
         """
-        self._gather(loader)
-        self.residuals.fit(self.difference(image) for image in self._images(loader))
+        super().after_fit(loader)
         mean = mean_image(self._images(loader))
         distances = [
             torch.stack(
@@ -147,7 +150,7 @@ class CRN(AnomalyModule):
             for x in self._images(loader)
         ]
         error, floor = torch.cat(distances, dim=1).mean(dim=1).tolist()
-        self.curves |= {"train/generator_error": error, "train/mean_image_error": floor}
+        self.errors = {"train/generator_error": error, "train/mean_image_error": floor}
         if self.options.must_reconstruct and not error <= 2 * floor:
             raise TrainingError(
                 "The generator has not learnt to rebuild normal images.",
@@ -176,6 +179,47 @@ class CRN(AnomalyModule):
             self.log(f"train/{key}", torch.cat([getattr(r, key) for r in results]).mean())
         return torch.stack([result.total for result in results]).sum()
 
+    # --- curves along the training --------------------------------------------------------------
+
+    def further_checks(self, held_out: Iterable[dict[str, Tensor]], data: Any) -> dict[str, float]:
+        """Mean |x - G(x)|, |G(x) - D(G(x))| and score of held-out normals; curves of the test set.
+
+        `auroc/last` of this moment, high scores anomalous; `auroc/oracle_best` its running maximum;
+        `auroc/oracle_paper` the running maximum of max(A, 1 - A). They read test labels and only
+        report, unless `protocol: paper` keeps the weights of the last one.
+        """
+        rows = []
+        for image in self._images(held_out):
+            made, judged = self.reconstruct(image)
+            terms = [(a - b).abs().mean((1, 2, 3)) for a, b in ((image, made), (made, judged))]
+            rows.append(torch.stack([*terms, self(image).score]))
+        means = torch.cat(rows, dim=1).mean(dim=1).tolist() if rows else ()
+        found = dict(zip(("val/reconstruction", "val/feedback", "val/score"), means, strict=False))
+        if not self.options.oracle_curves:
+            return found
+        scores, labels = self.labelled_scores(data.test_dataloader())
+        last = auroc(scores[~labels], scores[labels])
+        if math.isnan(last):  # one class only: the official code calls this 1.0
+            return found
+        seen = [*(p["auroc/last"] for p in self.history), last]
+        turned = max(max(value, 1 - value) for value in seen)
+        oracle = {"auroc/oracle_best": max(seen), "auroc/oracle_paper": turned}
+        return found | {"auroc/last": last} | oracle
+
+    def monitored(self, found: Mapping[str, float]) -> dict[str, float]:
+        """The paper's rule, or what trained methods share."""
+        rule = "auroc/oracle_paper"
+        if self.options.protocol == "paper":
+            return {rule: found[rule]} if rule in found else {}
+        return super().monitored(found)
+
+    @torch.no_grad()
+    def labelled_scores(self, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Scores (n,) float32 and labels (n,) bool of all labelled images, on the CPU."""
+        pairs = [(self(b["image"].to(self.device)).score.cpu(), b["label"]) for b in batches]
+        score, label = (torch.cat(column) for column in zip(*pairs, strict=True))
+        return score[label >= 0], label[label >= 0] == 1
+
     # --- scoring -------------------------------------------------------------------------------
 
     def forward(self, image: Tensor) -> Prediction:
@@ -189,15 +233,6 @@ class CRN(AnomalyModule):
         pairs = {"disc": (made, judged), "cycle": (image, judged), "rec": (image, made)}
         one, other = pairs[self.options.score]
         return one - other
-
-    def diagnostics(self) -> dict[str, LineChart]:
-        """Reconstruction, feedback and obstruction AUROC along the training, in one chart."""
-        if len(self.history) < 2:
-            return {}
-        steps = [point["step"] for point in self.history]
-        known = {name: key for name, key in CHECKED.items() if key in self.history[0]}
-        lines = {name: (steps, [p[key] for p in self.history]) for name, key in known.items()}
-        return {"training": LineChart("minibatches", "mean difference of pixels; AUROC", lines)}
 
     def extras(self, image: Tensor) -> dict[str, Tensor]:
         """What the units make of images, and the other differences that could be the map."""

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from src.errors import ConfigError, only
-from src.models.map_options import ResidualOptions
+from src.models.map_options import CheckOptions, ResidualOptions
 
 #: Lengths of a cosine schedule by name; doubled: minibatches count twice, as in the official code.
 HORIZONS = ("run", "doubled")
@@ -33,7 +33,7 @@ class LossWeights:
 
 
 @dataclass
-class CRNOptions:
+class CRNOptions(CheckOptions):
     """`model` of CRN."""
 
     num_units: int  # K, at least 2; at 128 px a unit has 30.2 million parameters
@@ -54,10 +54,8 @@ class CRNOptions:
     must_reconstruct: bool  # refuse to end with G further from images than twice their mean image
     optimizer: dict[str, Any]  # class of torch.optim, see conf/optimizer
     scheduler: dict[str, Any]  # class of torch.optim.lr_scheduler, once an epoch; {}: constant
-    check_every: int  # minibatches between two points of the curves, see checks.py
     oracle_curves: bool  # score the test set there; for curves only, unless protocol=paper
     protocol: str  # honest or paper: the weights that did best on the test set are kept
-    judge: dict[str, Any]  # function (scores, defective) -> AUROC
     channels_last: bool  # memory layout of weights and images
     compile_units: bool  # torch.compile; the graphs are shared by all units
     seed: int  # of initial weights and pairs

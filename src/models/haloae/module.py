@@ -26,25 +26,24 @@ from torch import Tensor, nn
 
 from src import processes
 from src.errors import ConfigError
-from src.models.base import AnomalyModule
 from src.models.build import make
 from src.models.haloae.autoencoder import HaloAutoEncoder, Output
-from src.models.haloae.cutpaste import cut_and_paste, draw_jitter, jitter, seeded_generator, views
+from src.models.haloae.cutpaste import draw_jitter, jitter, seeded_generator, views
 from src.models.haloae.features import ChannelScaling, MultiScaleFeatures
 from src.models.haloae.losses import loss_weights, reconstruction_losses
 from src.models.haloae.options import Curriculum, HaloAEOptions, MapKind, Scaling, ScoringOptions
 from src.models.residuals import Moments, PositionScale, image_score
+from src.models.trained import TrainedModule
 from src.result import LineChart, Prediction
 
-_REPEATS = 4  # pasted versions of each held-out image and kind
 LOSSES = ("classification", "features", "image")  # in the order of their weights
 
 
-class HaloAE(AnomalyModule):
+class HaloAE(TrainedModule):
     """Auto-encoder on frozen multi-scale features; images have sides of 4 (4 + n x block)."""
 
     Options = HaloAEOptions
-    facts = ("cutpaste_auroc",)
+    options: HaloAEOptions
 
     mean: Tensor
     std: Tensor
@@ -57,7 +56,6 @@ class HaloAE(AnomalyModule):
         self.backbone = MultiScaleFeatures(backbone, options.feature_alignment)
         self.scaling = ChannelScaling(self.backbone.channels)
         self.autoencoder = HaloAutoEncoder(self.backbone.channels, image_size, options)
-        self.cutpaste_auroc: float | None = None
         H, W = image_size
         for name in ("mean", "std"):
             values = torch.tensor(getattr(options, name)).view(3, 1, 1)
@@ -165,8 +163,8 @@ class HaloAE(AnomalyModule):
         return total
 
     @torch.no_grad()
-    def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        """Error maps of normal training images, and a grade from held-out ones."""
+    def settle(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Error maps of normal training images."""
         moments: dict[str, Moments] = {}
         for batch in loader:
             image = batch["image"].to(self.device)
@@ -174,33 +172,6 @@ class HaloAE(AnomalyModule):
                 moments.setdefault(kind, Moments(0)).add(error[:, None])
         for kind, found in moments.items():
             cast(PositionScale, self.normal[kind]).take(found)
-        data: Any = getattr(self._trainer, "datamodule", None)
-        if hasattr(data, "calibration_dataloader"):
-            self.cutpaste_auroc = self._cutpaste_auroc(data.calibration_dataloader())
-
-    def _cutpaste_auroc(self, loader: Iterable[dict[str, Tensor]]) -> float | None:
-        """How well the score tells normal images from themselves with a piece pasted in, in [0, 1].
-
-        No label enters, so searches may maximise it. Rectangles and scars count alike, always the
-        same ones. ours: a stand-in for defects; it ranks models, it does not predict their AUROC.
-        """
-        generator = seeded_generator(0)
-        whole, pasted = [], []
-        for batch in loader:
-            image = batch["image"].to(self.device)
-            whole.append(self(image).score)
-            for kind in ("normal", "scar") * _REPEATS:
-                piece = cut_and_paste(self.plain(image), kind, self.options.cutpaste, generator)
-                pasted.append(self((piece - self.mean) / self.std).score)
-        if not whole:
-            return None
-        gap = torch.cat(pasted)[:, None] - torch.cat(whole)
-        return float((gap > 0).double().mean() + 0.5 * (gap == 0).double().mean())
-
-    def learning_metrics(self) -> dict[str, float]:
-        """`val/cutpaste_auroc`, when training images were held out."""
-        found = {"val/cutpaste_auroc": self.cutpaste_auroc}
-        return {key: value for key, value in found.items() if value is not None}
 
     # --- scoring ---------------------------------------------------------------------------------
 
@@ -244,11 +215,12 @@ class HaloAE(AnomalyModule):
         return shown | losses | {"mean_of_losses": mean} | logits | {"features": out.features}
 
     def diagnostics(self) -> dict[str, LineChart]:
-        """The weights of the losses over training."""
+        """The training, and the weights of its losses."""
         fractions = [n / 500 for n in range(501)]
         table = [loss_weights(fraction, self.options.loss.schedule) for fraction in fractions]
         lines = {name: (fractions, [row[i] for row in table]) for i, name in enumerate(LOSSES)}
-        return {"loss_weights": LineChart("share of training done", "weight of the loss", lines)}
+        chart = LineChart("share of training done", "weight of the loss", lines)
+        return super().diagnostics() | {"loss_weights": chart}
 
 
 def feature_error(reconstruction: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from src.errors import ConfigError
-from src.models.map_options import MapOptions
+from src.models.map_options import CheckOptions, MapOptions
 
 #: Side of one feature cell in pixels: 256 px give the 64 x 64 map of the paper (spec: DFR).
 FEATURE_STRIDE = 4
@@ -130,7 +130,7 @@ class ScoringOptions(MapOptions):
 
 
 @dataclass
-class HaloAEOptions:
+class HaloAEOptions(CheckOptions):
     """All of it; the classes above are groups of the same name."""
 
     feature_alignment: Alignment  # see `features.MultiScaleFeatures`

@@ -7,7 +7,9 @@ Official code: github.com/mtailanian/uflow (AGPL-3.0; implemented from a descrip
 Reading order is the paper's: features (features.py, src/backbones), flow (flow.py), likelihood
 map (here), segmentation by the number of false alarms (nfa.py). Deviations, each with its reason
 where it is made: LayerNorm without parameters, standardised channels, the clamped lower tail of the
-NFA, learning-rate decay per step, the epoch chosen by normals unless `protocol: paper`.
+NFA, learning-rate decay per step. `protocol: honest` keeps the weights by held-out normals
+(src/models/trained.py); `paper` as the official code, one epoch each for the best pixel AUROC,
+AUPRO and mIoU at log NFA = 0 *on the test set*, early stopping on its pixel AUROC.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from safetensors.torch import save_file
@@ -27,10 +28,10 @@ from torch import Tensor, nn
 from src.backbones.cache import FeatureCache
 from src.errors import ConfigError
 from src.files import atomic
-from src.models.base import AnomalyModule, read_given
+from src.models.base import read_given
 from src.models.build import make
 from src.models.residuals import blurred, image_score
-from src.models.uflow.best_epochs import BEST_ON_TEST, NLL, KeepBest
+from src.models.trained import TrainedModule
 from src.models.uflow.features import FeatureNorm
 from src.models.uflow.flow import Shape, UShapedFlow, negative_log_likelihood
 from src.models.uflow.latents import LatentStatistics, latent_chart, warnings_of
@@ -44,17 +45,25 @@ log = logging.getLogger(__name__)
 
 LOG_NFA = "-log10 NFA"  # name of the map that goes with the mask; high is rare
 
+NLL = "val/nll"
+#: Paper protocol: monitored key -> the metric of the test set that it is.
+BEST_ON_TEST = {
+    "val/pixel_auroc": "test/pixel_auroc",
+    "val/aupro": "test/aupro",
+    "val/miou": "test/miou",
+}
 OWN_MASK = Threshold(0.0, 0.0, "nfa")  # at which the official code selects epochs by mIoU
 
 
-class UFlow(AnomalyModule):
+class UFlow(TrainedModule):
     """Frozen features -> normalisation -> flow; trained by exact maximum likelihood.
 
     Strides of the backbone's maps must double; images are whole multiples of the coarsest one.
     """
 
     Options: ClassVar[type] = UFlowOptions
-    facts = ("latent_facts", "log_nfa_offset", "selected", "validation_images", "protocol")
+    options: UFlowOptions
+    facts = (*TrainedModule.facts, "latent_facts", "log_nfa_offset", "nll", "protocol")
 
     def __init__(
         self, backbone: nn.Module, image_size: tuple[int, int], options: UFlowOptions
@@ -73,12 +82,9 @@ class UFlow(AnomalyModule):
         self.cache = FeatureCache(**asdict(options.cache), identity=str(backbone.identity))
         self.protocol = options.protocol
         self.selects_on_test = options.protocol == "paper"
-        monitors = dict.fromkeys(BEST_ON_TEST, "max") if self.selects_on_test else {NLL: "min"}
-        self.keep_best = KeepBest(monitors, options.patience)
         self.latent_facts: list[dict[str, Any]] = []
         self.log_nfa_offset = 0.0
-        self.selected: dict[str, dict[str, float]] = {}
-        self.validation_images = 0
+        self.nll: float | None = None  # of the validation normals, per dimension
         if options.weights is not None:
             self.restore_tensors(read_given(options.weights, "uflow")[0], {})
 
@@ -143,6 +149,8 @@ class UFlow(AnomalyModule):
         if self.selects_on_test:
             metrics = self._judge.compute(OWN_MASK, None)
             found = {name: float(metrics[k]) for name, k in BEST_ON_TEST.items() if k in metrics}
+            if not self.trainer.sanity_checking:
+                self.keep(found)
         else:
             found = _latent_metrics(self._statistics.result())
         self.log_dict(found, sync_dist=True)
@@ -168,25 +176,22 @@ class UFlow(AnomalyModule):
         schedule = make("scheduler", wanted, optimizer, **known)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """The best epoch is kept, see best_epochs.py."""
-        return [self.keep_best]
+    def settle(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        """Latents of training images at each place."""
+        if self.positions is not None:
+            self.positions.fit(lambda: (self.latents(self._cached_maps(b))[0] for b in loader))
 
     @torch.no_grad()
     def after_fit(self, loader: Iterable[dict[str, Tensor]]) -> None:
         """Latents of calibration normals: are they N(0, 1), and does log NFA < 0 fire on them?
 
-        None of them chose the epoch. Without any, the statistics are of the training images.
+        None of them chose the weights. Without any, the statistics are of the training images.
         """
-        self.keep_best.restore(self)
-        self.selected = {
-            monitor: {"value": best["value"], "epoch": best["epoch"]}
-            for monitor, best in self.keep_best.best.items()
-        }
+        super().after_fit(loader)
         data: Any = getattr(self._trainer, "datamodule", None)
-        self.validation_images = 0 if data is None else len(data.validation_samples)
-        if self.positions is not None:
-            self.positions.fit(lambda: (self.latents(self._cached_maps(b))[0] for b in loader))
+        if self.chosen_by:
+            nll = [self._nll(batch) for batch in data.validation_dataloader()]
+            self.nll = float(torch.cat(nll).mean() / self.dimensions)
         held_out = data is not None and len(data.calibration_samples) > 0
         statistics, lowest = LatentStatistics(), []
         for batch in data.calibration_dataloader() if held_out else loader:
@@ -208,35 +213,35 @@ class UFlow(AnomalyModule):
         return self.cache.fetch(image, batch.get("index"), self.backbone)
 
     def learning_metrics(self) -> dict[str, float]:
-        """The kept epoch, its likelihood and on how many images; paper: each metric's best on test.
+        """Numbers of the weights that are kept; paper: each metric's best on test.
 
         In the paper each column comes from the epoch that is best for it; these are those numbers,
         in place of the metrics of the one epoch that the saved model has.
         """
-        found: dict[str, float] = {}
-        if not self.selects_on_test:
-            found["val/images"] = float(self.validation_images)
+        found = super().learning_metrics() if not self.selects_on_test else {}
+        if self.nll is not None:
+            found[NLL] = self.nll
         for monitor, best in self.selected.items():
-            found[f"{monitor}_epoch"] = float(best["epoch"])
-            if not self.selects_on_test:
-                found[monitor] = float(best["value"])
-            elif monitor != "val/miou" or self.own_mask:
-                found[BEST_ON_TEST[monitor]] = float(best["value"])
+            if self.selects_on_test:
+                found[f"{monitor}_epoch"] = float(best["epoch"])
+                if monitor != "val/miou" or self.own_mask:
+                    found[BEST_ON_TEST[monitor]] = float(best["value"])
         return found | _latent_metrics(self.latent_facts)
 
     def diagnostics(self) -> dict[str, LineChart]:
-        """The latents of normal images beside the density that the threshold takes them for."""
-        return {"latents": latent_chart(self.latent_facts)} if self.latent_facts else {}
+        """The training, and the latents of normal images beside the density they should have."""
+        latents = {"latents": latent_chart(self.latent_facts)} if self.latent_facts else {}
+        return super().diagnostics() | latents
 
     # --- saving -------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> None:
         """The model, and for the paper protocol the best weights by each further monitor."""
         super().save(directory)
-        for monitor, best in list(self.keep_best.best.items())[1:]:
+        for monitor, (tensors, _) in list(self.kept.items())[1:]:
             path = directory / f"best_{monitor.split('/')[-1]}.safetensors"
             with atomic(path) as partial:
-                save_file({k: v.contiguous() for k, v in best["weights"].items()}, partial)
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def _latent_metrics(scales: Iterable[dict[str, Any]]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from src.models.map_options import MapOptions
+from src.models.map_options import CheckOptions, MapOptions
 
 #: What backbone maps go through, unless the backbone normalises them: LayerNorm over (C, H, W)
 #: without parameters, with scale and offset (legacy; the likelihood has no bound), or nothing.
@@ -42,7 +42,7 @@ class CacheOptions:
 
 
 @dataclass
-class UFlowOptions(MapOptions):
+class UFlowOptions(MapOptions, CheckOptions):
     """`model` of U-Flow."""
 
     flow_steps: int  # coupling steps per scale
@@ -55,10 +55,9 @@ class UFlowOptions(MapOptions):
     blur: float  # deviation of a Gaussian over the map, pixels of it; 0: none
     optimizer: dict[str, Any]  # class of torch.optim
     scheduler: dict[str, Any]  # class of torch.optim.lr_scheduler, once a minibatch; {}: constant
-    patience: int | None  # validations without improvement before training stops; None: never
     nfa: NfaOptions
     cache: CacheOptions
     weights: str | None  # safetensors of a flow to start from (src.fetch_models writes them)
-    protocol: str  # honest or paper: what chooses the epoch, see best_epochs.py
+    protocol: str  # honest or paper: what chooses the epoch
     judge: dict[str, Any]  # protocol=paper: takes test batches, gives metrics (an Evaluator)
     seed: int  # of the flow's weights and permutations

@@ -107,6 +107,7 @@ def toy_model():
             "blur": 0.0,
             "score": "max",
             "patience": None,
+            "check_every": 3,
             "protocol": "honest",
             "seed": 0,
             "weights": None,
