@@ -74,12 +74,13 @@ def ranking_curve(curve: Curve) -> Figure:
 
 
 def draw_lines(chart: LineChart) -> Figure:
-    """What a method draws of itself: lines from zero on, named when there are several."""
+    """What a method draws of itself: lines from zero on, or from below; named when several."""
     figure, axes = new_figure(6.0, 3.4)
     for colour, (name, (x, y)) in zip(itertools.cycle(_LINES), chart.lines.items(), strict=False):
         axes.plot(x, y, color=colour, lw=2, label=name)
     axes.set(xlabel=chart.x, ylabel=chart.y, xscale="log" if chart.log_x else "linear")
-    axes.set_ylim(bottom=0)
+    if min(min(y) for _, y in chart.lines.values()) >= 0:  # a likelihood may be above 1
+        axes.set_ylim(bottom=0)
     if len(chart.lines) > 1:
         axes.legend(frameon=False)
     return figure

@@ -153,3 +153,5 @@ def test_a_line_chart_draws_every_line_in_its_units():
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == ("rows", "distance", "log")
     assert axes.get_ylim()[0] == 0
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "two"]
+    below = draw_lines(LineChart("minibatches", "training loss", {"loss": ([1, 2], [0.5, -2.0])}))
+    assert below.axes[0].get_ylim()[0] < -2.0  # a likelihood may be above 1
