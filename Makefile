@@ -3,7 +3,8 @@ PYTHON   ?= python3
 HARDWARE ?= cpu#          cpu or gpu: which faiss is installed
 VENV     := .venv
 PY       := $(VENV)/bin/python
-PIP      := $(PY) -m pip install --quiet --disable-pip-version-check
+# Python compiles a module when it is first imported; compiling all of them doubles the work of pip.
+PIP      := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 WORKERS  ?= 2#            test processes
 
 # Threads that wait sleep, which leaves the cores to other programs; freed memory of activation maps

@@ -16,7 +16,7 @@ import torch
 
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu", "FrEIA",
-    "kornia", "numpy", "scipy", "scikit-image", "pillow", "hydra-core",
+    "kornia", "numpy", "scipy", "pillow", "hydra-core",
 )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 import tempfile
 from pathlib import Path
 
@@ -81,6 +83,19 @@ def compose_app(name: str, *overrides: str):
 def app_config():
     """Compose the config of an entry point: app_config("predict", "run=...")."""
     return compose_app
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """`python -m src.<name> words` in this process: program("run", "seed=1") -> code, printed."""
+
+    def start(name: str, *words: str):
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module(f"src.{name}", run_name="__main__")
+        return left.value.code, capsys.readouterr()
+
+    return start
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from src.commands.compare import say_exactly
 from src.errors import ConfigError
 from src.experiment import run_experiment
 from src.grammar import literal
@@ -28,6 +27,8 @@ def replay_run(cfg: DictConfig) -> int:
     Keys given on the command line, such as data.root or hardware, replace those of the run. The
     exit code is 0 when nothing changed.
     """
+    from src.commands.compare import say_exactly  # its charts would delay every other run
+
     before = SavedRun(Path(cfg.replay))
     before.metrics()  # fails early on an unfinished run
     before.record()

@@ -25,12 +25,11 @@ def run(*arguments, cwd=ROOT, **environment):
 
 
 def test_help_answers_in_a_few_seconds_and_shows_groups():
-    times = []
-    for _ in range(4):  # the machine may be busy with other tests: the best time counts
+    for _ in range(4):  # the machine may be busy with other tests: one good time is enough
         began = time.perf_counter()
         answer = run("--help")
-        times.append(time.perf_counter() - began)
-    seconds = min(times)
+        if (seconds := time.perf_counter() - began) < 3:
+            break
     assert answer.returncode == 0
     for word in ("model:", "patchcore", "backbone:", "experiment=demo", "--cfg job"):
         assert word in answer.stdout
@@ -41,13 +40,11 @@ def test_help_answers_in_a_few_seconds_and_shows_groups():
 @pytest.mark.parametrize(
     "name", sorted({p.stem for p in (ROOT / "conf").glob("*.yaml")} - {"program"})
 )
-def test_every_program_has_a_help_of_its_own_with_everything_filled_in(name):
-    answer = subprocess.run(
-        [sys.executable, "-m", f"src.{name}", "--help"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert f"python -m src.{name}" in answer.stdout
-    assert "$CONFIG" not in answer.stdout and "$APP" not in answer.stdout
+def test_every_program_has_a_help_of_its_own_with_everything_filled_in(name, program):
+    code, said = program(name, "--help")
+    assert code == 0
+    assert f"python -m src.{name}" in said.out
+    assert "$CONFIG" not in said.out and "$APP" not in said.out
 
 
 def test_help_does_not_import_torch():
@@ -89,18 +86,15 @@ def test_debug_shows_the_stack_trace():
     assert "Traceback" in run("data.categry=bottle", "debug=true").stderr
 
 
-def test_an_unknown_category_names_the_nearest_one(tmp_path):
+def test_an_unknown_category_names_the_nearest_one(tmp_path, monkeypatch, program):
     (tmp_path / "mvtec" / "bottle" / "train" / "good").mkdir(parents=True)
-    answer = run(
-        "data.category=botle",
-        "data.download=false",
-        "backbone=efficientnet_lite0",
-        DATA_DIR=str(tmp_path),
-        RUNS_DIR=str(tmp_path / "runs"),
-    )
-    assert answer.returncode == 2
-    assert "bottle" in answer.stderr
-    assert "Traceback" not in answer.stderr
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    words = ("data.category=botle", "data.download=false", "backbone=efficientnet_lite0")
+    code, said = program("run", *words)
+    assert code == 2
+    assert "bottle" in said.err
+    assert "Traceback" not in said.err
     assert not list(tmp_path.glob("runs/**/config.yaml")), "nothing half-written stays"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -35,6 +34,14 @@ def config(*overrides):
     return compose_app("run", *TINY, *overrides)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, data_dir):
+    """A finished run, in a folder that tests must not change."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATA_DIR", str(data_dir))
+        return run_experiment(config(f"runs_dir={tmp_path_factory.mktemp('plain')}"))
+
+
 def start(*overrides):
     return subprocess.Popen(
         [sys.executable, "-m", "src.run", *TINY, *overrides],
@@ -52,8 +59,8 @@ def results(metrics):
     }
 
 
-def test_a_run_leaves_everything_design_promises():
-    run, metrics = run_experiment(config())
+def test_a_run_leaves_everything_design_promises(plain):
+    run, metrics = plain
     for name in (
         "config.yaml", "manifest.json", "metrics.json", "scores.csv", "calibration.csv", "log.txt",
         "model/model.safetensors", "model/model.json", "model/threshold.json", "report.html",
@@ -70,18 +77,11 @@ def test_a_run_leaves_everything_design_promises():
     assert manifest["weights"].startswith("tf_efficientnet_lite0[")
 
 
-def test_same_seed_gives_same_numbers_and_another_seed_another_bank(tmp_path):
-    first = run_experiment(config(f"runs_dir={tmp_path / 'a'}"))
-    again = run_experiment(config(f"runs_dir={tmp_path / 'b'}"))
-    other = run_experiment(config(f"runs_dir={tmp_path / 'a'}", "seed=1"))
-    assert results(first.metrics) == results(again.metrics)
-    scores = [(one.run.directory / "scores.csv").read_text() for one in (first, again, other)]
-    assert scores[0] == scores[1]
-    assert scores[0] != scores[2]
-
-
-def test_a_finished_run_is_not_repeated_unless_forced(capsys):
+def test_same_seed_gives_same_numbers_and_a_finished_run_is_repeated_only_by_force(plain, capsys):
     run, metrics = run_experiment(config())
+    assert results(metrics) == results(plain.metrics)
+    scores = run.directory / "scores.csv"
+    assert scores.read_text() == (plain.run.directory / "scores.csv").read_text()
     written = (run.directory / "metrics.json").stat().st_mtime_ns
     repeated = run_experiment(config())
     assert (run.directory / "metrics.json").stat().st_mtime_ns == written
@@ -91,22 +91,20 @@ def test_a_finished_run_is_not_repeated_unless_forced(capsys):
     assert (run.directory / "metrics.json").stat().st_mtime_ns > written
 
 
-def test_test_labels_choose_neither_model_nor_threshold(monkeypatch):
+def test_test_labels_choose_neither_model_nor_threshold(plain, monkeypatch):
     from src.data import datamodule
 
     def learnt(run):
         model = (run.directory / "model" / "model.safetensors").read_bytes()
         return model, run.read_json("model/threshold.json")
 
-    honest = run_experiment(config())
-    before = learnt(honest.run)
     monkeypatch.setattr(
         datamodule.ImageDataset, "__getitems__", _with_flipped_labels(datamodule.ImageDataset)
     )
-    flipped = run_experiment(config("force=true"))
-    assert learnt(flipped.run) == before
+    flipped = run_experiment(config())
+    assert learnt(flipped.run) == learnt(plain.run)
     assert flipped.metrics["test/image_auroc"] == pytest.approx(
-        1 - honest.metrics["test/image_auroc"]
+        1 - plain.metrics["test/image_auroc"]
     )
 
 
@@ -121,52 +119,51 @@ def _with_flipped_labels(dataset):
     return items
 
 
-@pytest.mark.parametrize("delay", [2.5, 5.0])
-def test_a_killed_run_is_completed_by_the_next_start(tmp_path, delay):
+def wait_for(process, name):
+    """Until the run folder of the process has this file."""
+    end = time.monotonic() + 200
+    while not list(Path(os.environ["RUNS_DIR"]).rglob(name)):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "manifest.json"), (signal.SIGKILL, "fit.json")]
+)
+def test_a_killed_run_is_completed_by_the_next_start(plain, number, name):
     process = start()
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    wait_for(process, name)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130, output
+        assert "Run the same command again" in output
+        assert "Traceback" not in output
     killed, metrics = run_experiment(config())
-    clean = run_experiment(config(f"runs_dir={tmp_path / 'clean'}"))
-    assert results(metrics) == results(clean.metrics)
+    assert results(metrics) == results(plain.metrics)
     assert not list(killed.directory.rglob("*.partial"))
 
 
-def test_ctrl_c_exits_with_130_and_the_run_can_be_continued():
-    process = start("data.synthetic.seed=7")  # new images: the drawing takes a moment
-    time.sleep(4.0)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("this machine finished the run before Ctrl-C came")
-    assert process.returncode == 130, output
-    assert "Run the same command again" in output
-    assert "Traceback" not in output
-    assert run_experiment(config("data.synthetic.seed=7")).run.finished
+def test_another_seed_gives_another_bank_and_two_processes_share_one_run(plain, capsys):
+    process = start("seed=1")
+    wait_for(process, "manifest.json")
+    run = run_experiment(config("seed=1")).run  # waits for the other, which has begun
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "Already finished" not in output
+    assert "Already finished" in capsys.readouterr().out
+    assert len(list(Path(os.environ["RUNS_DIR"]).rglob("metrics.json"))) == 1
+    other = (run.directory / "scores.csv").read_text()
+    assert other != (plain.run.directory / "scores.csv").read_text()
 
 
-def test_two_processes_starting_the_same_run_share_one_result(tmp_path):
-    pair = [start(), start()]
-    outputs = [process.communicate(timeout=120)[0] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], outputs
-    found = list((tmp_path / "runs").rglob("metrics.json"))
-    assert len(found) == 1
-    assert json.loads(found[0].read_text())["test/image_auroc"] is not None
-    assert sum("Already finished" in output for output in outputs) == 1
-
-
-def test_tensorboard_and_wandb_get_metrics_and_pictures_offline():
+def test_tensorboard_and_wandb_get_metrics_and_pictures_offline_each_run_its_own():
     pytest.importorskip("tensorboard")
-    run, _ = run_experiment(config("logger=wandb", "logger.names=[csv,tensorboard,wandb]"))
-    assert list(run.directory.rglob("events.out*"))
-    offline = list(run.directory.glob("wandb/offline-run-*"))
-    assert len(offline) == 1
-    assert list(offline[0].rglob("*.png"))
-    assert "test/image_auroc" in next(run.directory.glob("log/*/metrics.csv")).read_text()
-
-
-def test_two_runs_of_one_process_are_two_runs_of_wandb():
     for seed in (0, 1):
-        run = run_experiment(config("logger=wandb", f"seed={seed}")).run.directory
-        assert len(list(run.rglob("*.wandb"))) == 1, seed
+        words = ("logger=wandb", "logger.names=[csv,tensorboard,wandb]", f"seed={seed}")
+        run = run_experiment(config(*words)).run.directory
+        assert list(run.rglob("events.out*"))
+        offline = list(run.glob("wandb/offline-run-*"))
+        assert len(offline) == len(list(run.rglob("*.wandb"))) == 1, seed
+        assert list(offline[0].rglob("*.png"))
+        assert "test/image_auroc" in next(run.glob("log/*/metrics.csv")).read_text()

@@ -39,7 +39,7 @@ def learn(run, folder, out, *words):
 
 
 def test_confirmed_parts_make_a_new_run_that_says_where_it_comes_from(
-    finished_run, confirmed, tmp_path, capsys
+    finished_run, confirmed, drawn_images, tmp_path, capsys
 ):
     known = fitted_images(finished_run)[0]
     shutil.copy(known, confirmed / "copy.png")
@@ -65,10 +65,16 @@ def test_confirmed_parts_make_a_new_run_that_says_where_it_comes_from(
 
     with Image.open(confirmed / "0.png") as image:
         ImageOps.mirror(image).save(more / "0.png")
+    alarm = next(path for path in drawn_images if path.parent.name == "good")
+    shutil.copy(alarm, more / "alarm.png")
     third = learn(after.directory, more, tmp_path / "runs")
-    assert len(third.record().fitted) == len(before.record().fitted) + 3
+    assert len(third.record().fitted) == len(before.record().fitted) + 4
     history = third.read_json("manifest.json")["learnt"]
     assert [one["from"] for one in history] == [finished_run.name, after.directory.name]
+    # a confirmed false alarm leaves the test
+    tested = set(third.scores()["path"])
+    assert not any(path.endswith(f"/good/{alarm.name}") for path in tested)
+    assert len(tested) == len(before.scores()) - 1
 
 
 def test_what_cannot_be_learnt_is_refused_before_anything_is_written(
@@ -89,12 +95,3 @@ def test_what_cannot_be_learnt_is_refused_before_anything_is_written(
     with pytest.raises(DataError, match="nothing to learn"):
         learn(finished_run, known, runs)
     assert not runs.exists()
-
-
-def test_a_confirmed_false_alarm_leaves_the_test(finished_run, tmp_path, drawn_images, confirmed):
-    alarm = next(path for path in drawn_images if path.parent.name == "good")
-    shutil.copy(alarm, confirmed / "alarm.png")
-    after = learn(finished_run, confirmed, tmp_path / "runs")
-    tested = {row.path for row in after.scores().itertuples()}
-    assert not any(alarm.name == path.rsplit("/", 1)[-1] and "/good/" in path for path in tested)
-    assert len(tested) == len(SavedRun(finished_run).scores()) - 1

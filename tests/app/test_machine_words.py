@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +91,7 @@ def test_brackets_mean_a_folder_that_exists_and_a_class_elsewhere(tmp_path):
     assert names("[7]*.png") == ["[7]x.png"]
 
 
-def test_odd_names_go_from_run_to_predict(tmp_path, monkeypatch, capsys):
+def test_odd_names_go_from_run_to_predict(tmp_path, monkeypatch, program):
     """A detector, its config and its results, in folders whose names Hydra cannot read."""
     monkeypatch.chdir(tmp_path)
     root, good, bad = "Prüfung 写真 (1) [7]", "gut=ok, a&b", "#2 ${x} it's"
@@ -103,11 +102,9 @@ def test_odd_names_go_from_run_to_predict(tmp_path, monkeypatch, capsys):
             pixels = colours.integers(90, 110, (48, 48, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / root / name / f"{number}.png")
 
-    def start(program, *words):
-        monkeypatch.setattr(sys, "argv", ["program", *words])
-        with pytest.raises(SystemExit) as left:
-            runpy.run_module(f"src.{program}", run_name="__main__")
-        assert left.value.code == 0, capsys.readouterr().err
+    def start(*words):
+        code, said = program(*words)
+        assert code == 0, said.err
 
     start(
         "run", "data=folder", f"data.root={root}", f"data.normal_dir={good}",

@@ -60,34 +60,34 @@ def table(path):
         return list(csv.DictReader(stream))
 
 
-def check_other_thresholds(run, out):
-    """Decisions follow the order statistic of calibration.csv that each rule promises."""
+def check_decisions(run, out, order):
+    """They follow the order statistic of calibration.csv that a rule promises."""
     normal = sorted(float(row["score"]) for row in table(run / "calibration.csv"))
-    n = len(normal)
+    limit = normal[order(len(normal)) - 1]
+    rows = table(out / "scores.csv")
+    expected = [int(float(row["score"]) > limit) for row in rows]
+    assert [int(row["decision"]) for row in rows] == expected
+
+
+def conformal_half(n):
+    return math.ceil((n + 1) * 0.5)
+
+
+def test_every_threshold_can_be_chosen_after_the_run(finished_run, tmp_path):
+    run, out = shutil.copytree(finished_run, tmp_path / "run"), tmp_path / "out"
+    path = run / "calibration.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines[-3:]]) + "\n")  # three scores: the only truth
     rules = {
-        ("threshold=quantile", "threshold.q=0.5"): math.ceil(0.5 * n),
-        ("threshold=conformal", "threshold.alpha=0.5"): math.ceil((n + 1) * 0.5),
-        ("threshold=conformal", "threshold.alpha=0.01"): n,
+        ("threshold=quantile", "threshold.q=0.5"): lambda n: math.ceil(0.5 * n),
+        ("threshold=conformal", "threshold.alpha=0.5"): conformal_half,
+        ("threshold=conformal", "threshold.alpha=0.01"): lambda n: n,
     }
     for words, order in rules.items():
         evaluate_run(compose_app(
             "evaluate", f"run={run}", f"out={out}", "report.enabled=false", *words
         ))  # fmt: skip
-        rows = table(out / "scores.csv")
-        expected = [int(float(row["score"]) > normal[order - 1]) for row in rows]
-        assert [int(row["decision"]) for row in rows] == expected
-
-
-def test_every_threshold_can_be_chosen_after_the_run(trained_run, tmp_path):
-    check_other_thresholds(trained_run, tmp_path / "out")
-
-
-def test_a_memory_bank_takes_other_thresholds_from_the_same_file(finished_run, tmp_path):
-    run = shutil.copytree(finished_run, tmp_path / "run")
-    path = run / "calibration.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], *lines[-3:]]) + "\n")  # three scores: the only truth
-    check_other_thresholds(run, tmp_path / "out")
+        check_decisions(run, out, order)
 
 
 def test_a_run_without_normal_scores_says_what_is_possible(finished_run, tmp_path):
@@ -120,11 +120,13 @@ def as_saved_on_a_gpu(path):
     assert changed
 
 
-def test_a_run_made_on_gpus_is_evaluated_on_a_cpu(trained_run, tmp_path):
+def test_a_run_made_on_gpus_is_evaluated_on_a_cpu_by_another_threshold(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / trained_run.name)
     cfg = ("evaluate", f"run={run}", f"out={tmp_path / 'out'}", "report.enabled=false",
-           "checkpoints=all", "device=cpu")  # fmt: skip
+           "checkpoints=all", "device=cpu", "threshold=conformal", "threshold.alpha=0.5",
+           "evaluation.bootstrap=0")  # fmt: skip
     before = evaluate_run(compose_app(*cfg))
+    check_decisions(run, tmp_path / "out", conformal_half)
     rows = table(tmp_path / "out" / "checkpoints.csv")
     found = list((run / "checkpoints").glob("*.ckpt"))
     assert found

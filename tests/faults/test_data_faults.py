@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -160,14 +158,11 @@ def test_a_mask_of_another_size_still_follows_its_image(run, folder):
     assert run(BAD, MASKS).run.finished
 
 
-def test_wrong_category_exits_with_two(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "src.run", "data.category=bottel", "backbone=efficientnet_lite0",
-         f"runs_dir={tmp_path}"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "bottle" in done.stderr
+def test_wrong_category_exits_with_two(tmp_path, program):
+    words = ("data.category=bottel", "backbone=efficientnet_lite0", f"runs_dir={tmp_path}")
+    code, said = program("run", *words)
+    assert code == 2
+    assert "bottle" in said.err
 
 
 def test_a_crop_of_own_images_is_announced(run, folder, caplog):

@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -197,15 +195,12 @@ def test_a_disk_that_fills_up_leaves_no_half_file(
     assert run_experiment(cfg).run.finished  # and nothing was lost: the fitted model is used
 
 
-def test_a_file_in_place_of_the_runs_folder_is_explained(tmp_path):
+def test_a_file_in_place_of_the_runs_folder_is_explained(tmp_path, program):
     (tmp_path / "runs").write_text("I am a file")
-    done = subprocess.run(
-        [sys.executable, "-m", "src.run", "experiment=demo", f"runs_dir={tmp_path / 'runs'}"],
-        capture_output=True, text=True, timeout=90, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "may not be read or written" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, said = program("run", "experiment=demo", f"runs_dir={tmp_path / 'runs'}")
+    assert code != 0
+    assert "may not be read or written" in said.err
+    assert "Traceback" not in said.err
 
 
 def test_the_wall_clock_may_jump(tmp_path, monkeypatch):
