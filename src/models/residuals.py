@@ -5,8 +5,6 @@ plain mean of them drowns a small defect. Standardised by mean and spread over n
 by place, they say how unusual each place is. Ours: the papers of the methods that use it do not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -6,8 +6,6 @@ updated. "Best" units are chosen only to score images. Ours: four forwards inste
 backward instead of four, with equal losses, gradients and running statistics.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

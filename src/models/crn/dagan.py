@@ -6,8 +6,6 @@ code, whose released version does not run, so there are no numbers to check it a
 optimizer and one backward, which is the same because neither loss reaches the other network.
 """
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 

@@ -5,8 +5,6 @@ Source: official code of CRN (see `module.py`). The shape is that of a pix2pix U
 no in-place activations (relu(leaky_relu(e)) = relu(e), so skips are equal), no silent fifth level.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Iterable

@@ -11,8 +11,6 @@ CVPR 2021), with the sizes of HaloAE (block 12, halo 2, 16 channels a head). Dif
   it gives the same result.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -5,8 +5,6 @@
 features, then the image.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -9,8 +9,6 @@ misses, and one miss among hundreds of patches is a false alarm (efSearch 64: im
 bottles 161 % too high at a recall of 0.99).
 """
 
-from __future__ import annotations
-
 from types import ModuleType
 from typing import Any, cast
 

@@ -8,8 +8,6 @@ the list of patches, row by row: a patch has two neighbours in it, not eight. Ou
 comes from squared matrices, which every device and graph format has, its largest weight positive.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -10,8 +10,6 @@ Held-out scores: a conformal threshold needs scores of normal images that the mo
   threshold for 10 % false alarms gives under 2 %).
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 

@@ -4,8 +4,6 @@ A product finds candidates; their distances are then computed directly from diff
 distance near zero would drown in the cancellation of |q|^2 - 2 q.b + |b|^2.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """What a PatchCore can be told; the values and their sources are in conf/model/patchcore.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any

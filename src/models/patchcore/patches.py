@@ -11,8 +11,6 @@ Ours, for narrow backbones whose channels are all kept: `normalise`, for in a Eu
 layer that is loudest by accident of its weights decides alone. Measured: conf/backbone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

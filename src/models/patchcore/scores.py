@@ -1,9 +1,7 @@
 """Patch and image scores from distances to the memory bank (PatchCore Sec. 3.3, Eq. 6 and 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +21,7 @@ class Scored(NamedTuple):
     grid: Tensor  # (B, h, w) patch scores
 
     @classmethod
-    def joined(cls, parts: Iterable[Scored]) -> Scored:
+    def joined(cls, parts: Iterable[Self]) -> Self:
         """The scores of several batches, one behind the other."""
         return cls(*(torch.cat(values) for values in zip(*parts, strict=True)))
 

@@ -8,8 +8,6 @@ every cell stems from one window, the one in which it lies farthest from the bor
 padding of convolutions and the tokens of transformers are worst.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Mean and spread of every blurred pixel over the training images; the most unusua
 image. It needs parts in a fixed pose. A method that does not beat it has not earned its training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The options of pixel statistics, key for key as in conf/model/pixel_statistics.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from src.models.map_options import ResidualOptions

@@ -6,8 +6,6 @@ term, so the likelihood grows without bound while the features shrink (600 steps
 0.002); hence `layer` here has no parameters, and `layer_affine` is kept for parity only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -7,8 +7,6 @@ fixed permutation is an index gather instead of a 1x1 convolution with a one-hot
 of the flow's FLOPs and a third of its stored numbers), and that it draws from a given generator.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise

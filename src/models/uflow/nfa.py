@@ -18,8 +18,6 @@ that one scale with latents 5 % too small turns the whole image into a detection
 probability do not erase each other, and the tree is a single pass (region_tree.py).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

@@ -5,8 +5,6 @@ parts have edges or move. Standardised at each place and scale by the training i
 says how unusual the place is, and maps of different scales can be added.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 

@@ -7,8 +7,6 @@ two one-hot C x C matrices. ResNets add `feature_extractor.feature_normalization
 backbones, 1.6 GB of each file, are left behind.
 """
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import pickle

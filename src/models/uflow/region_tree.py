@@ -7,8 +7,6 @@ region; the fixpoint of its alternation is the single bottom-up pass below, whic
 Checked against a brute-force twin in tests/reference_uflow.py.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
