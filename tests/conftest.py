@@ -86,14 +86,14 @@ def app_config():
 
 
 @pytest.fixture
-def program(monkeypatch, capsys):
+def program(monkeypatch, capfd):
     """`python -m src.<name> words` in this process: program("run", "seed=1") -> code, printed."""
 
     def start(name: str, *words: str):
         monkeypatch.setattr(sys, "argv", [name, *words])
         with pytest.raises(SystemExit) as left:
             runpy.run_module(f"src.{name}", run_name="__main__")
-        return left.value.code, capsys.readouterr()
+        return left.value.code, capfd.readouterr()
 
     return start
 

@@ -109,10 +109,12 @@ def losses(run: SavedRun, column: str) -> list[float]:
 # --- the same numbers ---------------------------------------------------------------------------
 
 
-def test_patchcore_of_two_processes_is_that_of_one(compose, tmp_path, monkeypatch, capsys):
-    command = begin(*PATCHCORE, *TWO, f"runs_dir={tmp_path}")
+def test_patchcore_of_two_processes_is_that_of_one(compose, tmp_path, monkeypatch, program, capfd):
     one = run_experiment(compose(*PATCHCORE)).run
-    output = finish(command)
+    capfd.readouterr()
+    code, said = program("run", *PATCHCORE, *TWO, f"runs_dir={tmp_path}")
+    output = said.out + said.err
+    assert code == 0, output
     two = find_run(compose(*PATCHCORE, *TWO))[0]
     expect_same(one, two, 1e-6)
     assert output.count("PatchCore plan") == output.count("Image AUROC") == 1
@@ -121,7 +123,7 @@ def test_patchcore_of_two_processes_is_that_of_one(compose, tmp_path, monkeypatc
     # Asked again, nothing is started.
     monkeypatch.setattr(processes, "start", None)
     assert run_experiment(compose(*PATCHCORE, *TWO)).metrics == two.metrics()
-    assert "Already finished" in capsys.readouterr().out
+    assert "Already finished" in capfd.readouterr().out
 
 
 def test_uflow_under_torchrun_is_that_of_one_process(compose, tmp_path):
@@ -201,10 +203,12 @@ def test_crn_is_not_fitted_by_several_processes(compose):
         run_experiment(compose(*COMMON, "model=crn", "backbone=none", *TWO))
 
 
-def test_a_mistake_is_told_once_and_ends_all_processes(tmp_path, drawn_data, monkeypatch):
+def test_a_mistake_is_told_once_and_ends_all_processes(tmp_path, drawn_data, monkeypatch, program):
     monkeypatch.setenv("DATA_DIR", str(drawn_data))
     words = (*UFLOW, *TWO, "data.batch_size=1", f"runs_dir={tmp_path}")
-    output = finish(begin(*words), code=2)
+    code, said = program("run", *words)
+    output = said.out + said.err
+    assert code == 2, output
     assert output.count("A batch has fewer images") == 1
     assert "Traceback" not in output
 

@@ -196,9 +196,7 @@ def launch(path: Path, tmp_path: Path, *words: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_two_processes_share_one_sweep_without_doubling_a_trial(
-    make, sweep, tmp_path, ray_address
-):
+def test_two_processes_share_one_sweep_without_doubling_a_trial(make, sweep, tmp_path, ray_address):
     path = make(parameters={"x": {"min": 0.0, "max": 1.0}, "steps": {"value": 1}})
     other = launch(path, tmp_path, "count=8", f"engine.address={ray_address}")
     while not starts(tmp_path) and other.poll() is None:

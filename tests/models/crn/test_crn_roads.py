@@ -58,7 +58,7 @@ def run(root, *words):
 
 @pytest.mark.parametrize("data", ["road_images", "panorama"])
 def test_a_run_on_each_road_data_set_goes_from_files_to_a_report(data, tmp_path):
-    draw(tmp_path, 80, 150 if data == "panorama" else 12)
+    draw(tmp_path, 40, 62 if data == "panorama" else 12)
     result = run(
         tmp_path / data, "experiment=crn_small", f"data={data}", "trainer.max_steps=8",
         "model.base_channels=4", "model.check_every=4", "model.must_reconstruct=false",

@@ -22,13 +22,14 @@ def of(category, *words, data="mvtec", model="anomaly_dino"):
     )
 
 
-@pytest.mark.parametrize("category", MVTEC)
-def test_parts_with_a_background_are_masked_and_references_turned_as_published(category):
-    agnostic, informed = of(category), of(category, "model.recipe.preset=informed")
-    assert agnostic.model.foreground == (10 if category in MASKED else None)
-    assert informed.model.foreground == agnostic.model.foreground
-    assert agnostic.model.rotations == 8
-    assert informed.model.rotations == (8 if category in ("hazelnut", "screw") else [])
+def test_parts_with_a_background_are_masked_and_references_turned_as_published():
+    agnostic, informed = of("bottle"), of("bottle", "model.recipe.preset=informed")
+    for category in MVTEC:
+        agnostic.data.category = informed.data.category = category
+        assert agnostic.model.foreground == (10 if category in MASKED else None)
+        assert informed.model.foreground == agnostic.model.foreground
+        assert agnostic.model.rotations == 8
+        assert informed.model.rotations == (8 if category in ("hazelnut", "screw") else [])
 
 
 def test_all_of_visa_is_masked():
@@ -55,14 +56,15 @@ def test_super_ad_takes_the_quarters_of_each_backbone():
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "form", "words"),
     [
-        ("anomaly_dino", ["model.foreground=0.5", "model.rotations=2"]),
-        ("super_ad", ["backbone.layers=[blocks.0+norm,blocks.1+norm]", "model.references=0.5"]),
+        ("anomaly_dino", "onnx", ["model.foreground=0.5", "model.rotations=2"]),
+        ("super_ad", "torch",
+         ["backbone.layers=[blocks.0+norm,blocks.1+norm]", "model.references=0.5"]),
     ],
-)
+)  # fmt: skip
 def test_a_run_is_finished_and_exported(
-    model, words, app_config, tmp_path, drawn_data, monkeypatch, caplog
+    model, form, words, app_config, tmp_path, drawn_data, monkeypatch, caplog
 ):
     monkeypatch.setenv("DATA_DIR", str(drawn_data))
     torch.manual_seed(0)
@@ -82,6 +84,6 @@ def test_a_run_is_finished_and_exported(
     assert "have not been reproduced yet with this code." in caplog.text
     parity = export_run(
         app_config("export", f"run={found.run.directory}", f"out={tmp_path / 'detector'}",
-                   "parity.images=4", "parity.repeats=1")
+                   f"format={form}", "parity.images=4", "parity.repeats=1")
     )  # fmt: skip
     assert parity.flips == 0

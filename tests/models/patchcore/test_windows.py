@@ -98,7 +98,7 @@ def test_a_run_through_windows_is_finished_predicts_and_exports(
     found = run_experiment(
         app_config(
             "run", *tiny, f"runs_dir={tmp_path / 'runs'}", "report.enabled=false",
-            "transform.resize=96", "model.windows.size=48", "model.windows.overlap=16",
+            "transform.resize=80", "model.windows.size=48", "model.windows.overlap=16",
         )
     )  # fmt: skip
     run = found.run.directory
