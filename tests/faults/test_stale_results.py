@@ -159,12 +159,13 @@ def command(*words: str, cwd: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_one_relative_root_in_two_folders_is_two_runs(here, tmp_path):
-    words = ("data.root=photos", f"runs_dir={here / 'runs'}")
+def test_one_relative_root_in_two_folders_is_two_runs(here, tmp_path, monkeypatch, program):
+    words = (*SMALL, "data.root=photos", f"runs_dir={here / 'runs'}")
     photos(tmp_path / "line b" / "photos", seed=900)
-    first, second = (command(*words, cwd=cwd) for cwd in (here, tmp_path / "line b"))
-    assert "Already finished" in first.communicate(timeout=300)[0]
-    said = second.communicate(timeout=600)[0]
+    monkeypatch.chdir(here)
+    assert "Already finished" in "".join(program("run", *words)[1])
+    monkeypatch.chdir(tmp_path / "line b")
+    said = "".join(program("run", *words)[1])
     assert "Already finished" not in said
     assert "13 images changed" in said
     old, new = sorted(runs_of(here), key=lambda run: (run / "metrics.json").stat().st_mtime)
