@@ -1,7 +1,5 @@
 """Options that several methods share; see residuals.py and trained.py. No torch here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

@@ -11,8 +11,6 @@ A dozen images cannot rank two good epochs, but they see a training that has gon
 those of the calibration draw the curve, and the last weights are kept.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -16,8 +16,6 @@ images that are shown partly painted over, earn no more than a margin for discri
 map is the residual standardised by what normal images leave. Measured: docs/trained_methods.md.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The options of CRN and DAGAN; values and meaning: conf/model/crn.yaml, conf/model/dagan.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any

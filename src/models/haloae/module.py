@@ -13,8 +13,6 @@ differ, and why:
 * colour jitter and CutPaste run batched on the device, after resizing.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """What HaloAE can be told; the values and their sources are in conf/model/haloae.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any

@@ -1,7 +1,5 @@
 """The options of U-Flow; values and meaning: conf/model/uflow.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
