@@ -122,8 +122,8 @@ def as_saved_on_a_gpu(path):
 
 def test_a_run_made_on_gpus_is_evaluated_on_a_cpu_by_another_threshold(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / trained_run.name)
-    cfg = ("evaluate", f"run={run}", f"out={tmp_path / 'out'}", "report.enabled=false",
-           "checkpoints=all", "device=cpu", "threshold=conformal", "threshold.alpha=0.5")  # fmt: skip
+    words = (f"run={run}", f"out={tmp_path / 'out'}", "report.enabled=false", "device=cpu")
+    cfg = ("evaluate", *words, "checkpoints=all", "threshold=conformal", "threshold.alpha=0.5")
     before = evaluate_run(compose_app(*cfg))
     check_decisions(run, tmp_path / "out", conformal_half)
     rows = table(tmp_path / "out" / "checkpoints.csv")
