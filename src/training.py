@@ -161,7 +161,7 @@ def score_images(
             facts = {key: whole(rows, batch) for key, rows in facts.items()}
             found = found.each(lambda rows: whole(rows, batch))
         if own_share or leads():
-            consume({key: rows.cpu() for key, rows in facts.items()}, found.cpu())
+            consume(facts, found.cpu())
 
     callback = LambdaCallback(on_predict_batch_end=hand_over)
     callbacks: list[pl.Callback] = work.trainer.callbacks  # type: ignore[attr-defined]

@@ -86,7 +86,8 @@ class FeatureCache:
                 self._write(keys[row], kept)
         rows = [found[key] or [] for key in keys]
         return [
-            torch.stack(scale).to(image.device, torch.float32) for scale in zip(*rows, strict=True)
+            torch.stack(scale).to(image.device, torch.float32, non_blocking=True)
+            for scale in zip(*rows, strict=True)
         ]
 
     def forget_positions(self) -> None:

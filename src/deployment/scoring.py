@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -63,10 +64,6 @@ class Scorer:
                 ahead = next(coming, None)  # begins to be read
                 yield self._score(list(batch))
                 batch = ahead
-
-    def __call__(self, paths: Sequence[Path]) -> list[Scored]:
-        """One result for each of `paths`, as one batch."""
-        return self._score([self._load(path) for path in paths])
 
     def version(self, path: Path) -> Version:
         """What `path` is now, under its name below the root with forward slashes."""
@@ -124,15 +121,17 @@ class Scorer:
 class Actor:
     """A loaded detector in a process of its own, on any node."""
 
-    def __init__(self, run: str, out: str, root: str, cfg: DictConfig) -> None:
+    def __init__(self, run: str, out: str, root: str, cfg: DictConfig, threads: int) -> None:
         logging.disable(logging.INFO)  # the command itself has said which model it is
+        torch.set_num_threads(threads)  # its share, whatever OMP_NUM_THREADS says to all
         detector = Detector.load(Path(run), cfg.device, cfg.category)
-        self.score = Scorer(detector, Path(out), Path(root), cfg.save)
+        self.cfg, self.scorer = cfg, Scorer(detector, Path(out), Path(root), cfg.save)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
         """Paths as bytes, which any file name is, in; pickled results in their order out."""
-        scored = self.score([Path(os.fsdecode(path)) for path in batch["path"]])
-        return {"found": [pickle.dumps(found) for found in scored]}
+        paths = [Path(os.fsdecode(path)) for path in block["path"]]
+        batches = self.scorer.batches(paths, self.cfg.batch_size, self.cfg.decoders)
+        return {"found": [pickle.dumps(found) for batch in batches for found in batch]}
 
 
 def spread(paths: Sequence[Path], root: Path, cfg: DictConfig) -> Iterator[list[Scored]]:
@@ -154,11 +153,11 @@ def spread(paths: Sequence[Path], root: Path, cfg: DictConfig) -> Iterator[list[
         run, out, folder = (str(Path(path).absolute()) for path in (cfg.run, cfg.out, root))
         found = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
             Actor,
-            batch_size=cfg.batch_size,
+            batch_size=None,  # a whole block: the next batch is read while one is scored
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=cluster.share["CPU"],
             num_gpus=cluster.share["GPU"],
-            fn_constructor_args=(run, out, folder, cfg),
+            fn_constructor_args=(run, out, folder, cfg, max(1, int(cluster.share["CPU"]))),
         )
         for batch in found.iter_batches(batch_size=cfg.batch_size, prefetch_batches=0):
             yield [pickle.loads(one) for one in batch["found"]]  # made by our own actors

@@ -58,7 +58,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         total: Any = distributed.all_reduce  # a sum forwards and backwards: all losses count
         wide = x if x.dtype == torch.float64 else x.float()
-        cells = total(wide.new_tensor(x.numel() // x.shape[1]))
+        cells = total(wide.new_full((), x.numel() // x.shape[1]))
         mean = total(wide.sum((0, 2, 3))) / cells
         centred = wide - mean[:, None, None]
         variance = total(centred.square().sum((0, 2, 3))) / cells

@@ -278,4 +278,4 @@ def random_projection(features: Tensor, dim: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.empty(dim, D).uniform_(-bound, bound, generator=generator)
     weight *= (3.0 * D / dim) ** 0.5
-    return linear(features, weight.to(features.device))
+    return linear(features, weight.to(features.device, non_blocking=True))

@@ -225,14 +225,13 @@ class PatchCore(AnomalyModule):
 
     def _combined(self, members: list[Scored], size: tuple[int, int]) -> Prediction:
         """One prediction from the scores of each memory."""
-        unscaled = self.scale.new_tensor([[[0.0, 1.0]] * 2]).expand(len(members), 2, 2)
         plain = len(members) == 1 or self.options.normalisation == Normalisation.none
-        scales = unscaled if plain else self.scale
         scores, maps = [], []
-        for memory, scored, scale in zip(self.memories, members, scales, strict=True):
-            (image_at, image_unit), (patch_at, patch_unit) = scale.unbind(0)
-            scores.append((scored.image - image_at) / image_unit)
-            grid = (scored.grid - patch_at) / patch_unit
+        for number, (memory, (score, grid)) in enumerate(zip(self.memories, members, strict=True)):
+            if not plain:
+                (image_at, image_unit), (patch_at, patch_unit) = self.scale[number].unbind(0)
+                score, grid = (score - image_at) / image_unit, (grid - patch_at) / patch_unit
+            scores.append(score)
             maps.append(memory.region.smooth_maps(grid, size, self.options.sigma))
         score = torch.stack(scores).mean(0)
         if plain and len(members) > 1:  # that of the mean patch scores, all on the finest grid

@@ -27,13 +27,13 @@ def smooth_maps(scores: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
 
     `size` (H, W) and `sigma` of the Gaussian are pixels of the map; 0 leaves the bilinear resize.
     """
-    rows = map_matrix(scores.shape[1], size[0], sigma).to(scores.device)  # (H, h)
-    columns = map_matrix(scores.shape[2], size[1], sigma).to(scores.device)  # (W, w)
+    rows = map_matrix(scores.shape[1], size[0], sigma, scores.device)  # (H, h)
+    columns = map_matrix(scores.shape[2], size[1], sigma, scores.device)  # (W, w)
     return rows @ scores @ columns.T
 
 
 @lru_cache(maxsize=64)
-def map_matrix(cells: int, pixels: int, sigma: float) -> Tensor:
+def map_matrix(cells: int, pixels: int, sigma: float, device: torch.device) -> Tensor:
     """Blur after resize along one axis, (pixels, cells) float32; every row sums to one.
 
     Both are what they make of unit vectors: bilinear with half-pixel centres, then the Gaussian of
@@ -43,7 +43,7 @@ def map_matrix(cells: int, pixels: int, sigma: float) -> Tensor:
     matrix = F.interpolate(units, size=pixels, mode="linear", align_corners=False)[0].T
     if sigma > 0:
         matrix = torch.from_numpy(gaussian_filter1d(matrix.numpy(), sigma, axis=0))
-    return matrix.float()
+    return matrix.float().to(device)
 
 
 class Region(nn.Module):

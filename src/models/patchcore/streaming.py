@@ -7,6 +7,11 @@ covered rows of a part, up to M, move on to the next one, so a pick that came to
 Measured on bottle features against greedy selection over all rows at once (1 %, 8 and 32 parts):
 cover radius 0.98 to 1.00 of it at the same cost; composable coresets (each part alone, then a
 second round on twice as many candidates) reach 1.2 and 1.5.
+
+Cost of N rows of d values, M kept, R in a part (checked by tests/bench/bench_scale.py): every row
+meets, once, what is kept when it comes, on average 2/3 M rows, and the picks of its part:
+  FLOP   2 d (2/3 N M + R M)     at a ratio M = f N it grows with N^2
+  bytes  4 d 2/3 N M / 512       tiles of 512 queries share what they read of the bank
 """
 
 from __future__ import annotations
@@ -167,6 +172,7 @@ class StreamingCoreset:
         self._wanted = random_coreset(cost.patches, cost.kept, seed) if random else None
         self._projects = cost.projects and not random
         like = torch.empty(0, cost.dim + self._projects * cost.selection_dim, device=device)
+        self._carried = torch.empty(0, device=device)  # squared gaps of the first rows of the part
         # Made once: buffers that come and go leave holes in the heap.
         self._bank, self._part = (
             Rows(self.capacity, like),
@@ -209,15 +215,19 @@ class StreamingCoreset:
         if carry and self.options.ratio is not None:  # M sqrt(share of the stream seen) in all
             share = min(1.0, self._seen / self.cost.patches)
             quota = max(1, int(self.capacity * share**0.5) - len(bank))
+        known = None  # rows carried on have met all that was kept until then
+        if len(bank):
+            new = nearest(points[len(self._carried) :], kept, 1).distance[:, 0]
+            known = torch.cat([self._carried, new])
         found = greedy_coreset(
             points, min(quota, len(part)), start=self.options.start, seed=self.seed,
-            block=self.options.block, stop_radius=self.options.stop_radius,
-            known_gap=nearest(points, kept, 1).distance[:, 0] if len(bank) else None,
+            block=self.options.block, stop_radius=self.options.stop_radius, known_gap=known,
         )  # fmt: skip
         bank.add(part.values[found.rows.to(points.device)], part.origin[found.rows])
         ordered = found.distance.sort(descending=True)
         room = min(self.cost.kept, int(_MOST_CARRIED * self.part_rows)) if carry else 0
         self.cover_radius = max([self.cover_radius, *ordered.values[room : room + 1].tolist()])
+        self._carried = ordered.values[:room].square()
         part.keep(ordered.indices[:room])
 
 

@@ -42,11 +42,12 @@ class LatentStatistics:
             square = z.float().square()
             energy = square.mean(dim=1).double()  # (B, h, w)
             sums = [
-                z.double().sum(), square.double().sum(), (square > 9.0).sum(), energy.sum(),
-                energy.square().sum(), torch.tensor(z.numel()), torch.tensor(energy.numel()),
+                z.double().sum(), square.double().sum(), (square > 9.0).sum().double(),
+                energy.sum(), energy.square().sum(),
             ]  # fmt: skip
+            counts = torch.tensor([z.numel(), energy.numel()], dtype=torch.float64)
             bins = torch.histc(z.float().clamp(-REACH, REACH).cpu(), BINS, -REACH, REACH)
-            found = torch.cat([torch.stack([v.double().cpu() for v in sums]), bins.double()])
+            found = torch.cat([torch.stack(sums).cpu(), counts, bins.double()])
             self._sums[scale] = self._sums[scale] + found
 
     def result(self) -> list[Statistics]:

@@ -131,7 +131,7 @@ class UFlow(TrainedModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Validation normals: likelihood and latent statistics. Paper protocol: test metrics."""
         if self.selects_on_test:
-            self._judge.update(batch, self(batch["image"], own_mask=True))
+            self._judge.update(batch, self(batch["image"], own_mask=True).cpu())
             return
         latents, log_det = self.latents(self._cached_maps(batch))
         nll = negative_log_likelihood(latents, log_det).mean() / self.dimensions

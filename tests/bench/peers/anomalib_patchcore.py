@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--std", nargs=3, type=float, required=True)
     parser.add_argument("--ratio", type=float, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--accelerator", default="cpu")
     args = parser.parse_args()
 
     data = MVTecAD(
@@ -104,8 +105,8 @@ def main() -> None:
     collect = Collect()
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(
-            default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False,
-            enable_model_summary=False, limit_val_batches=0,
+            default_root_dir=folder, accelerator=args.accelerator, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
             callbacks=[collect],
         )  # fmt: skip
         cpu, wall = time.process_time(), time.perf_counter()

@@ -1,0 +1,292 @@
+"""What a hundred thousand images to learn from and a million to score cost, and how it grows.
+
+    PYTHONPATH=. python tests/bench/bench_scale.py                   # both, drawn parts
+    PYTHONPATH=. python tests/bench/bench_scale.py stream            # learning only
+    PYTHONPATH=. python tests/bench/bench_scale.py score [run=R from=FOLDER] [images=1200]
+
+**Learning.** A streaming coreset of N patches (N = 784 an image) keeps M = f N. The model, see
+`src/models/patchcore/streaming.py` (d = 128 values that rows are selected in, R rows a part):
+
+    FLOP     2 d (2/3 N M + R M)
+    seconds  a N + FLOP / F
+
+a (projection and copies, for each patch) and F (FLOP/s of one core) are fitted to the two smaller
+streams and checked against the largest. CPU seconds of one thread are counted, which other programs
+disturb least. Memory is what `FitCost.divided` plans: M bank rows twice, and a part; on disk there
+is nothing but the saved bank. Extrapolated numbers are marked as such.
+
+**Scoring.** `python -m src.predict engine=ray` on copies of test images, 1 and 2 workers of one
+core in turn. The command runs as users run it; the rows of `scores.csv.partial` are counted while
+it grows, so starting up (Ray, and a detector for each worker) and the rate are told apart:
+
+    seconds  start + images / (workers rate)
+
+start and rate are fitted to the runs with one worker; the measured runs with two are the check.
+Beyond, the model holds until the process that writes the rows is busy all of the time: how many a
+second it takes is measured with a worker that scores nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from src.deployment import scoring
+from src.deployment.ledger import Scored, Version, open_ledger
+from src.models.patchcore.options import CoresetMethod, CoresetOptions, CoresetStart
+from src.models.patchcore.streaming import WORKSPACE, FitCost, StreamingCoreset, patch_origins
+from tests.bench.bench_serving import demo
+
+PATCHES = 784  # an image of 224 pixels, stride 8
+PART = 16_384  # rows
+RATIOS = (0.1, 0.01, 0.001)
+ARCHIVE, FACTORY = 100_000, 1_000_000  # images to learn from, to score
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+
+def drawn(images: int, dim: int, seed: int = 1) -> Iterator[Tensor]:
+    """Patches (784, D) of one image after the other: a mixture over places, and noise."""
+    fixed, draws = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
+    place = 2.0 * torch.randn(PATCHES, dim, generator=fixed)
+    basis = torch.randn(16, dim, generator=fixed) / 4.0
+    for _ in range(images):
+        latent = torch.randn(PATCHES, 16, generator=draws)
+        yield place + latent @ basis + 0.2 * torch.randn(PATCHES, dim, generator=draws)
+
+
+def planned(patches: int, dim: int, ratio: float) -> tuple[CoresetOptions, FitCost]:
+    """A stream whose budget holds the bank and a part of `PART` rows."""
+    options = CoresetOptions(
+        CoresetMethod.greedy, ratio, CoresetStart.official, 128, None, 768, None
+    )
+    cost = FitCost.of(patches, dim, options, None)
+    part = PART * (cost.row_bytes + cost.row_bytes // 2)
+    bank = cost.kept * (2 * cost.bank_row_bytes + cost.row_bytes)
+    return options, cost._replace(budget=WORKSPACE + bank + part + cost.row_bytes)
+
+
+def flop(cost: FitCost) -> float:
+    """Of the model above."""
+    N, M, d = cost.patches, cost.kept, cost.selection_dim
+    return 2.0 * d * (2.0 / 3.0 * N * M + PART * M)
+
+
+def stream(images: int, dim: int, ratio: float) -> tuple[FitCost, float]:
+    """CPU seconds that the coreset takes, without the drawing."""
+    options, cost = planned(images * PATCHES, dim, ratio)
+    coreset, taken = StreamingCoreset(cost, options, 0), 0.0
+    for number, patches in enumerate(drawn(images, dim)):
+        origin = patch_origins(torch.tensor([number]), 28, 28)
+        began = time.process_time()
+        coreset.add(patches, origin)
+        taken += time.process_time() - began
+    began = time.process_time()
+    rows, _ = coreset.finish()
+    taken += time.process_time() - began
+    if len(rows) != cost.kept:
+        raise SystemExit(f"{len(rows)} rows kept, planned were {cost.kept}")
+    return cost, taken
+
+
+def learn(
+    sizes: tuple[int, ...] = (52, 104, 208, 416), dims: tuple[int, ...] = (152, 1024)
+) -> None:
+    """The tables of a streaming coreset at 10 %."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for dim in dims:
+        print(f"\nStreaming coreset at 10 %, {dim} values, parts of {PART:,} rows, one thread\n")
+        print("| patches | CPU s | patches a minute and core | model | measured / model |")
+        print("|---|---|---|---|---|")
+        seen = [stream(images, dim, 0.1) for images in sizes]
+        (first, t1), (second, t2) = seen[0], seen[-2]
+        both = torch.tensor(
+            [[cost.patches, flop(cost)] for cost in (first, second)], dtype=torch.float64
+        )
+        each, inverse = torch.linalg.solve(both, both.new_tensor([t1, t2])).tolist()
+        for cost, taken in seen:
+            told = each * cost.patches + inverse * flop(cost)
+            print(
+                f"| {cost.patches:,} | {taken:.2f} | {60 * cost.patches / taken:,.0f} | "
+                f"{told:.2f} s | {taken / told:.2f} |"
+            )
+        print(f"\n{1e6 * each:.1f} us a patch, {1e-9 / inverse:.0f} GFLOP/s\n")
+        extrapolate(dim, each, inverse)
+    torch.set_num_threads(threads)
+
+
+def extrapolate(dim: int, each: float, inverse: float) -> None:
+    """What the fitted model says of `ARCHIVE` images, and where a million a minute ends."""
+    print(f"Extrapolated to {ARCHIVE:,} images on one core:\n")
+    print("| ratio | bank rows | hours | patches a minute | memory GB | bank on disk GB |")
+    print("|---|---|---|---|---|---|")
+    for ratio in RATIOS:
+        _, cost = planned(ARCHIVE * PATCHES, dim, ratio)
+        taken = each * cost.patches + inverse * flop(cost)
+        print(
+            f"| {100 * ratio:g} % | {cost.kept:,} | {taken / 3600:,.1f} | "
+            f"{60 * cost.patches / taken:,.0f} | {(cost.budget or 0) / 1e9:.1f} | "
+            f"{4e-9 * dim * cost.kept:.1f} |"
+        )
+    for ratio in RATIOS:
+        images = 1
+        while True:
+            _, cost = planned(2 * images * PATCHES, dim, ratio)
+            if 60 * cost.patches < 1e6 * (each * cost.patches + inverse * flop(cost)):
+                break
+            images *= 2
+        print(f"\na million patches a minute and core at {100 * ratio:g} %: up to {images:,} to "
+              f"{2 * images:,} images")  # fmt: skip
+
+
+# --- scoring -------------------------------------------------------------------------------------
+
+
+class Growth(NamedTuple):
+    """One call of src.predict."""
+
+    start: float  # seconds until the first row, extrapolated
+    rate: float  # rows a second, while they come
+    total: float  # seconds from start to exit
+
+
+def predict(run: Path, images: Path, out: Path, workers: int) -> Growth:
+    """Score a folder with so many workers of one core."""
+    command = [
+        sys.executable, "-m", "src.predict", f"run={run}", f"images={images}", f"out={out}",
+        "engine=ray", f"workers={workers}", "engine.cpus=1", "engine.gpus=0", "device=cpu",
+        "save.overlays=false", "save.masks=false", "drift.window=1000000",
+    ]  # fmt: skip
+    began = time.perf_counter()
+    seen: list[tuple[float, int]] = []  # seconds, rows
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None:
+            time.sleep(0.1)
+            rows = lines(out / "scores.csv.partial") - 1
+            if rows > 0 and (not seen or rows > seen[-1][1]):
+                seen.append((time.perf_counter() - began, rows))
+        error = process.stderr.read().decode() if process.stderr else ""
+    total = time.perf_counter() - began
+    if process.returncode or len(seen) < 3:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{error}")
+    seconds, counts = zip(*seen, strict=True)
+    each, start = np.polyfit(counts, seconds, 1)
+    return Growth(float(start), 1 / float(each), total)
+
+
+def lines(path: Path) -> int:
+    """Lines of a file that another process writes."""
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+class Idle:
+    """In the place of an actor: rows, but no scores."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        names = [os.fsdecode(path) for path in block["path"]]
+        rows = [Scored(Version(name, 1, 1), "", 1.0, False, 1.0, 0.0) for name in names]
+        return {"found": [pickle.dumps(row) for row in rows]}
+
+
+def write_only(count: int) -> float:
+    """Rows a second that come through Ray into a ledger, once they come."""
+    cfg = OmegaConf.create({
+        "engine": {"address": None, "cpus": 1, "gpus": 0}, "workers": 1, "batch_size": 8,
+        "run": ".", "out": ".",
+    })  # fmt: skip
+    paths = [Path(f"/archive/line3/{number:09d}.png") for number in range(count)]
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mock.patch.object(scoring, "Actor", Idle),
+        open_ledger(Path(name), {}) as ledger,
+    ):
+        began = 0.0
+        for batch in scoring.spread(paths, Path("/archive"), cfg):
+            began = began or time.perf_counter()
+            for found in batch:
+                ledger.add(found)
+        return count / (time.perf_counter() - began)
+
+
+def score(words: dict[str, str]) -> None:
+    """The table of scoring with 1 and 2 workers in turn."""
+    count, rounds = int(words.get("images", 1200)), int(words.get("rounds", 3))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "run" in words:
+            run, paths = Path(words["run"]), sorted(Path(words["from"]).rglob("*.png"))
+        else:
+            run, paths = demo(folder)
+        for number in range(count):
+            target = folder / "archive" / f"{number:06d}{paths[0].suffix}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(paths[number % len(paths)], target)
+        found: dict[int, list[Growth]] = {1: [], 2: []}
+        for turn in range(rounds):
+            for workers, calls in found.items():
+                out = folder / f"out{turn}_{workers}"
+                calls.append(predict(run, folder / "archive", out, workers))
+                print(
+                    workers, *(f"{n} {v:.4g}" for n, v in calls[-1]._asdict().items()), flush=True
+                )
+    report(count, found, write_only(100_000))
+
+
+def report(count: int, found: dict[int, list[Growth]], writer: float) -> None:
+    """Medians, the check of the model and what it says of a million images."""
+    one, two = (
+        Growth(*(statistics.median(values) for values in zip(*calls, strict=True)))
+        for calls in found.values()
+    )
+    print(f"\n{count} images, medians of {len(found[1])} calls each, in turn\n")
+    print("| workers | start s | images/s | whole call s | model s | measured / model |")
+    print("|---|---|---|---|---|---|")
+    rest = one.total - one.start - count / one.rate  # tables and shutdown
+    for workers, got in ((1, one), (2, two)):
+        told = one.start + rest + count / (workers * one.rate)
+        print(
+            f"| {workers} | {got.start:.1f} | {got.rate:.1f} | {got.total:.1f} | {told:.1f} | "
+            f"{got.total / told:.2f} |"
+        )
+    print(f"\nrate grows {two.rate / one.rate:.2f} times from 1 to 2 workers")
+    print(f"the writing process takes {writer:,.0f} rows/s, enough for {writer / one.rate:,.0f} "
+          "workers\n")  # fmt: skip
+    print(f"| workers of one core | hours for {FACTORY:,} images |\n|---|---|")
+    for workers in (1, 2, 8, 64):
+        hours = (one.start + rest + FACTORY / min(workers * one.rate, writer)) / 3600
+        print(f"| {workers} | {hours:.1f}{'' if workers < 3 else ' (modelled)'} |")
+
+
+def main(words: list[str]) -> None:
+    """Do what the words say."""
+    if not words or words[0] == "stream":
+        learn()
+    if not words or words[0] == "score":
+        score(dict(word.split("=", 1) for word in words[1:]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
