@@ -1,16 +1,16 @@
 """What a hundred thousand images to learn from and a million to score cost, and how it grows.
 
     PYTHONPATH=. python tests/bench/bench_scale.py                   # both, drawn parts
-    PYTHONPATH=. python tests/bench/bench_scale.py stream            # learning only
+    PYTHONPATH=. python tests/bench/bench_scale.py stream [values=152,1024]
     PYTHONPATH=. python tests/bench/bench_scale.py score [run=R from=FOLDER] [images=1200]
 
 **Learning.** A streaming coreset of N patches (N = 784 an image) keeps M = f N. The model, see
 `src/models/patchcore/streaming.py` (d = 128 values that rows are selected in, R rows a part):
 
-    FLOP     2 d (2/3 N M + R M)
+    FLOP     about 2 d (2/3 N M + R M), here summed over the parts as they come
     seconds  a N + FLOP / F
 
-a (projection and copies, for each patch) and F (FLOP/s of one core) are fitted to the two smaller
+a (projection and copies, for each patch) and F (FLOP/s of one core) are fitted to the smaller
 streams and checked against the largest. CPU seconds of one thread are counted, which other programs
 disturb least. Memory is what `FitCost.divided` plans: M bank rows twice, and a part; on disk there
 is nothing but the saved bank. Extrapolated numbers are marked as such.
@@ -28,6 +28,7 @@ second it takes is measured with a worker that scores nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -36,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -83,9 +84,18 @@ def planned(patches: int, dim: int, ratio: float) -> tuple[CoresetOptions, FitCo
 
 
 def flop(cost: FitCost) -> float:
-    """Of the model above."""
-    N, M, d = cost.patches, cost.kept, cost.selection_dim
-    return 2.0 * d * (2.0 / 3.0 * N * M + PART * M)
+    """What the schedule of parts comes to: meetings with kept rows, and selections in parts."""
+    N, M = cost.patches, cost.kept
+    seen = kept = carried = 0
+    met = 0.0
+    while seen < N:
+        new = min(PART - carried, N - seen)
+        seen += new
+        wanted = M if seen == N else max(kept + 1, int(M * (seen / N) ** 0.5))
+        picks = min(wanted - kept, carried + new)
+        met += new * kept + (carried + new) * picks
+        kept, carried = kept + picks, min(M, PART // 2)
+    return 2.0 * cost.selection_dim * met
 
 
 def stream(images: int, dim: int, ratio: float) -> tuple[FitCost, float]:
@@ -105,29 +115,30 @@ def stream(images: int, dim: int, ratio: float) -> tuple[FitCost, float]:
     return cost, taken
 
 
-def learn(
-    sizes: tuple[int, ...] = (52, 104, 208, 416), dims: tuple[int, ...] = (152, 1024)
-) -> None:
+def learn(dims: Sequence[int], sizes: Sequence[int] = (26, 52, 104, 208)) -> None:
     """The tables of a streaming coreset at 10 %."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for dim in dims:
         print(f"\nStreaming coreset at 10 %, {dim} values, parts of {PART:,} rows, one thread\n")
-        print("| patches | CPU s | patches a minute and core | model | measured / model |")
-        print("|---|---|---|---|---|")
         seen = [stream(images, dim, 0.1) for images in sizes]
-        (first, t1), (second, t2) = seen[0], seen[-2]
-        both = torch.tensor(
-            [[cost.patches, flop(cost)] for cost in (first, second)], dtype=torch.float64
+        work = np.array([[cost.patches, flop(cost)] for cost, _ in seen])
+        taken = np.array([seconds for _, seconds in seen])
+        shares = work[:-1] / taken[:-1, None]  # relative errors count alike
+        each, inverse = np.linalg.lstsq(shares, np.ones(len(shares)), rcond=None)[0].tolist()
+        told = work @ np.array([each, inverse])
+        print(
+            "| patches | TFLOP | CPU s | patches a minute and core | model s | measured / model |"
         )
-        each, inverse = torch.linalg.solve(both, both.new_tensor([t1, t2])).tolist()
-        for cost, taken in seen:
-            told = each * cost.patches + inverse * flop(cost)
+        print("|---|---|---|---|---|---|")
+        for (patches, operations), seconds, model in zip(work, taken, told, strict=True):
             print(
-                f"| {cost.patches:,} | {taken:.2f} | {60 * cost.patches / taken:,.0f} | "
-                f"{told:.2f} s | {taken / told:.2f} |"
+                f"| {patches:,.0f} | {operations / 1e12:.3f} | {seconds:.2f} | "
+                f"{60 * patches / seconds:,.0f} | {model:.2f} | {seconds / model:.2f} |"
             )
-        print(f"\n{1e6 * each:.1f} us a patch, {1e-9 / inverse:.0f} GFLOP/s\n")
+        print(
+            f"\n{1e6 * each:.1f} us a patch, {1e-9 / inverse:.0f} GFLOP/s; the last is the check\n"
+        )
         extrapolate(dim, each, inverse)
     torch.set_num_threads(threads)
 
@@ -146,14 +157,15 @@ def extrapolate(dim: int, each: float, inverse: float) -> None:
             f"{4e-9 * dim * cost.kept:.1f} |"
         )
     for ratio in RATIOS:
-        images = 1
+        images = 8
         while True:
-            _, cost = planned(2 * images * PATCHES, dim, ratio)
+            _, cost = planned(images * PATCHES, dim, ratio)
             if 60 * cost.patches < 1e6 * (each * cost.patches + inverse * flop(cost)):
                 break
-            images *= 2
-        print(f"\na million patches a minute and core at {100 * ratio:g} %: up to {images:,} to "
-              f"{2 * images:,} images")  # fmt: skip
+            images = round(images * 1.1)
+        print(
+            f"\na million patches a minute and core at {100 * ratio:g} %: up to {images:,} images"
+        )
 
 
 # --- scoring -------------------------------------------------------------------------------------
@@ -165,6 +177,7 @@ class Growth(NamedTuple):
     start: float  # seconds until the first row, extrapolated
     rate: float  # rows a second, while they come
     total: float  # seconds from start to exit
+    core_ms: float  # CPU milliseconds an image, of workers, writer and Ray together
 
 
 def predict(run: Path, images: Path, out: Path, workers: int) -> Growth:
@@ -175,20 +188,21 @@ def predict(run: Path, images: Path, out: Path, workers: int) -> Growth:
         "save.overlays=false", "save.masks=false", "drift.window=1000000",
     ]  # fmt: skip
     began = time.perf_counter()
-    seen: list[tuple[float, int]] = []  # seconds, rows
+    seen: list[tuple[float, int, float]] = []  # seconds, rows, CPU seconds
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while process.poll() is None:
             time.sleep(0.1)
             rows = lines(out / "scores.csv.partial") - 1
             if rows > 0 and (not seen or rows > seen[-1][1]):
-                seen.append((time.perf_counter() - began, rows))
+                seen.append((time.perf_counter() - began, rows, cpu_seconds(process.pid)))
         error = process.stderr.read().decode() if process.stderr else ""
     total = time.perf_counter() - began
     if process.returncode or len(seen) < 3:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{error}")
-    seconds, counts = zip(*seen, strict=True)
+    seconds, counts, used = zip(*seen, strict=True)
     each, start = np.polyfit(counts, seconds, 1)
-    return Growth(float(start), 1 / float(each), total)
+    core = (used[-1] - used[0]) / (counts[-1] - counts[0])
+    return Growth(float(start), 1 / float(each), total, 1e3 * core)
 
 
 def lines(path: Path) -> int:
@@ -197,6 +211,22 @@ def lines(path: Path) -> int:
         return path.read_bytes().count(b"\n")
     except FileNotFoundError:
         return 0
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and all below it that live; NaN without /proc."""
+    parents, times = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            fields = path.read_text().rpartition(")")[2].split()
+            parents[int(path.parent.name)] = int(fields[1])
+            times[int(path.parent.name)] = int(fields[11]) + int(fields[12])
+    family, size = {pid}, 0
+    while len(family) > size:
+        size = len(family)
+        family |= {child for child, parent in parents.items() if parent in family}
+    ticks = sum(times.get(one, 0) for one in family)
+    return ticks / os.sysconf("SC_CLK_TCK") if times else float("nan")
 
 
 class Idle:
@@ -262,14 +292,14 @@ def report(count: int, found: dict[int, list[Growth]], writer: float) -> None:
         for calls in found.values()
     )
     print(f"\n{count} images, medians of {len(found[1])} calls each, in turn\n")
-    print("| workers | start s | images/s | whole call s | model s | measured / model |")
-    print("|---|---|---|---|---|---|")
+    print("| workers | start s | images/s | CPU ms an image | whole call s | model s "
+          "| measured / model |\n|---|---|---|---|---|---|---|")  # fmt: skip
     rest = one.total - one.start - count / one.rate  # tables and shutdown
     for workers, got in ((1, one), (2, two)):
         told = one.start + rest + count / (workers * one.rate)
         print(
-            f"| {workers} | {got.start:.1f} | {got.rate:.1f} | {got.total:.1f} | {told:.1f} | "
-            f"{got.total / told:.2f} |"
+            f"| {workers} | {got.start:.1f} | {got.rate:.1f} | {got.core_ms:.1f} | "
+            f"{got.total:.1f} | {told:.1f} | {got.total / told:.2f} |"
         )
     print(f"\nrate grows {two.rate / one.rate:.2f} times from 1 to 2 workers")
     print(f"the writing process takes {writer:,.0f} rows/s, enough for {writer / one.rate:,.0f} "
@@ -282,10 +312,11 @@ def report(count: int, found: dict[int, list[Growth]], writer: float) -> None:
 
 def main(words: list[str]) -> None:
     """Do what the words say."""
+    said = dict(word.split("=", 1) for word in words[1:])
     if not words or words[0] == "stream":
-        learn()
+        learn([int(value) for value in said.get("values", "152,1024").split(",")])
     if not words or words[0] == "score":
-        score(dict(word.split("=", 1) for word in words[1:]))
+        score(said)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from src.errors import ConfigError, SavedModelError
+from src.models.patchcore import streaming
 from src.models.patchcore.module import PatchCore
+from tests.models.patchcore import stand_ins
 from tests.models.patchcore.stand_ins import SIZE, Noise, build, fitted
 from tests.reference_patchcore import nearest
 
@@ -156,6 +158,30 @@ def test_streaming_gives_a_bank_of_the_same_size_and_held_out_scores(monkeypatch
     assert radius[1] <= radius[0] * 1.15
     assert len(streamed.held_out_scores().image) == 30
     assert (streamed.memory.bank.origin[1:, 0] >= streamed.memory.bank.origin[:-1, 0]).all()
+
+
+def test_rows_carried_on_know_how_far_they_are_from_all_rows_kept(monkeypatch):
+    monkeypatch.setattr("src.models.patchcore.streaming._SMALLEST_PART", 64)
+    monkeypatch.setattr("src.models.patchcore.streaming.WORKSPACE", 0)
+    known: list[torch.Tensor | None] = []
+    select = streaming.greedy_coreset
+
+    def watched(points, size, *, known_gap=None, **options):
+        known.append(known_gap)
+        if known_gap is not None:
+            gap = nearest(points, stream._bank.values[:, -points.shape[1] :], 1)[0].flatten()
+            torch.testing.assert_close(known_gap, gap.float(), rtol=1e-4, atol=1e-5)
+        return select(points, size, known_gap=known_gap, **options)
+
+    monkeypatch.setattr(streaming, "greedy_coreset", watched)
+    options = stand_ins.coreset(ratio=0.1, projection_dim=8)
+    cost = streaming.FitCost.of(1000, 16, options, 0.00006)
+    stream = streaming.StreamingCoreset(cost, options, 0)
+    rows = torch.randn(1000, 16, generator=torch.Generator().manual_seed(3))
+    for part in rows.split(100):
+        stream.add(part, torch.zeros(len(part), 3, dtype=torch.int32))
+    assert len(stream.finish()[0]) == 100
+    assert len(known) > 3
 
 
 def test_a_budget_too_small_for_the_bank_is_refused_with_the_size_it_needs():
