@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -50,9 +49,7 @@ class AnomalyModule(pl.LightningModule):
         """Score a batch of images (B, 3, H, W), normalised as the transform says."""
         raise NotImplementedError
 
-    def transfer_batch_to_device(
-        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
-    ) -> dict[str, Tensor]:
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Images go to the device; numbers, labels and masks stay where they are read."""
         return batch | {"image": batch["image"].to(device, non_blocking=True)}
 

@@ -54,11 +54,8 @@ def views(image: Tensor, options: CutPasteOptions, generator: torch.Generator) -
     both = [cut_and_paste(original, kind, options, generator) for kind in ("normal", "scar")]
     if options.mode == CutPasteMode.union:
         first = torch.rand(len(image), generator=generator) < 0.5
-        both = [
-            torch.where(
-                first.to(image.device, non_blocking=True)[:, None, None, None], both[0], both[1]
-            )
-        ]
+        first = first.to(image.device, non_blocking=True)[:, None, None, None]
+        both = [torch.where(first, both[0], both[1])]
     return [original, *both]
 
 
@@ -69,9 +66,8 @@ def cut_and_paste(
     draw = draw_rectangles if mode == "normal" else draw_scars
     pieces = draw(len(image), (image.shape[-2], image.shape[-1]), options, generator)
     colours = draw_jitter(len(image), options, generator)
-    return paste(
-        image, Pieces(*(value.to(image.device, non_blocking=True) for value in pieces)), colours
-    )
+    there = (value.to(image.device, non_blocking=True) for value in pieces)
+    return paste(image, Pieces(*there), colours)
 
 
 def paste(image: Tensor, pieces: Pieces, colours: Jitter | None) -> Tensor:
@@ -163,9 +159,7 @@ def jitter(image: Tensor, colours: Jitter | None, region: Tensor | None = None) 
     """
     if colours is None:
         return image
-    brightness, contrast, saturation, hue = (
-        value.to(image, non_blocking=True) for value in colours[:4]
-    )
+    brightness, contrast, saturation, hue = (v.to(image, non_blocking=True) for v in colours[:4])
     enhance = kornia.enhance
     changes = (
         lambda x: enhance.adjust_brightness_accumulative(x, brightness),

@@ -84,9 +84,8 @@ def align(maps: list[Tensor], size: tuple[int, ...], *, padded: bool) -> Tensor:
         if not rim and all(n % side == 0 and FEATURE_STRIDE % (n // side) == 0 for n, side in axes):
             aligned.append(F.adaptive_avg_pool2d(x, grid))
         else:
-            rows, columns = (
-                alignment_matrix(n, side, rim=rim).to(x, non_blocking=True) for n, side in axes
-            )
+            pair = (alignment_matrix(n, side, rim=rim) for n, side in axes)
+            rows, columns = (matrix.to(x, non_blocking=True) for matrix in pair)
             aligned.append(rows @ x @ columns.T)
     return torch.cat(aligned, 1)
 

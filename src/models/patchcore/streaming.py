@@ -8,10 +8,9 @@ Measured on bottle features against greedy selection over all rows at once (1 %,
 cover radius 0.98 to 1.00 of it at the same cost; composable coresets (each part alone, then a
 second round on twice as many candidates) reach 1.2 and 1.5.
 
-Cost of N rows of d values, M kept, R in a part (checked by tests/bench/bench_scale.py): every row
-meets, once, what is kept when it comes, on average 2/3 M rows, and the picks of its part:
-  FLOP   2 d (2/3 N M + R M)     at a ratio M = f N it grows with N^2
-  bytes  4 d 2/3 N M / 512       tiles of 512 queries share what they read of the bank
+Cost of N rows of d values, M kept, R in a part (checked by tests/bench/bench_scale.py): a row meets
+once what is kept when it comes, 2/3 M rows on average, and the picks of its part, together
+2 d (2/3 N M + R M) FLOP, with M = f N quadratic; and 4 d 2/3 N M / 512 bytes in tiles of the search.
 """
 
 from __future__ import annotations
@@ -215,13 +214,12 @@ class StreamingCoreset:
         if carry and self.options.ratio is not None:  # M sqrt(share of the stream seen) in all
             share = min(1.0, self._seen / self.cost.patches)
             quota = max(1, int(self.capacity * share**0.5) - len(bank))
-        known = None  # rows carried on have met all that was kept until then
-        if len(bank):
-            new = nearest(points[len(self._carried) :], kept, 1).distance[:, 0]
-            known = torch.cat([self._carried, new])
+        # rows carried on have met all that was kept until then
+        new = nearest(points[len(self._carried) :], kept, 1).distance[:, 0] if len(bank) else None
         found = greedy_coreset(
             points, min(quota, len(part)), start=self.options.start, seed=self.seed,
-            block=self.options.block, stop_radius=self.options.stop_radius, known_gap=known,
+            block=self.options.block, stop_radius=self.options.stop_radius,
+            known_gap=None if new is None else torch.cat([self._carried, new]),
         )  # fmt: skip
         bank.add(part.values[found.rows.to(points.device)], part.origin[found.rows])
         ordered = found.distance.sort(descending=True)
