@@ -2,7 +2,6 @@
 
 A product finds candidates; their distances are then computed directly from differences, since a
 distance near zero would drown in the cancellation of |q|^2 - 2 q.b + |b|^2.
-
 Cost of Q queries in M rows of D values: 2 Q M D FLOP, and 4 (Q + M Q / t) D bytes, as a tile of t
 queries reads all rows once; on a GPU 8 Q M more, since distances leave its cache and come back.
 """

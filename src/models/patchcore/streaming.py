@@ -7,10 +7,9 @@ covered rows of a part, up to M, move on to the next one, so a pick that came to
 Measured on bottle features against greedy selection over all rows at once (1 %, 8 and 32 parts):
 cover radius 0.98 to 1.00 of it at the same cost; composable coresets (each part alone, then a
 second round on twice as many candidates) reach 1.2 and 1.5.
-
-Cost of N rows of d values, M kept, R in a part (checked by tests/bench/bench_scale.py): a row meets
-once what is kept when it comes, 2/3 M rows on average, and the picks of its part, together
-2 d (2/3 N M + R M) FLOP, with M = f N quadratic; and 4 d 2/3 N M / 512 bytes in tiles of the search.
+Cost of N rows of d values, M kept, R in a part (see tests/bench/bench_scale.py): a row meets what
+is kept when it comes, on average 2/3 M rows, and the picks of its part: 2 d (2/3 N M + R M) FLOP;
+4 d 2/3 N M / 512 bytes, as 512 rows share a tile.
 """
 
 from __future__ import annotations
@@ -171,7 +170,7 @@ class StreamingCoreset:
         self._wanted = random_coreset(cost.patches, cost.kept, seed) if random else None
         self._projects = cost.projects and not random
         like = torch.empty(0, cost.dim + self._projects * cost.selection_dim, device=device)
-        self._carried = torch.empty(0, device=device)  # squared gaps of the first rows of the part
+        self._carried = torch.empty(0, device=device)  # first rows of the part: squared gaps
         # Made once: buffers that come and go leave holes in the heap.
         self._bank, self._part = (
             Rows(self.capacity, like),
@@ -214,7 +213,6 @@ class StreamingCoreset:
         if carry and self.options.ratio is not None:  # M sqrt(share of the stream seen) in all
             share = min(1.0, self._seen / self.cost.patches)
             quota = max(1, int(self.capacity * share**0.5) - len(bank))
-        # rows carried on have met all that was kept until then
         new = nearest(points[len(self._carried) :], kept, 1).distance[:, 0] if len(bank) else None
         found = greedy_coreset(
             points, min(quota, len(part)), start=self.options.start, seed=self.seed,
