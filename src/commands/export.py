@@ -5,10 +5,10 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from src.data.images import read_sample
 from src.data.record import with_data_at
 from src.deployment.fixed_input import FixedInput
-from src.detector import Detector, data_of
+from src.detector import Detection, Detector, data_of
 from src.errors import ConfigError, GoodpartsError
 from src.files import write_text
+from src.result import Prediction
 
 
 class ParityError(GoodpartsError):
@@ -35,9 +36,17 @@ class Outputs(NamedTuple):
     score: np.ndarray  # (B,)
     alarm: np.ndarray  # (B,) bool
     anomaly_map: np.ndarray  # (B, H, W)
+    mask: np.ndarray  # (B, H, W) bool
+
+    @classmethod
+    def of(cls, found: Sequence[Detection]) -> Self:
+        """What a detector says."""
+        score, alarm, heat, mask = zip(*(one[:4] for one in found), strict=True)
+        return cls(np.array(score, np.float32), np.array(alarm), np.stack(heat), np.stack(mask))
 
 
 Runner = Callable[[np.ndarray], Outputs]
+File = Callable[[np.ndarray], Sequence[np.ndarray]]  # images -> what the file gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,7 @@ class Parity:
     flips: int  # decisions that differ
     score_error: float  # largest |difference|
     map_error: float
+    mask_error: float  # share of the masks' pixels that differ
     spread: float  # largest minus smallest score, what errors are measured by
     tolerance: float  # allowed error / spread
     torch_ms_p50: float
@@ -61,6 +71,7 @@ class Parity:
         table.add_row("label flips", "", str(self.flips))
         table.add_row("max score error", "", f"{self.score_error:.2e} of spread {self.spread:.3g}")
         table.add_row("max map error", "", f"{self.map_error:.2e}")
+        table.add_row("mask pixels that differ", "", f"{self.mask_error:.2e} of all")
         for quantile in ("p50", "p95"):
             times = (getattr(self, f"{side}_ms_{quantile}") for side in ("torch", "exported"))
             table.add_row(f"ms per image {quantile}", *(f"{ms:.1f}" for ms in times))
@@ -68,7 +79,10 @@ class Parity:
 
 
 class Exported(nn.Module):
-    """Camera image to decision: pre-processing, model and threshold in one graph."""
+    """Camera image to decision: pre-processing, model and threshold in one graph.
+
+    Where a model decides by a mask of its own, up to what `AnomalyModule.completed` takes.
+    """
 
     def __init__(self, detector: Detector, camera_size: tuple[int, int]) -> None:
         super().__init__()
@@ -76,10 +90,20 @@ class Exported(nn.Module):
         self.model = detector.model.export_form()
         self.image_threshold = float(detector.threshold.image)
         self.pixel_threshold = float(detector.threshold.pixel)
+        self.own_mask = detector.threshold.own_mask
+        self.outputs = ["score", "alarm", "anomaly_map", "mask"]
+        if self.own_mask:
+            black = self.prepare(torch.zeros(1, *camera_size, 3, dtype=torch.uint8))
+            self.outputs[1:] = ["anomaly_map", *self.model.traced(black).extra]
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """uint8 (B, h, w, 3) -> score (B,), alarm (B,), anomaly_map (B, H, W), mask (B, H, W)."""
-        score, anomaly_map = self.model(self.prepare(image))[:2]
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (B, h, w, 3) -> score (B,), alarm (B,), anomaly_map (B, H, W), mask (B, H, W).
+
+        With an own mask: score, anomaly_map and maps (B, h', w'), named in `outputs`.
+        """
+        score, anomaly_map, _, extra = self.model.traced(self.prepare(image))
+        if self.own_mask:
+            return score, anomaly_map, *extra.values()
         alarm, mask = score > self.image_threshold, anomaly_map > self.pixel_threshold
         return score, alarm, anomaly_map, mask
 
@@ -88,10 +112,6 @@ def export_run(cfg: DictConfig) -> Parity:
     """Export `cfg.run`; the parity report. Nothing is written when parity fails (ParityError)."""
     detector = Detector.load(Path(cfg.run), "cpu")
     ending, write, runner, precisions = FORMATS[cfg.format]
-    if detector.threshold.rule == "nfa":
-        what = "The a-contrario threshold builds a tree of regions, which no graph format can hold."
-        do = "run again with threshold=conformal (the model is the same) and export that run"
-        raise ConfigError(what, found="the run was made with threshold=nfa", do=do)
     if cfg.precision not in precisions:
         what = f"format={cfg.format} has no such precision."
         do = f"choose one of {', '.join(precisions)}, or another format"
@@ -101,10 +121,7 @@ def export_run(cfg: DictConfig) -> Parity:
 
     def original(images: np.ndarray) -> Outputs:
         """The detector as `src.predict` uses it, resize by Pillow."""
-        found = detector.detect(list(images))
-        score = np.array([one.score for one in found], dtype=np.float32)
-        alarm = np.array([one.alarm for one in found])
-        return Outputs(score, alarm, np.stack([one.anomaly_map for one in found]))
+        return Outputs.of(detector.detect(list(images)))
 
     module, batch = Exported(detector, size).eval(), torch.from_numpy(images[:2])
     facts = _facts(detector, size) | {"precision": cfg.precision}
@@ -112,8 +129,10 @@ def export_run(cfg: DictConfig) -> Parity:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export.") as folder:
         partial = Path(folder) / target.name
         write(module, batch, partial, cfg, facts)
-        limits = detector.threshold.image, cfg.parity.tolerance, cfg.parity.repeats
-        parity = check_parity(images, original, runner(partial), *limits)
+        exported = completed(detector, module.outputs, runner(partial))
+        limit = np.inf if module.own_mask else detector.threshold.image
+        limits = limit, cfg.parity.tolerance, cfg.parity.repeats
+        parity = check_parity(images, original, exported, *limits)
         written = sorted(Path(folder).glob(f"{target.stem}.*"))  # .bin before its .xml
         for file in written:
             file.replace(target.with_suffix(file.suffix))
@@ -122,6 +141,20 @@ def export_run(cfg: DictConfig) -> Parity:
     table = parity.table(f"{cfg.format} {cfg.precision}")
     Console().print(table, f"Wrote {target} ({total / 1e6:.1f} MB)")
     return parity
+
+
+def completed(detector: Detector, names: Sequence[str], run: File) -> Runner:
+    """What a file says in the end: with `AnomalyModule.completed`, if there is an own mask."""
+
+    def finish(images: np.ndarray) -> Outputs:
+        found = [np.array(one) for one in run(images)]
+        if not detector.threshold.own_mask:
+            return Outputs(*found)
+        score, heat, *rest = map(torch.from_numpy, found)
+        given = Prediction(score, heat, None, dict(zip(names[2:], rest, strict=True)))
+        return Outputs.of(detector.decide(detector.model.completed(given)))
+
+    return finish
 
 
 def _camera_images(detector: Detector, cfg: DictConfig) -> tuple[tuple[int, int], np.ndarray]:
@@ -137,7 +170,7 @@ def _camera_images(detector: Detector, cfg: DictConfig) -> tuple[tuple[int, int]
 
 
 def _write_onnx(
-    module: nn.Module, images: Tensor, path: Path, cfg: DictConfig, facts: Mapping[str, str]
+    module: Exported, images: Tensor, path: Path, cfg: DictConfig, facts: Mapping[str, str]
 ) -> None:
     import onnx
 
@@ -145,7 +178,7 @@ def _write_onnx(
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         program = torch.onnx.export(
             module, (images,), dynamo=True, opset_version=cfg.opset,
-            input_names=["image"], output_names=["score", "alarm", "anomaly_map", "mask"],
+            input_names=["image"], output_names=module.outputs,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},), verbose=False,
         )  # fmt: skip
     assert program is not None
@@ -156,7 +189,7 @@ def _write_onnx(
 
 
 def _write_openvino(
-    module: nn.Module, images: Tensor, path: Path, cfg: DictConfig, facts: Mapping[str, str]
+    module: Exported, images: Tensor, path: Path, cfg: DictConfig, facts: Mapping[str, str]
 ) -> None:
     """`path` (.xml) and its weights beside it (.bin), converted from the ONNX graph."""
     import openvino
@@ -171,7 +204,7 @@ def _write_openvino(
 
 
 def _write_torch(
-    module: nn.Module, images: Tensor, path: Path, cfg: DictConfig, facts: Mapping[str, str]
+    module: Exported, images: Tensor, path: Path, cfg: DictConfig, facts: Mapping[str, str]
 ) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     with torch.no_grad():
@@ -180,34 +213,29 @@ def _write_torch(
         torch.export.save(program, stream, extra_files=dict(facts))
 
 
-def _onnx_runner(path: Path) -> Runner:
+def _onnx_runner(path: Path) -> File:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda images: Outputs(*session.run(None, {"image": images})[:3])
+    return lambda images: session.run(None, {"image": images})
 
 
-def _openvino_runner(path: Path) -> Runner:
+def _openvino_runner(path: Path) -> File:
     import openvino
 
     # f32: by default CPUs with bfloat16 round to 8 bits, where the resize needs 24
     exact = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     model = openvino.Core().compile_model(path, "CPU", exact)
-
-    def run(images: np.ndarray) -> Outputs:
-        found = model([images])
-        return Outputs(*(np.array(found[i]) for i in range(3)))
-
-    return run
+    return lambda images: list(model([images]).values())
 
 
-def _torch_runner(path: Path) -> Runner:
+def _torch_runner(path: Path) -> File:
     with path.open("rb") as stream:
         program = torch.export.load(stream).module()
 
     @torch.no_grad()
-    def run(images: np.ndarray) -> Outputs:
-        return Outputs(*(each.numpy() for each in program(torch.from_numpy(images))[:3]))
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        return [each.numpy() for each in program(torch.from_numpy(images))]
 
     return run
 
@@ -229,7 +257,7 @@ def _facts(detector: Detector, size: tuple[int, int]) -> dict[str, str]:
         "goodparts.input": f"image: uint8 RGB (batch, {size[0]}, {size[1]}, 3)",
         "goodparts.deep_grey": f"scale {white} to 255, then repeat over R, G and B",
         "goodparts.threshold": json.dumps(detector.threshold.to_json()),
-    }
+    } | {f"goodparts.{k}": json.dumps(v) for k, v in detector.model.completion_facts().items()}
 
 
 def check_parity(
@@ -244,8 +272,8 @@ def check_parity(
     reach = [threshold] if np.isfinite(threshold) else []
     spread = float(np.ptp(np.append(truth.score, reach))) or float(np.abs(truth.score).max()) or 1.0
 
-    def error(a: np.ndarray, b: np.ndarray) -> float:
-        return float(np.abs(a.astype(np.float64) - b).max()) if a.shape == b.shape else np.inf
+    def error(a: np.ndarray, b: np.ndarray, over: Callable[..., float] = np.max) -> float:
+        return float(over(np.abs(a.astype(float) - b))) if a.shape == b.shape else np.inf
 
     def milliseconds(run: Runner) -> tuple[float, float]:
         """The p50 and p95 of `repeats` calls with one image after two that warm up."""
@@ -260,12 +288,14 @@ def check_parity(
     flips = max(int((truth.alarm != side.alarm).sum()) for side in sides)
     of_score = max(error(truth.score, side.score) for side in sides)
     of_map = max(error(truth.anomaly_map, side.anomaly_map) for side in sides)
-    if flips or not max(of_score, of_map) <= tolerance * spread:
+    of_mask = max(error(truth.mask, side.mask, np.mean) for side in sides)
+    if flips or not max(of_score, of_map) <= tolerance * spread or of_mask > tolerance:
         raise ParityError(
             "The exported model does not say the same as PyTorch; nothing was written.",
             found=f"{flips} of {len(images)} decisions flip, largest error "
-            f"{max(of_score, of_map):.3g} (allowed {tolerance * spread:.3g})",
+            f"{max(of_score, of_map):.3g} (allowed {tolerance * spread:.3g}), {of_mask:.2%} of the "
+            f"mask pixels differ (allowed {tolerance:.1%})",
             do="report this with the run's config.yaml; a larger parity.tolerance only hides it",
         )
     times = *milliseconds(original), *milliseconds(exported)
-    return Parity(len(images), flips, of_score, of_map, spread, tolerance, *times)
+    return Parity(len(images), flips, of_score, of_map, of_mask, spread, tolerance, *times)

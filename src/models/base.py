@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.errors import ConfigError, SavedModelError
 from src.files import atomic, write_text
@@ -103,12 +103,21 @@ class AnomalyModule(pl.LightningModule):
         """
         return {}
 
-    def export_form(self) -> nn.Module:
-        """A module image (B, 3, H, W) -> Prediction that an exporter can trace.
-
-        Same numbers as `forward`; default: the method itself.
-        """
+    def export_form(self) -> AnomalyModule:
+        """A method whose `traced` an exporter can trace; default: the method itself."""
         return self
+
+    def traced(self, image: Tensor) -> Prediction:
+        """`forward` up to what no graph can hold, which `completed` does; default: all of it."""
+        return self(image)
+
+    def completed(self, found: Prediction) -> Prediction:
+        """What `traced` gives -> what `forward` does."""
+        return found
+
+    def completion_facts(self) -> dict[str, Any]:
+        """What `completed` knows beside its input, by name, all JSON."""
+        return {}
 
     # --- checkpoints of training, without what never changes ------------------------------------
 

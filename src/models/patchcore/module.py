@@ -276,7 +276,7 @@ class PatchCore(AnomalyModule):
         distance = spread(distance.view(patches.shape[:3]))[0]
         return NearestPatches(distance, row, source[..., 0], source[..., 1:])
 
-    def export_form(self) -> nn.Module:
+    def export_form(self) -> PatchCore:
         """The method itself; one image makes the matrices of the maps, which a graph holds."""
         self(torch.zeros(1, 3, *self.image_size, device=self.device))
         return self

@@ -35,7 +35,7 @@ from src.models.trained import TrainedModule
 from src.models.uflow.features import FeatureNorm
 from src.models.uflow.flow import Shape, UShapedFlow, negative_log_likelihood
 from src.models.uflow.latents import LatentStatistics, latent_chart, warnings_of
-from src.models.uflow.nfa import log_nfa, offset_from_normals
+from src.models.uflow.nfa import evidence, log_nfa, log_nfa_of, offset_from_normals
 from src.models.uflow.options import Likelihood, UFlowOptions
 from src.models.uflow.positions import LatentPositions, energies_of, upsampled
 from src.processes import weight
@@ -92,16 +92,36 @@ class UFlow(TrainedModule):
 
     def forward(self, image: Tensor, own_mask: bool = False) -> Prediction:
         """Score images (B, 3, H, W): anomaly map, its score, own mask if asked for."""
+        return self.completed(self.traced(image, own_mask))
+
+    def traced(self, image: Tensor, own_mask: bool = False) -> Prediction:
+        """Without the own mask; if it is wanted, `extra` has the `evidence` of each scale."""
         latents = self.settled_latents(self.backbone(image))
         size = self.map_shape(image.shape[-2], image.shape[-1])
         scales = anomaly_likelihood if self.positions is None else self.positions.scale_maps
         maps = blurred(scales(latents, size), self.options.blur)
         score = image_score(maps.mean(dim=1), self.options)
         anomaly_map = maps[:, : len(latents) - self.options.apart].mean(dim=1)
-        if not (own_mask or self.own_mask):
-            return Prediction(score, anomaly_map)
-        found = log_nfa(latents, size, self.options.nfa).to(image.device) + self.log_nfa_offset
-        return Prediction(score, anomaly_map, found < 0, {LOG_NFA: -found})
+        wanted = own_mask or self.own_mask
+        read = evidence(latents, self.options.nfa) if wanted else []
+        extra = {f"evidence_{scale}": one for scale, one in enumerate(read, start=1)}
+        return Prediction(score, anomaly_map, None, extra)
+
+    def completed(self, found: Prediction) -> Prediction:
+        """The own mask and log10 NFA from the `evidence`, if there is any."""
+        score, heat, _, read = found
+        if not read:
+            return found
+        channels, (h, w) = [shape[0] for shape in self.flow.latent_shapes], heat.shape[-2:]
+        value = log_nfa_of([*read.values()], channels, (h, w), self.options.nfa).to(heat.device)
+        value = value + self.log_nfa_offset
+        return Prediction(score, heat, value < 0, {LOG_NFA: -value})
+
+    def completion_facts(self) -> dict[str, Any]:
+        """How `completed` computes log10 NFA; the own mask is where it is below 0."""
+        channels = [shape[0] for shape in self.flow.latent_shapes]
+        facts = asdict(self.options.nfa) | {"channels": channels, "offset": self.log_nfa_offset}
+        return {"nfa": facts} if self.own_mask else {}
 
     def latents(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Backbone maps -> latents (B, C, h, w) finest first, log|det| (B,) of flow and norm."""

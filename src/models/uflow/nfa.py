@@ -51,22 +51,40 @@ CANDIDATE_LEVEL = 2.0 * float(special.gammaincinv(0.5, CANDIDATE))  # tau = 2.70
 
 
 def log_nfa(latents: Sequence[Tensor], size: tuple[int, int], how: NfaOptions) -> Tensor:
-    """log10 NFA (B, H, W) float32 on the given grid, from latents (B, C, h, w) finest first.
+    """log10 NFA (B, H, W) float32 on the given grid, from latents (B, C, h, w) finest first."""
+    return log_nfa_of(evidence(latents, how), [z.shape[1] for z in latents], size, how)
+
+
+def evidence(latents: Sequence[Tensor], how: NfaOptions) -> list[Tensor]:
+    """All that the NFA reads of latents (B, C, h, w), (B, h, w) of each scale; a graph can hold it.
+
+    Means over channels: of z^2 (tree), or of whether it exceeds `CANDIDATE_LEVEL` (block).
+    """
+    squares = [z.detach().float().square() for z in latents]
+    if how.method == "block":
+        squares = [(square >= CANDIDATE_LEVEL).float() for square in squares]
+    return [square.mean(dim=1) for square in squares]
+
+
+def log_nfa_of(
+    read: Sequence[Tensor], channels: Sequence[int], size: tuple[int, int], how: NfaOptions
+) -> Tensor:
+    """log10 NFA (B, H, W) float32 on the given grid, from the `evidence` of latents of C channels.
 
     Computed on the CPU, image by image; a pixel's value is that of the best region at any scale
     (tree), or the product over scales (block).
     """
     if how.method == "block":
-        return block_log_nfa(latents, size, how.tail)
-    pixels = tuple(z.shape[2] * z.shape[3] for z in latents)
+        return _block_log_nfa(read, size, how.tail)
+    pixels = tuple(energy[0].numel() for energy in read)
     scales = []
-    for z, own in zip(latents, pixels, strict=True):
-        energy = z.detach().float().square().mean(dim=1).cpu().numpy()  # (B, h, w)
+    for energy, own, count in zip(read, pixels, channels, strict=True):
         if how.tests == "per_size":  # but for the figures of a region's size
             tests = math.log10(sum(pixels)) + math.log10(own)
         else:
             tests = log10_number_of_tests(pixels, how.counts)
-        maps = np.stack([tests + tree_log_probability(e, z.shape[1], how) for e in energy])
+        each = energy.cpu().numpy()
+        maps = np.stack([tests + tree_log_probability(e, count, how) for e in each])
         scales.append(torch.from_numpy(maps.astype(np.float32))[:, None])
     return upsampled(scales, size).amin(dim=1)
 
@@ -156,26 +174,25 @@ def log10_chi2_tail(x: NDArray, dof: int) -> Floats:
     return (log_q / math.log(10.0)).reshape(np.shape(x))
 
 
-def block_log_nfa(latents: Sequence[Tensor], size: tuple[int, int], tail: str) -> Tensor:
+def _block_log_nfa(read: Sequence[Tensor], size: tuple[int, int], tail: str) -> Tensor:
     """log10 NFA (B, H, W) of the first preprint (arXiv v1, v2): counts in square windows.
 
     In each window, count the latents above the 0.9 quantile of chi2_1, average over channels,
     and take the binomial tail; scales are upsampled bicubically and multiplied. `tail="exact"`
     integrates the binomial density continued to real counts instead of rounding counts down.
     """
-    total = torch.zeros(latents[0].shape[0], *size)
-    for scale, z in enumerate(latents):
+    total = torch.zeros(len(read[0]), *size)
+    for scale, share in enumerate(read):
         half = max(int(WINDOW / 2**scale // 2), 1)
         window = 2 * half + 1
-        candidate = (z.detach().float().cpu().square() >= CANDIDATE_LEVEL).float()
-        candidate = candidate.mean(dim=1, keepdim=True)  # counting and averaging commute
-        mode = "reflect" if half < min(z.shape[2:]) else "replicate"
+        candidate = share.cpu()[:, None]  # counting and averaging commute
+        mode = "reflect" if half < min(candidate.shape[2:]) else "replicate"
         padded = F.pad(candidate, (half,) * 4, mode=mode)
         counts = F.avg_pool2d(padded, window, stride=1)[:, 0].double().numpy() * window**2
         log_p = (_binomial_integral if tail == "exact" else _binomial_tail)(counts, window**2)
         coarse = torch.from_numpy(log_p.astype(np.float32))[:, None]
         total += F.interpolate(coarse, size=size, mode="bicubic", align_corners=True)[:, 0]
-    return total + math.log10(sum(z.shape[2] * z.shape[3] for z in latents))
+    return total + math.log10(sum(share[0].numel() for share in read))
 
 
 def _binomial_tail(counts: Floats, n: int) -> Floats:

@@ -13,7 +13,6 @@ from scipy.stats import binom
 from src.models.uflow.nfa import (
     CANDIDATE_LEVEL,
     POLYOMINOES,
-    block_log_nfa,
     log10_chi2_tail,
     log10_figures,
     log10_number_of_tests,
@@ -215,7 +214,7 @@ def test_golden_latents_give_the_official_map():
 
 
 def test_golden_latents_give_the_official_block_map():
-    value = -block_log_nfa(golden_latents(), (256, 256), "bound")
+    value = -log_nfa(golden_latents(), (256, 256), settings(method="block"))
     assert value.max().item() == pytest.approx(-1.1761, abs=1e-4)
     assert value.mean().item() == pytest.approx(-2.35766, abs=1e-4)
 
@@ -299,7 +298,7 @@ def test_maps_are_the_best_of_the_scales_and_images_do_not_mix():
 def test_block_nfa_of_a_pixel_equals_counting_by_hand():
     assert pytest.approx(2.705543454) == CANDIDATE_LEVEL
     z = torch.randn(1, 5, 9, 9, generator=torch.Generator().manual_seed(0)) * 1.5
-    value = block_log_nfa([z], (9, 9), "bound")[0, 4, 6].item()
+    value = log_nfa([z], (9, 9), settings(method="block"))[0, 4, 6].item()
     window = z[0, :, 2:7, 4:9].square() >= CANDIDATE_LEVEL
     count = window.sum().item() / 5
     expected = binom.logsf(count, 25, 0.1) / math.log(10) + math.log10(81)
@@ -308,7 +307,7 @@ def test_block_nfa_of_a_pixel_equals_counting_by_hand():
 
 def test_block_nfa_with_the_exact_integral_equals_quadrature():
     z = torch.randn(1, 3, 7, 7, generator=torch.Generator().manual_seed(2)) * 1.5
-    value = block_log_nfa([z], (7, 7), "exact")[0, 3, 3].item()
+    value = log_nfa([z], (7, 7), settings(method="block", tail="exact"))[0, 3, 3].item()
     count = (z[0, :, 1:6, 1:6].square() >= CANDIDATE_LEVEL).sum().item() / 3
     mpmath.mp.dps = 20
     integral = mpmath.quad(
@@ -325,7 +324,7 @@ def test_block_nfa_stays_finite_when_every_latent_is_extreme():
         torch.full((1, 4, 2, 2), 5.0),
     ]
     for tail in ("bound", "exact"):
-        value = block_log_nfa(z, (32, 32), tail)
+        value = log_nfa(z, (32, 32), settings(method="block", tail=tail))
         assert torch.isfinite(value).all() and (value < 0).all()
 
 
