@@ -8,7 +8,8 @@ files in turn. Files hold resize, network, search, map and decision. "own memory
 ways change the network first and then fill the memory and set the threshold with its features, as
 a run of its own; the others keep memory and threshold of the run.
 
-bfloat16 runs in PyTorch: it says what the rounding does, not how fast a CPU with it would be.
+bfloat16 is PyTorch with inputs, weights and outputs of all convolutions rounded to it, sums in
+float32, as CPUs with AMX do it: it says what the rounding does, not how fast such a CPU would be.
 """
 
 from __future__ import annotations
@@ -24,17 +25,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType
 from onnxruntime.quantization import quantize_static as quantize
 from torch import Tensor, nn
 
 from src.commands.export import FORMATS, Exported
-from src.data.datamodule import AnomalyDataModule
 from src.data.images import read_sample
 from src.detector import Detector, data_of
-from src.evaluation.evaluator import build_evaluator
+from src.evaluation.evaluator import Evaluator, build_evaluator
 from src.evaluation.threshold import build_rule
 from src.experiment import normal_scores
 from src.models.build import build_model
@@ -103,6 +103,18 @@ def quantise(path: Path, target: Path, images: Images) -> None:
         path, target, images, per_channel=True, reduce_range=True, nodes_to_quantize=nodes,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
     )  # fmt: skip
+
+
+def round_to_bfloat16(model: nn.Module) -> None:
+    """Inputs, weights and outputs of its convolutions."""
+
+    def rounded(values: Tensor) -> Tensor:
+        return values.bfloat16().float()
+
+    for module in [m for m in model.modules() if isinstance(m, nn.Conv2d)]:
+        module.weight.data = rounded(module.weight.data)
+        module.register_forward_pre_hook(lambda _, given: tuple(map(rounded, given)))
+        module.register_forward_hook(lambda _, __, found: rounded(found))
 
 
 class OnnxNetwork(nn.Module):
@@ -177,10 +189,6 @@ def ways_of(detector: Detector, shots: Sequence[np.ndarray], folder: Path) -> It
     quantise(plain, path, Images("image", shots))
     yield "int8, ONNX Runtime", next(from_file(path, detector.threshold, "int8"))[1]
 
-    def half(network: Any) -> nn.Module:
-        network.precision = "bfloat16"
-        return network
-
     def static(network: Any) -> nn.Module:
         path, inputs = folder / "network.onnx", [transform(s).numpy() for s in shots]
         batch = torch.export.Dim("batch", min=1, max=4096)
@@ -194,8 +202,8 @@ def ways_of(detector: Detector, shots: Sequence[np.ndarray], folder: Path) -> It
         return OnnxNetwork(folder / "network8.onnx", network)
 
     other = Detector.load(detector.run.directory, "cpu")
-    half(other.model.backbone[0])  # type: ignore[index,operator]
-    yield "bfloat16 network (PyTorch)", pytorch(other)
+    round_to_bfloat16(other.model)
+    yield "bfloat16 network, PyTorch", pytorch(other)
     own = refilled(detector, static, folder / "own")
     own.model.backbone[0] = detector.model.backbone[0]  # type: ignore[index,operator]
     path = written(own, shots[0], folder / "own.onnx")
@@ -205,14 +213,11 @@ def ways_of(detector: Detector, shots: Sequence[np.ndarray], folder: Path) -> It
 
 
 def judged(
-    name: str, way: Way, cfg: DictConfig, data: AnomalyDataModule, truth: np.ndarray | None = None
+    name: str, way: Way, judge: Evaluator, batches: Sequence[tuple], truth: np.ndarray | None = None
 ) -> np.ndarray:
     """Print the row of a way; its decisions on the test images."""
-    judge = build_evaluator(cfg, data.transform, data.samples)
     alarms: list[bool] = []
-    for batch in data.test_dataloader():
-        rows = batch["index"].tolist()
-        images = np.stack([np.asarray(read_sample(data.samples[row])) for row in rows])
+    for batch, images in batches:
         score, _, heat = way.run(images)[:3]
         judge.update(batch, Prediction(torch.tensor(score), torch.tensor(heat)))
         alarms += (score > way.threshold.image).tolist()
@@ -233,11 +238,20 @@ def table(directory: Path) -> None:
     print("| way | image AUROC | pixel AUROC | decisions that differ | MB |")
     print("|---|---|---|---|---|", flush=True)
     cfg.evaluation.bootstrap = 0
+    batches = []
+    for batch in data.test_dataloader():
+        pictures = [read_sample(data.samples[row]) for row in batch["index"].tolist()]
+        del batch["image"]
+        batches.append((batch, np.stack([np.asarray(one) for one in pictures])))
+
+    def judge() -> Evaluator:
+        return build_evaluator(cfg, data.transform, data.samples)
+
     files: dict[str, Way] = {}
     with tempfile.TemporaryDirectory() as folder:
-        truth = judged("PyTorch float32", pytorch(detector), cfg, data)
+        truth = judged("PyTorch float32", pytorch(detector), judge(), batches)
         for name, way in ways_of(detector, shots, Path(folder)):
-            judged(name, way, cfg, data, truth)
+            judged(name, way, judge(), batches, truth)
             files |= {name: way} if way.size else {}
         taken: dict[str, list[float]] = {name: [] for name in files}
         for _ in range(ROUNDS):
