@@ -79,10 +79,7 @@ class Parity:
 
 
 class Exported(nn.Module):
-    """Camera image to decision: pre-processing, model and threshold in one graph.
-
-    Where a model decides by a mask of its own, up to what `AnomalyModule.completed` takes.
-    """
+    """Camera image to decision in one graph; with an own mask: to what `completed` takes."""
 
     def __init__(self, detector: Detector, camera_size: tuple[int, int]) -> None:
         super().__init__()
@@ -97,10 +94,7 @@ class Exported(nn.Module):
             self.outputs[1:] = ["anomaly_map", *self.model.traced(black).extra]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """uint8 (B, h, w, 3) -> score (B,), alarm (B,), anomaly_map (B, H, W), mask (B, H, W).
-
-        With an own mask: score, anomaly_map and maps (B, h', w'), named in `outputs`.
-        """
+        """uint8 (B, h, w, 3) -> (B,) and (B, H, W) as named in `outputs`; evidence (B, h', w')."""
         score, anomaly_map, _, extra = self.model.traced(self.prepare(image))
         if self.own_mask:
             return score, anomaly_map, *extra.values()
@@ -233,11 +227,7 @@ def _torch_runner(path: Path) -> File:
     with path.open("rb") as stream:
         program = torch.export.load(stream).module()
 
-    @torch.no_grad()
-    def run(images: np.ndarray) -> Sequence[np.ndarray]:
-        return [each.numpy() for each in program(torch.from_numpy(images))]
-
-    return run
+    return lambda images: [one.detach().numpy() for one in program(torch.from_numpy(images))]
 
 
 #: Ending, writer, runner and precisions of each format.

@@ -102,8 +102,7 @@ class UFlow(TrainedModule):
         maps = blurred(scales(latents, size), self.options.blur)
         score = image_score(maps.mean(dim=1), self.options)
         anomaly_map = maps[:, : len(latents) - self.options.apart].mean(dim=1)
-        wanted = own_mask or self.own_mask
-        read = evidence(latents, self.options.nfa) if wanted else []
+        read = evidence(latents, self.options.nfa) if own_mask or self.own_mask else []
         extra = {f"evidence_{scale}": one for scale, one in enumerate(read, start=1)}
         return Prediction(score, anomaly_map, None, extra)
 
@@ -114,7 +113,7 @@ class UFlow(TrainedModule):
             return found
         channels, (h, w) = [shape[0] for shape in self.flow.latent_shapes], heat.shape[-2:]
         value = log_nfa_of([*read.values()], channels, (h, w), self.options.nfa).to(heat.device)
-        value = value + self.log_nfa_offset
+        value += self.log_nfa_offset
         return Prediction(score, heat, value < 0, {LOG_NFA: -value})
 
     def completion_facts(self) -> dict[str, Any]:
