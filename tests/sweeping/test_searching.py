@@ -196,14 +196,12 @@ def launch(path: Path, tmp_path: Path, *words: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_two_processes_share_one_sweep_without_doubling_a_trial(make, sweep, tmp_path, ray_address):
+def test_two_processes_share_one_sweep_without_doubling_a_trial(make, tmp_path, ray_address):
     path = make(parameters={"x": {"min": 0.0, "max": 1.0}, "steps": {"value": 1}})
-    other = launch(path, tmp_path, "count=8", f"engine.address={ray_address}")
-    while not starts(tmp_path) and other.poll() is None:
-        time.sleep(0.01)
-    assert sweep(path, count=8) == 0
-    said = other.communicate(timeout=200)[0]
-    assert other.returncode == 0, said
+    words = ["count=8", f"engine.address={ray_address}"]
+    both = [launch(path, tmp_path, *words) for _ in range(2)]
+    said = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
     assert states(tmp_path)[:8] == ["COMPLETE"] * 8
     assert starts(tmp_path) == [1] * 8
     assert len({trial.params["x"] for trial in trials(tmp_path)[:8]}) == 8
