@@ -10,7 +10,7 @@ import torch
 from timm.models import create_feature_extractor
 from torch import nn
 
-from src.backbones.features import fold_batchnorms
+from src.backbones.features import Fused, fold_batchnorms
 
 CASES = [
     ("resnet18", ["layer2", "layer3"]),
@@ -46,6 +46,24 @@ def test_fused_network_equals_the_traced_one(name, layers):
         scale = expected[layer].abs().max().item()
         torch.testing.assert_close(found[layer], expected[layer], rtol=0, atol=1e-5 * scale)
         torch.testing.assert_close(packed[layer], expected[layer], rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 50)])  # TensorFlow pads them differently
+def test_a_convolution_that_takes_its_clamp_along_changes_no_map(size):
+    network = traced("tf_efficientnet_lite0", ["blocks.2", "blocks.4"])
+    fused = fold_batchnorms(copy.deepcopy(network))
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        assert sum(type(module) is Fused for module in fused.modules()) > 20
+    with torch.no_grad():
+        for image in (torch.randn(2, 3, *size), torch.randn(1, 3, 48, 64)):
+            expected, found = network(image), fused(image)
+            for layer, maps in expected.items():
+                bound = 1e-5 * maps.abs().max().item()
+                torch.testing.assert_close(found[layer], maps, rtol=0, atol=bound)
+    with torch.enable_grad():  # a gradient needs the plain way
+        image.requires_grad_()
+        fused(image)["blocks.4"].sum().backward()
+    assert image.grad is not None
 
 
 def test_no_batchnorm_is_left_in_a_residual_network():

@@ -1,12 +1,13 @@
-"""Where the time of one image goes, and what an export saves: milliseconds, two runs in turn.
+"""Where the time of one image goes, and what an export saves: milliseconds, all ways in turn.
 
-    python tests/bench/bench_latency.py runs/patchcore/... [runs/uflow/... ...]
+    python -m tests.bench.bench_latency runs/patchcore/... [runs/uflow/... ...] [side=900]
 
-For each run: decoding a test picture from its file, transform, network with search and map
-(PyTorch, one image and sixteen), and the exported files (ONNX, OpenVINO) from an array in memory
-with resize, model and decision inside. The ways take turns, image by image, so that a busy machine
-slows all of them; the median is printed and, for the exports, how often they are faster than
-PyTorch with the same work.
+For each run: the steps of one image in PyTorch, and the whole way to a decision from an array in
+memory and from a PNG on disk, one image and sixteen at once, by PyTorch and by the exported files
+(ONNX, OpenVINO), which hold resize, model and decision. `side`: the picture is enlarged to so many
+pixels first. The ways take turns, so that a busy machine slows all of them; the median and the
+fastest round are printed (of an idle machine both are alike), and how often the exports are faster
+than PyTorch with the same work.
 """
 
 from __future__ import annotations
@@ -15,81 +16,131 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from PIL import Image
 
-from src.commands.export import FORMATS, Exported
-from src.data.images import read_sample
+from src.commands.export import FORMATS, Exported, Runner
+from src.composing import compose
+from src.data.images import open_rgb, read_sample
 from src.detector import Detector, data_of
+from src.models.patchcore.module import PatchCore
 
-ROUNDS = 30
 SOME = 16
+Way = Callable[[], object]
 
 
-def clock(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median milliseconds of each way, in turn."""
+class Taken(NamedTuple):
+    """Milliseconds of one way."""
+
+    median: float
+    least: float
+
+
+def clock(ways: dict[str, Way], rounds: int) -> dict[str, Taken]:
+    """Each way in turn; those of many images in a third of the rounds."""
     taken: dict[str, list[float]] = defaultdict(list)
-    for turn in range(ROUNDS + 3):
+    for turn in range(-3, rounds):
         for name, way in ways.items():
+            if str(SOME) in name and turn % 3:
+                continue
             began = time.perf_counter()
             way()
-            if turn >= 3:
+            if turn >= 0:
                 taken[name].append(1e3 * (time.perf_counter() - began))
-    return {name: float(np.median(values)) for name, values in taken.items()}
+    return {name: Taken(float(np.median(all_)), min(all_)) for name, all_ in taken.items()}
 
 
-def exported(detector: Detector, image: np.ndarray) -> dict[str, Callable[[], object]]:
-    """The detector in each format that runs here, on one image (h, w, 3)."""
-    module, ways = Exported(detector, image.shape[:2]).eval(), {}
-    two = torch.from_numpy(np.stack([image] * 2))
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("onnx", "openvino"):
-            ending, write, runner, _ = FORMATS[name]
-            path = Path(folder) / f"detector{ending}"
-            write(module, two, path, OmegaConf.create({"opset": 18}), {})
-            run = runner(path)
-            ways[f"{name}, from array"] = lambda run=run: run(image[None])
+def exports(
+    detector: Detector, size: tuple[int, int], folder: Path
+) -> Iterator[tuple[str, Runner]]:
+    """The detector in each format that runs here, for images of `size` (h, w)."""
+    module, two = Exported(detector, size).eval(), torch.zeros(2, *size, 3, dtype=torch.uint8)
+    for name in ("onnx", "openvino"):
+        ending, write, runner, _ = FORMATS[name]
+        path = folder / f"detector{ending}"
+        write(module, two, path, compose("export", [f"run={folder}", f"format={name}"]), {})
+        yield {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[name], runner(path)
+
+
+def steps(detector: Detector, picture: Image.Image, file: Path) -> dict[str, Way]:
+    """The steps of one image in PyTorch."""
+    model, array = detector.model, np.asarray(picture)
+    one = detector.transform(picture)[None]
+    found = model(one)
+    ways: dict[str, Way] = {
+        "decode the PNG": lambda: detector.read(file),
+        "resize, crop, normalise": lambda: detector.transform(array),
+        "model": lambda: model(one),
+        "decision": lambda: detector.decide(found),
+    }
+    if isinstance(model, PatchCore) and len(model.memories) == 1:
+        memory, (maps,) = model.memory, model.backbone(one)
+        patches = memory.patches(maps)
+        scored = [memory.score(patches)]
+        size = (one.shape[2], one.shape[3])
+        ways |= {
+            "of the model: network": lambda: model.backbone(one),
+            "of the model: patch vectors": lambda: memory.patches(maps),
+            f"of the model: search in {len(memory.bank):,} rows": lambda: memory.score(patches),
+            "of the model: map": lambda: model._combined(scored, size),
+        }
     return ways
 
 
-def table(folder: Path) -> None:
+def whole(detector: Detector, file: Path, runners: dict[str, Runner]) -> dict[str, Way]:
+    """From array or file to a decision, one image and many, by PyTorch and the exported files."""
+    array = np.asarray(open_rgb(file))
+    runners = {"PyTorch": lambda images: detector.detect(list(images))} | runners
+    ways: dict[str, Way] = {}
+    for name, run in runners.items():
+        for count in (1, SOME):
+            images = np.stack([array] * count)
+            ways[f"{name}, {count} from array"] = lambda run=run, images=images: run(images)
+
+        def read(run: Runner = run) -> object:
+            return run(np.asarray(open_rgb(file))[None])
+
+        ways[f"{name}, 1 from PNG"] = read
+    ways["PyTorch, 1 from PNG"] = lambda: detector.detect([detector.read(file)])  # no array between
+    return ways
+
+
+@torch.inference_mode()
+def table(folder: Path, side: int | None = None, rounds: int = 30) -> dict[str, Taken]:
+    """Print and return what each way takes, milliseconds a call."""
     detector = Detector.load(folder, "cpu")
-    model, transform = detector.model, detector.transform
-    sample = data_of(detector.config).test_samples[0]
-    picture = read_sample(sample)
-    one = transform(picture)[None]
-    many = one.repeat(SOME, 1, 1, 1)
-
-    def inferred(images: torch.Tensor) -> object:
-        with torch.inference_mode():
-            return model(images)
-
-    ways: dict[str, Callable[[], object]] = {
-        "decode the file": lambda: read_sample(sample),
-        "resize, crop, normalise": lambda: transform(picture),
-        "model": lambda: inferred(one),
-        f"model, {SOME} at once": lambda: inferred(many),
-        "PyTorch, from array to decision": lambda: detector.detect([picture]),
-    }
-    if hasattr(model, "backbone") and hasattr(model, "memories"):
-        grids = model.patches(one)
-        ways["of it the network"] = lambda: model.patches(one)
-        ways["of it the search"] = lambda: model.memories[0].score(grids[0])
-    times = clock(ways | exported(detector, np.asarray(picture)))
-    print(f"\n{type(model).__name__}, {picture.size[0]} x {picture.size[1]} -> "
-          f"{tuple(one.shape[2:])}, {torch.get_num_threads()} threads\n")  # fmt: skip
-    print("| step | ms an image |\n|---|---|")
-    for name, value in times.items():
-        print(f"| {name} | {value / (SOME if 'at once' in name else 1):.1f} |")
-    whole = times["PyTorch, from array to decision"]
-    for name in ("onnx, from array", "openvino, from array"):
-        print(f"{name}: {whole / times[name]:.2f} times PyTorch")
+    picture = read_sample(data_of(detector.config).test_samples[0])
+    if side is not None:
+        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "picture.png"
+        picture.save(file)
+        size = (picture.height, picture.width)
+        with torch.inference_mode(False):
+            runners = dict(exports(detector, size, Path(name)))
+        ways = steps(detector, picture, file) | whole(detector, file, runners)
+        times = clock(ways, rounds)
+        print(f"\n{type(detector.model).__name__}, {size[1]} x {size[0]} -> "
+              f"{detector.transform.size}, {file.stat().st_size / 1e3:.0f} kB, "
+              f"{torch.get_num_threads()} threads\n")  # fmt: skip
+    print("| way | ms an image | fastest |\n|---|---|---|")
+    for name, taken in times.items():
+        many = SOME if f", {SOME} " in name else 1
+        print(f"| {name} | {taken.median / many:.1f} | {taken.least / many:.1f} |")
+    for name in runners:
+        for of in ("1 from array", f"{SOME} from array", "1 from PNG"):
+            ratio = times[f"PyTorch, {of}"].median / times[f"{name}, {of}"].median
+            print(f"{name}, {of}: {ratio:.2f} times as fast as PyTorch")
+    return times
 
 
 if __name__ == "__main__":
+    sides = [int(word.removeprefix("side=")) for word in sys.argv[1:] if word.startswith("side=")]
     for argument in sys.argv[1:]:
-        table(Path(argument))
+        if not argument.startswith("side="):
+            table(Path(argument), *sides)

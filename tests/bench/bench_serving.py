@@ -1,9 +1,10 @@
 """How the live page bears a crowd: milliseconds a request, images a second.
 
-    python -m tests.bench.bench_serving [run=runs/...] [images ...]
+    python -m tests.bench.bench_serving [run=runs/...] [images ...] [other=checkout]
 
 A real server in a process of its own, clients in threads, one image a request. Without arguments
-the demo run is served its own test images; both sides share the machine, as on a laptop.
+the demo run is served its own test images; both sides share the machine, as on a laptop. `other`:
+the same by another checkout of this program, five times in turn, scores only.
 """
 
 from __future__ import annotations
@@ -53,15 +54,35 @@ def crowd(address: str, images: list[bytes], clients: int, requests: int, query:
             return np.array(list(pool.map(ask, range(requests))))
 
 
+def in_turn(run: Path, images: list[bytes], other: Path) -> None:
+    """Images a second by this checkout and another, medians of five turns."""
+    here = Path(__file__).resolve().parents[2]
+    with served(run, code=here) as ours, served(run, code=other) as theirs:
+        for clients in (1, 4, 16):
+            rates: dict[str, list[float]] = {ours: [], theirs: []}
+            for _ in range(5):
+                for address, found in rates.items():
+                    began = time.perf_counter()
+                    crowd(address, images, clients, 48, "")
+                    found.append((48 + clients) / (time.perf_counter() - began))
+            mine, before = (float(np.median(found)) for found in rates.values())
+            print(f"{clients:3} clients: {mine:5.1f} images/s, other {before:5.1f}, "
+                  f"ratio {mine / before:.2f}", flush=True)  # fmt: skip
+
+
 def main(words: list[str]) -> None:
     """Print p50, p95 and throughput for growing crowds."""
     with tempfile.TemporaryDirectory() as name:
         named = [word.removeprefix("run=") for word in words if word.startswith("run=")]
-        paths = [Path(word) for word in words if not word.startswith("run=")]
+        other = [word.removeprefix("other=") for word in words if word.startswith("other=")]
+        paths = [Path(word) for word in words if "=" not in word]
         run = Path(named[0]) if named else None
         if run is None or not paths:
             run, paths = demo(Path(name))
         images = [path.read_bytes() for path in paths[:32]]
+        if other:
+            in_turn(run, images, Path(other[0]).resolve())
+            return
         with served(run) as address:
             for query in ("", "?pictures=true"):
                 for clients in (1, 4, 16):

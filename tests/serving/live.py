@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -13,13 +14,14 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def served(run: Path, *overrides: str) -> Iterator[str]:
-    """Address of the live page of `run` while the block runs."""
+def served(run: Path, *overrides: str, code: Path | None = None) -> Iterator[str]:
+    """Address of the live page of `run` while the block runs; by the program in folder `code`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = [sys.executable, "-m", "src.serve", f"run={run}", f"port={port}", *overrides]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    here = None if code is None else os.environ | {"PYTHONPATH": str(code)}
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=code, env=here)
     address = f"http://127.0.0.1:{port}/"
     try:
         _wait(process, address)
