@@ -86,11 +86,14 @@ class Detector:
         """An image file as this detector's own images were read: RGB, deep grey by their scale."""
         return open_rgb(path, self.config.data.get("bit_depth"))
 
-    @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image | np.ndarray]) -> list[Detection]:
         """Score RGB images of any size as one batch; memory grows with the batch only."""
-        batch = torch.stack([self.transform(image) for image in images]).to(self.device)
-        return self.decide(self.model(batch))
+        return self.score([self.transform(image) for image in images])
+
+    @torch.inference_mode()
+    def score(self, inputs: Sequence[torch.Tensor]) -> list[Detection]:
+        """The same of images (3, H, W) that went through the transform."""
+        return self.decide(self.model(torch.stack(list(inputs)).to(self.device)))
 
     def decide(self, prediction: Prediction) -> list[Detection]:
         """Apply the threshold to a batch of predictions."""

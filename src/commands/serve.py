@@ -2,8 +2,10 @@
 
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +16,10 @@ from fastapi.staticfiles import StaticFiles
 from omegaconf import DictConfig
 from PIL import Image
 from pydantic import BaseModel, Field
+from torch import Tensor
 
 from src.data.record import place_of
-from src.deployment.scoring import Readable, detect_readable, read_fitting
+from src.deployment.scoring import Readable, read_fitting
 from src.detector import Detection, Detector
 from src.errors import DataError
 from src.explaining import explain, sources_of
@@ -29,6 +32,7 @@ from src.reporting.wording import method_title
 
 TEMPLATES = Path(__file__).with_name("templates")
 _CROP_SIDE, _CROP_CONTEXT = 160, 4.0  # pixels of an explanation; side in units of the patch
+_TOGETHER = 8  # ours: requests of one batch; their images are in memory together
 _OVERHEAD = 1 << 16  # bytes of multipart headers allowed beside the files
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
@@ -150,12 +154,13 @@ def _add_limits(application: FastAPI, max_body: int) -> None:
 
 
 class Answering:
-    """A detector that several requests share; one batch is scored at a time."""
+    """A detector that several requests share; those that come while it works are its next batch."""
 
     def __init__(self, detector: Detector) -> None:
         self.detector, self.scale = detector, ColourScale.of_run(detector.run)
         self.sources = sources_of(detector.run)
         self._one_at_a_time = threading.Lock()
+        self._waiting: deque[tuple[list[Tensor], list[Detection]]] = deque()
 
     def answer(self, uploads: Sequence[tuple[str, bytes]], *, pictures: bool) -> list[Answer]:
         """Answers in the order of the uploads (name, content); a bad image spoils only itself."""
@@ -167,14 +172,28 @@ class Answering:
             for _, content in uploads:
                 path.write_bytes(content)
                 images.append(read_fitting(self.detector, path))
-        with self._one_at_a_time:
-            results = detect_readable(self.detector, images)
+        good = [image for image in images if not isinstance(image, DataError)]
+        inputs = [self.detector.transform(image) for image in good]
+        found = iter(self._score(inputs) if good else [])
         return [
-            Answer(name=name, error=f"{result.found}. {result.do}")
-            if isinstance(result, DataError)
-            else self._answer(name, *result, pictures=pictures)
-            for (name, _), result in zip(uploads, results, strict=True)
+            Answer(name=name, error=f"{image.found}. {image.do}")
+            if isinstance(image, DataError)
+            else self._answer(name, image, next(found), pictures=pictures)
+            for (name, _), image in zip(uploads, images, strict=True)
         ]
+
+    def _score(self, inputs: list[Tensor]) -> list[Detection]:
+        """What the detector says of the images (3, H, W) of one request."""
+        found: list[Detection] = []
+        self._waiting.append((inputs, found))
+        with self._one_at_a_time:
+            while len(found) < len(inputs):
+                count = min(_TOGETHER, len(self._waiting))
+                batch = [self._waiting.popleft() for _ in range(count)]
+                said = iter(self.detector.score([one for images, _ in batch for one in images]))
+                for images, answers in batch:
+                    answers += islice(said, len(images))
+        return found
 
     def _answer(self, name: str, image: Image.Image, found: Detection, *, pictures: bool) -> Answer:
         answer = Answer(

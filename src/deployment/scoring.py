@@ -38,15 +38,6 @@ def read_fitting(detector: Detector, path: Path) -> Readable:
     return image
 
 
-def detect_readable(
-    detector: Detector, images: Sequence[Readable]
-) -> list[tuple[Image.Image, Detection] | DataError]:
-    """Each image with its detection, as one batch; errors stay in their places."""
-    good = [image for image in images if not isinstance(image, DataError)]
-    found = iter(detector.detect(good) if good else [])
-    return [image if isinstance(image, DataError) else (image, next(found)) for image in images]
-
-
 class Scorer:
     """Scores image files below `root`; draws what `save` names in the same folders of `out`."""
 
@@ -76,14 +67,14 @@ class Scorer:
         return self.version(path), read_fitting(self.detector, path)
 
     def _score(self, batch: Sequence[tuple[Version, Readable]]) -> list[Scored]:
-        results = detect_readable(self.detector, [image for _, image in batch])
-        rows = []
-        for (version, _), result in zip(batch, results, strict=True):
-            if isinstance(result, DataError):
-                rows.append(Scored(version, f"{result.what} Found: {result.found}. {result.do}"))
+        good = [image for _, image in batch if not isinstance(image, DataError)]
+        coming, rows = iter(self.detector.detect(good) if good else []), []
+        for version, image in batch:
+            if isinstance(image, DataError):
+                rows.append(Scored(version, f"{image.what} Found: {image.found}. {image.do}"))
                 continue
-            found = result[1]
-            self._draw(version.path, *result)
+            found = next(coming)
+            self._draw(version.path, image, found)
             highest, share = float(found.anomaly_map.max()), float(found.mask.mean())
             rows.append(Scored(version, "", found.score, found.alarm, highest, share))
         return rows
