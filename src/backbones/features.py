@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -23,6 +24,10 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 #: library keeps for reuse (32 MB in glibc), and clearing new pages was a third of a run's CPU time.
 _PIXELS_AT_ONCE = 2 * 224 * 224
 _NORMED = "+norm"  # behind the name of a layer
+_X86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+_CLAMPS: dict[type, tuple[str, list[float]]] = {  # as oneDNN calls them
+    nn.Identity: ("none", []), nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])
+}  # fmt: skip
 
 
 class FeatureExtractor(nn.Module):
@@ -188,8 +193,45 @@ def fold_batchnorms(network: fx.GraphModule) -> fx.GraphModule:
         if not isinstance(convolution, nn.Conv2d) or len(source.users) != 1:
             continue
         # In double: the quotient of two small numbers is where precision would go.
-        fused = fuse_conv_bn_eval(convolution.double(), norm.double()).float()
+        fused: Any = fuse_conv_bn_eval(convolution.double(), norm.double()).float()
+        act = getattr(norm, "act", nn.Identity())  # timm's BatchNorm may hold the activation
+        known = type(convolution).__name__ in ("Conv2d", "Conv2dSame") and type(act) in _CLAMPS
+        if _X86 and known and (fused.padding_mode, fused.dilation) == ("zeros", (1, 1)):
+            fused, act = Fused(fused, act), nn.Identity()
         network.set_submodule(str(source.target), fused)
-        # timm's BatchNorm may hold the activation itself.
-        network.set_submodule(str(node.target), getattr(norm, "act", nn.Identity()))
+        network.set_submodule(str(node.target), act)
     return network
+
+
+class Fused(nn.Module):
+    """A convolution and the clamp behind it in one pass of oneDNN on a CPU; the same values.
+
+    Weights are laid out for the size of the input once. TensorFlow's padding, a pixel more behind
+    than before, is that of a kernel with zeros in front, which saves a copy of the largest maps.
+    """
+
+    def __init__(self, convolution: Any, act: nn.Module) -> None:
+        super().__init__()
+        self.convolution, self.act = convolution, act
+        self._ready: tuple[Any, ...] = (None,)  # size of the input, weights, settings
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) -> (B, C', H', W')."""
+        one, size = self.convolution, x.shape[2:]
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not plain:
+            return cast(Tensor, self.act(one(x)))
+        if self._ready[0] != size:
+            weight, padding = one.weight, one.padding
+            if type(one).__name__ == "Conv2dSame":
+                sides = zip(size, one.kernel_size, one.stride, strict=True)
+                rows, columns = (max(0, (-(-n // s) - 1) * s + k - n) for n, k, s in sides)
+                padding = (rows + 1) // 2, (columns + 1) // 2
+                weight = F.pad(weight, (columns % 2, 0, rows % 2, 0))
+            lay_out = torch.ops.mkldnn._reorder_convolution_weight
+            settings = padding, one.stride, one.dilation, one.groups
+            weight = lay_out(weight, *settings, list(x.shape))
+            self._ready = size, weight, settings
+        _, weight, settings = self._ready
+        call, clamp = torch.ops.mkldnn._convolution_pointwise, _CLAMPS[type(self.act)]
+        return cast(Tensor, call(x, weight, one.bias, *settings, *clamp, ""))
