@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src.commands.export import FORMATS, Exported, Runner
+from src.commands.export import FORMATS, Exported, Runner, completed
 from src.composing import compose
 from src.data.images import open_rgb, read_sample
 from src.detector import Detector, data_of
@@ -64,7 +64,7 @@ def exports(
         ending, write, runner, _ = FORMATS[name]
         path = folder / f"detector{ending}"
         write(module, two, path, compose("export", [f"run={folder}", f"format={name}"]), {})
-        yield {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[name], runner(path)
+        yield {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[name], completed(detector, module.outputs, runner(path))
 
 
 def steps(detector: Detector, picture: Image.Image, file: Path) -> dict[str, Way]:
