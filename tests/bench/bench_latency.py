@@ -64,7 +64,8 @@ def exports(
         ending, write, runner, _ = FORMATS[name]
         path = folder / f"detector{ending}"
         write(module, two, path, compose("export", [f"run={folder}", f"format={name}"]), {})
-        yield {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[name], completed(detector, module.outputs, runner(path))
+        title = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[name]
+        yield title, completed(detector, module.outputs, runner(path))
 
 
 def steps(detector: Detector, picture: Image.Image, file: Path) -> dict[str, Way]:
@@ -95,9 +96,9 @@ def steps(detector: Detector, picture: Image.Image, file: Path) -> dict[str, Way
 def whole(detector: Detector, file: Path, runners: dict[str, Runner]) -> dict[str, Way]:
     """From array or file to a decision, one image and many, by PyTorch and the exported files."""
     array = np.asarray(open_rgb(file))
-    runners = {"PyTorch": lambda images: detector.detect(list(images))} | runners
     ways: dict[str, Way] = {}
-    for name, run in runners.items():
+    everyone = {"PyTorch": lambda images: detector.detect(list(images))} | runners
+    for name, run in everyone.items():
         for count in (1, SOME):
             images = np.stack([array] * count)
             ways[f"{name}, {count} from array"] = lambda run=run, images=images: run(images)
@@ -110,7 +111,6 @@ def whole(detector: Detector, file: Path, runners: dict[str, Runner]) -> dict[st
     return ways
 
 
-@torch.inference_mode()
 def table(folder: Path, side: int | None = None, rounds: int = 30) -> dict[str, Taken]:
     """Print and return what each way takes, milliseconds a call."""
     detector = Detector.load(folder, "cpu")
@@ -121,10 +121,10 @@ def table(folder: Path, side: int | None = None, rounds: int = 30) -> dict[str, 
         file = Path(name) / "picture.png"
         picture.save(file)
         size = (picture.height, picture.width)
-        with torch.inference_mode(False):
-            runners = dict(exports(detector, size, Path(name)))
-        ways = steps(detector, picture, file) | whole(detector, file, runners)
-        times = clock(ways, rounds)
+        runners = dict(exports(detector, size, Path(name)))
+        with torch.inference_mode():
+            ways = steps(detector, picture, file) | whole(detector, file, runners)
+            times = clock(ways, rounds)
         print(f"\n{type(detector.model).__name__}, {size[1]} x {size[0]} -> "
               f"{detector.transform.size}, {file.stat().st_size / 1e3:.0f} kB, "
               f"{torch.get_num_threads()} threads\n")  # fmt: skip
