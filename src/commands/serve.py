@@ -187,12 +187,14 @@ class Answering:
         found: list[Detection] = []
         self._waiting.append((inputs, found))
         with self._one_at_a_time:
-            while len(found) < len(inputs):
+            while self._waiting and len(found) < len(inputs):
                 count = min(_TOGETHER, len(self._waiting))
                 batch = [self._waiting.popleft() for _ in range(count)]
                 said = iter(self.detector.score([one for images, _ in batch for one in images]))
                 for images, answers in batch:
                     answers += islice(said, len(images))
+        if len(found) < len(inputs):
+            raise RuntimeError("the batch that this request was part of could not be scored")
         return found
 
     def _answer(self, name: str, image: Image.Image, found: Detection, *, pictures: bool) -> Answer:
