@@ -78,19 +78,21 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k smallest of each row (t, n) and their columns, (t, min(k, n)); order undefined.
 
     A first minimum over groups of 64 is vectorised and reads the tile once; the k smallest values
-    lie in the k groups with the smallest minima.
+    lie in the k groups with the smallest minima. A graph takes groups without a rest, if there are
+    such: it would copy the tile.
     """
-    n = values.shape[1]
-    k = min(k, n)
-    full = n // _GROUP
-    if full <= k or torch.compiler.is_compiling():
+    n, size = values.shape[1], _GROUP
+    if torch.compiler.is_compiling():
+        size = next((wider for wider in range(size, 2 * size) if n % wider == 0), size)
+    k, full = min(k, n), n // size
+    if full <= k:
         return _lowest(values, k)
-    minima = values[:, : full * _GROUP].reshape(len(values), full, _GROUP).amin(2)  # (t, full)
+    minima = values[:, : full * size].reshape(-1, full, size).amin(2)  # (t, full)
     group = _lowest(minima, k)[1].sort(1).values  # (t, k)
-    columns = (group[:, :, None] * _GROUP + torch.arange(_GROUP, device=values.device)).flatten(1)
-    if n > full * _GROUP:
-        rest = torch.arange(full * _GROUP, n, device=values.device)
-        columns = torch.cat([columns, rest.expand(len(values), -1)], 1)
+    columns = (group[:, :, None] * size + torch.arange(size, device=values.device)).flatten(1)
+    if n > full * size:
+        rest = torch.arange(full * size, n, device=values.device)
+        columns = torch.cat([columns, rest.expand(values.shape[0], -1)], 1)
     value, at = _lowest(values.gather(1, columns), k)
     return value, columns.gather(1, at)
 

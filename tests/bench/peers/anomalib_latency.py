@@ -63,16 +63,19 @@ def main() -> None:
         path = model.to_openvino(folder, input_size=image.shape[:2])
         exact = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         compiled = openvino.Core().compile_model(path, "CPU", exact)
+        together = compiled.input(0).partial_shape[0]  # of anomalib 2.7 it takes two images, or none
+        together = together.get_length() if together.is_static else 1
 
     def by_openvino() -> object:
-        return {key: np.array(value) for key, value in compiled([tensor().numpy()]).items()}
+        images = tensor().numpy().repeat(together, axis=0)
+        return {key: np.array(value) for key, value in compiled([images]).items()}
 
     @torch.inference_mode()
     def by_torch() -> object:
         return model(tensor())
 
     ways = {"openvino": by_openvino, "torch": by_torch}
-    print(f"ready {tuple(model.model.memory_bank.shape)}", flush=True)
+    print(f"ready {together} {tuple(model.model.memory_bank.shape)}", flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
         ways[line.strip()]()
