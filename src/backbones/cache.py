@@ -5,8 +5,6 @@ the pixels the network sees (hence by file, size and transform), the backbone's 
 layers, weights) and the stored dtype, so a stale entry cannot be found.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

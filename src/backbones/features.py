@@ -4,12 +4,10 @@ The network is traced once and cut behind the last layer asked for, so nothing a
 or computed (WideResNet50 up to layer3: 24.9 of 68.9 million parameters, 18.4 of 22.8 GFLOP).
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +97,7 @@ class FeatureExtractor(nn.Module):
         padding = "" if self._padding is None else f"+{self._padding}"
         return f"{self.name}{padding}[{','.join(self.layers)}]@{self.weights_sha256[:16]}"
 
-    def train(self, mode: bool = True) -> FeatureExtractor:
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: BatchNorm statistics of a frozen network must not move."""
         return super().train(False)
 

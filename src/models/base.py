@@ -1,12 +1,10 @@
 """The contract every method keeps: normal images in, scores and anomaly maps out."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pytorch_lightning as pl
 from safetensors import SafetensorError, safe_open
@@ -103,7 +101,7 @@ class AnomalyModule(pl.LightningModule):
         """
         return {}
 
-    def export_form(self) -> AnomalyModule:
+    def export_form(self) -> Self:
         """A method whose `traced` an exporter can trace; default: the method itself."""
         return self
 

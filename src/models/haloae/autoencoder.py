@@ -6,8 +6,6 @@ convolutions (flipped weights, same result, faster kernels), and the second conv
 exists only where a stride is used (the release stores 5.8 million such parameters that never run).
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise

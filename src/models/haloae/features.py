@@ -5,8 +5,6 @@ and averaged over 4 x 4 patches. Both steps are linear and separable, so a map o
 `A X A^T` with A (S/4, N): no copy at image size (185 MB an image for VGG19 in the release).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

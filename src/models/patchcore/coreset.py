@@ -28,8 +28,6 @@ Measured on one EPYC core (tests/bench/bench_coreset.py), 163,856 bottle patches
 made on bottles, 62 % on screws.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import NamedTuple
 

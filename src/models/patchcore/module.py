@@ -15,11 +15,9 @@ scales each member by its range over the whole test set, so a single image canno
 (`normalisation=test_set`); ours scales with held-out scores of normal images; `none` does not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -276,7 +274,7 @@ class PatchCore(AnomalyModule):
         distance = spread(distance.view(patches.shape[:3]))[0]
         return NearestPatches(distance, row, source[..., 0], source[..., 1:])
 
-    def export_form(self) -> PatchCore:
+    def export_form(self) -> Self:
         """The method itself; one image makes the matrices of the maps, which a graph holds."""
         self(torch.zeros(1, 3, *self.image_size, device=self.device))
         return self

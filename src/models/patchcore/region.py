@@ -10,8 +10,6 @@ searched and not scored; maps are lowest there. Everything between works on the 
 left, as on a grid of one row.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -12,9 +12,7 @@ is kept when it comes, on average 2/3 M rows, and the picks of its part: 2 d (2/
 4 d 2/3 N M / 512 bytes, as 512 rows share a tile.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -51,7 +49,7 @@ class FitCost(NamedTuple):
     def of(
         cls, patches: int, dim: int, coreset: CoresetOptions, budget_gb: float | None,
         cross: bool = False,
-    ) -> FitCost:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """The cost for `patches` vectors of `dim` values.
 
         `cross`: the coreset is selected again for folds, from a copy of the patches.

@@ -6,8 +6,6 @@ detections, from 4 % too small on); one whose latents are too large, or whose en
 place to place, detects more often than promised.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -12,8 +12,6 @@ NFA, learning-rate decay per step. `protocol: honest` keeps the weights by held-
 AUPRO and mIoU at log NFA = 0 *on the test set*, early stopping on its pixel AUROC.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
