@@ -225,7 +225,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         """For Lightning: these normals; with `protocol: paper` the test set. Empty: none."""
         if self.cfg.protocol == "paper":
             return self.test_dataloader()
-        return self.validation_dataloader() if self.validation_samples else []
+        loader = self.validation_dataloader()
+        return loader if self.validation_samples else []
 
     def test_dataloader(self, *, shared: bool = False) -> CheckedLoader:
         """The test set in order."""
