@@ -63,7 +63,9 @@ def main() -> None:
         path = model.to_openvino(folder, input_size=image.shape[:2])
         exact = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         compiled = openvino.Core().compile_model(path, "CPU", exact)
-        together = compiled.input(0).partial_shape[0]  # of anomalib 2.7 it takes two images, or none
+        together = compiled.input(0).partial_shape[
+            0
+        ]  # of anomalib 2.7 it takes two images, or none
         together = together.get_length() if together.is_static else 1
 
     def by_openvino() -> object:
