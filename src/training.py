@@ -201,17 +201,20 @@ def _callbacks(cfg: DictConfig, directory: Path, *, single_pass: bool) -> list[p
     if single_pass:
         return chosen
     where: dict[str, Any] = {"dirpath": directory / "checkpoints", "save_on_train_epoch_end": True}
-    chosen.append(ModelCheckpoint(
-        **where, every_n_epochs=trainer.checkpoint_every_n_epochs, save_last=True, save_top_k=0,
+    chosen.append(_NewestCheckpoint(
+        **where, every_n_epochs=trainer.checkpoint_every_n_epochs, filename="last",
         enable_version_counter=False,
     ))  # fmt: skip
     if every := trainer.checkpoint_keep_every_n_epochs:
-        chosen.append(_KeptCheckpoint(
+        chosen.append(ModelCheckpoint(
             **where, every_n_epochs=every, filename="epoch{epoch:04d}", save_top_k=-1,
             auto_insert_metric_name=False,
         ))  # fmt: skip
     return chosen
 
 
-class _KeptCheckpoint(ModelCheckpoint):
-    """A class of its own, as Lightning refuses two of one class with the same interval."""
+class _NewestCheckpoint(ModelCheckpoint):
+    """One file, overwritten, also at the end. Lightning's `save_last` alone waits for the end."""
+
+    def on_train_end(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")

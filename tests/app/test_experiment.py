@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from src.experiment import run_experiment
+from src.models.crn.module import CRN
 from tests.conftest import TINY, compose_app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +144,32 @@ def test_a_killed_run_is_completed_by_the_next_start(plain, number, name):
     killed, metrics = run_experiment(config())
     assert results(metrics) == results(plain.metrics)
     assert not list(killed.directory.rglob("*.partial"))
+
+
+def test_a_training_that_breaks_off_goes_on_where_it_was(monkeypatch):
+    drawn = [word for word in TINY if not word.startswith(("experiment", "model", "transform"))]
+    words = ("data=synthetic", "hardware=cpu", "model=crn", "model.num_units=2",
+             "model.max_depth=5", "model.base_channels=4", "transform.resize=[32,32]", "data.batch_size=4",
+             "trainer.max_steps=8", "trainer.checkpoint_every_n_epochs=1", "model.check_every=2",
+             "model.must_reconstruct=false", "calibration.fraction=0.2")  # fmt: skip
+    step, steps = CRN.training_step, []
+
+    def breaks(self, batch, batch_idx):
+        if self.global_step == 5 and len(steps) < 6:
+            raise RuntimeError("the power is gone")
+        steps.append(self.global_step)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(CRN, "training_step", breaks)
+    with pytest.raises(RuntimeError, match="power"):
+        run_experiment(compose_app("run", *drawn, *words))
+    assert steps == [0, 1, 2, 3, 4]
+    (newest,) = Path(os.environ["RUNS_DIR"]).rglob("*.ckpt")
+    begun = torch.load(newest, weights_only=True)["global_step"]
+    assert newest.name == "last.ckpt" and begun == 4  # the last whole epoch of two minibatches
+    steps += [-1]  # the power is back
+    run_experiment(compose_app("run", *drawn, *words))
+    assert steps[6:] == [4, 5, 6, 7]
 
 
 def test_another_seed_gives_another_bank_and_two_processes_share_one_run(plain, capsys):
