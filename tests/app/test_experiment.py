@@ -151,7 +151,8 @@ def test_a_training_that_breaks_off_goes_on_where_it_was(monkeypatch):
     words = ("data=synthetic", "hardware=cpu", "model=crn", "model.num_units=2",
              "model.max_depth=5", "model.base_channels=4", "transform.resize=[32,32]",
              "data.batch_size=4", "trainer.max_steps=8", "trainer.checkpoint_every_n_epochs=1",
-             "model.check_every=2", "model.must_reconstruct=false", "calibration.fraction=0.2")  # fmt: skip
+             "model.check_every=2", "model.must_reconstruct=false",
+             "calibration.fraction=0.2")  # fmt: skip
     step, steps = CRN.training_step, []
 
     def breaks(self, batch, batch_idx):
