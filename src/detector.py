@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -21,6 +22,7 @@ from src.data.transforms import ImageTransform
 from src.errors import ConfigError, DataError, SavedModelError, only
 from src.models.base import AnomalyModule, read_model_card
 from src.models.build import build_model
+from src.models.replay import Replay
 from src.result import Prediction, Threshold
 from src.saved_run import SavedRun
 
@@ -93,7 +95,11 @@ class Detector:
     @torch.inference_mode()
     def score(self, inputs: Sequence[torch.Tensor]) -> list[Detection]:
         """The same of images (3, H, W) that went through the transform."""
-        return self.decide(self.model(torch.stack(list(inputs)).to(self.device)))
+        return self.decide(self._replay(torch.stack(list(inputs)).to(self.device)))
+
+    @cached_property
+    def _replay(self) -> Replay:
+        return Replay(self.model)
 
     def decide(self, prediction: Prediction) -> list[Detection]:
         """Apply the threshold to a batch of predictions."""

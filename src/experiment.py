@@ -21,6 +21,7 @@ from src.evaluation.torch_metrics import CalibrationScores
 from src.logs import logging_to, silence
 from src.models.base import AnomalyModule
 from src.models.build import build_model, method_class
+from src.models.replay import Replay
 from src.outputs import notes, write_outputs
 from src.reporting.run_table import print_result
 from src.result import NormalScores, Threshold
@@ -162,7 +163,8 @@ def evaluate(
     metrics = evaluator.compute(threshold, data.samples)
     for note in notes(cfg, evaluator):
         log.warning("%s", note)
-    speed = measure_latency(model, data.test_dataloader(), cfg.evaluation.latency_images)
+    latency_images = cfg.evaluation.latency_images
+    speed = measure_latency(Replay(model), data.test_dataloader(), latency_images)
     return evaluator, threshold, metrics | speed
 
 

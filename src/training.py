@@ -61,7 +61,8 @@ def build_trainer(
         torch.set_num_threads(cfg.hardware.threads)
     return pl.Trainer(
         **places,
-        precision=cfg.hardware.precision,
+        # Banks of rounded features score worse (bottle, AUPRO .918 in bfloat16, .924 in float32).
+        precision="32-true" if single_pass else cfg.hardware.precision,
         **{key: cfg.trainer[key] for key in _OF_LIGHTNING},
         callbacks=_callbacks(cfg, directory, single_pass=single_pass),
         logger=loggers,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pytorch_lightning as pl
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -52,8 +53,9 @@ class AnomalyModule(pl.LightningModule):
         return batch | {"image": batch["image"].to(device, non_blocking=True)}
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Prediction:
-        """One batch of `trainer.predict`."""
-        return self(batch["image"])
+        """One batch of `trainer.predict`, in float32 as in a detector, however it was trained."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self(batch["image"])
 
     def look_at(self, roi: Tensor) -> None:
         """Look at the pixels `roi` (H, W) bool of the images only; called before the fit."""

@@ -5,8 +5,8 @@
 Some five minutes on one card; writes the tables of docs/gpu.md. Without a card it says so, ends
 with 0 and leaves docs/gpu.md alone.
 
-Roofline: a large product (float32 without TF32, and bfloat16) and a large copy give the card's
-peaks in the same process. Work that has F floating-point operations and moves B bytes takes at
+Roofline: a large product (float32, TF32 and bfloat16) and a large copy give the card's peaks in the
+same process; convolutions of float32 run in TF32, torch's default, products do not. Work that has F floating-point operations and moves B bytes takes at
 least max(F / peak, B / copy); the share is that bound over the measured median. F and B of coreset
 and search come from the models in `coreset.py` and `nearest.py`; those of networks are counted:
 operations by torch's counter, bytes as if every operator read its inputs from memory and wrote its
@@ -52,9 +52,11 @@ from src.models.base import AnomalyModule
 from src.models.build import build_model
 from src.models.patchcore.coreset import _Search, greedy_coreset
 from src.models.patchcore.nearest import nearest
+from src.models.replay import Replay
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
 RANDOM = "backbone.weights=random"
+WAITED = "a synchronizing CUDA"  # what torch says of each wait
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -100,6 +102,7 @@ class Peak(NamedTuple):
     """What the card can do."""
 
     float32: float  # FLOP/s
+    tf32: float
     bfloat16: float
     copy: float  # bytes/s, read and written
 
@@ -112,12 +115,11 @@ class Row(NamedTuple):
     flop: float
     bytes: float
     syncs: int
-    half: bool = False  # whether the bound is the peak of bfloat16
+    kind: str = "float32"  # whose peak is the bound
 
     def shown(self, peak: Peak) -> str:
         """A line of the table."""
-        most = peak.bfloat16 if self.half else peak.float32
-        arithmetic, memory = self.flop / most, self.bytes / peak.copy
+        arithmetic, memory = self.flop / getattr(peak, self.kind), self.bytes / peak.copy
         bound, kind = max((arithmetic, "arithmetic"), (memory, "memory"))
         return (
             f"| {self.name} | {1e3 * self.seconds:.2f} | {self.flop / 1e9:.1f} | "
@@ -185,18 +187,18 @@ def syncs_counted(device: torch.device) -> Iterator[list[int]]:
         finally:
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-            found.append(sum("synchronizing" in str(warning.message) for warning in said))
+            found.append(sum(WAITED in str(warning.message) for warning in said))
 
 
 def measured(
     name: str, call: Callable[[], object], device: torch.device, repeats: int,
-    cost: tuple[float, float] | None = None, *, half: bool = False,
+    cost: tuple[float, float] | None = None, *, kind: str = "float32",
 ) -> Row:  # fmt: skip
     """A row of the table; without a cost of the model, operations and bytes are counted."""
     seconds = seconds_of(call, device, repeats)
     with syncs_counted(device) as syncs:
         call()
-    return Row(name, seconds, *(cost or counted(call)), syncs[0], half)
+    return Row(name, seconds, *(cost or counted(call)), syncs[0], kind)
 
 
 def peaks(scale: Scale, device: torch.device) -> Peak:
@@ -205,10 +207,13 @@ def peaks(scale: Scale, device: torch.device) -> Peak:
     small, flop = left.bfloat16(), 2.0 * scale.product**3
     single = flop / seconds_of(lambda: left @ left, device, scale.repeats)
     half = flop / seconds_of(lambda: small @ small, device, scale.repeats)
+    matmul = torch.backends.cuda.matmul
+    with mock.patch.object(matmul, "allow_tf32", True):
+        tf32 = flop / seconds_of(lambda: left @ left, device, scale.repeats)
     source = torch.empty(scale.copy, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     moved = seconds_of(lambda: target.copy_(source), device, scale.repeats)
-    return Peak(single, half, 2.0 * scale.copy / moved)
+    return Peak(single, tf32, half, 2.0 * scale.copy / moved)
 
 
 # --- the pieces ----------------------------------------------------------------------------------
@@ -227,7 +232,7 @@ def features(scale: Scale, device: torch.device) -> Row:
     network: Any = build_model(cfg, (scale.side, scale.side)).to(device).backbone
     image = torch.randn(scale.batch, 3, scale.side, scale.side, device=device)
     name = f"features of {scale.backbone}, {scale.batch} images of {scale.side} px"
-    return measured(name, lambda: network(image), device, scale.repeats)
+    return measured(name, lambda: network(image), device, scale.repeats, kind="tf32")
 
 
 def coreset(scale: Scale, device: torch.device) -> Row:
@@ -282,20 +287,23 @@ def step(scale: Scale, device: torch.device, method: str) -> Row:
         adam.step()
 
     name = f"{method}, a step of {batch} images of {height} px"
-    return measured(name, one, device, scale.repeats, half=device.type == "cuda")
+    return measured(name, one, device, scale.repeats, kind="bfloat16")
 
 
 def whole_fit(scale: Scale, folder: Path, device: torch.device) -> tuple[Path, str]:
     """PatchCore on drawn parts: the run, and a sentence on it."""
-    hidden = "hardware.accelerator=cpu" if device.type == "cpu" else "hardware.accelerator=gpu"
-    words = (*scale.demo, hidden, f"runs_dir={folder}", "report.enabled=false")
-    with contextlib.redirect_stdout(io.StringIO()), syncs_counted(device) as syncs:
+    place = "hardware.accelerator=cpu" if device.type == "cpu" else "hardware.accelerator=gpu"
+    words = (*scale.demo, place, f"runs_dir={folder}", "report.enabled=false")
+    with contextlib.redirect_stdout(io.StringIO()):
         run = run_experiment(composed(*words)).run
+        with syncs_counted(device):  # a run writes its warnings into its own log
+            counted = run_experiment(composed(*words, "seed=1")).run
+    waits = (counted.directory / "log.txt").read_text().count(WAITED)
     facts, metrics = json.loads((run.directory / "fit.json").read_text()), run.metrics()
     return run.directory, (
         f"PatchCore on drawn gears, fit with cross-calibration: {facts['seconds']:.2f} s, "
         f"{facts['peak_memory_mb']:.0f} MB, image AUROC {metrics['test/image_auroc']:.3f}, "
-        f"{metrics['speed/latency_p50_ms']:.1f} ms an image; {syncs[0]} waits in the whole run"
+        f"{metrics['speed/latency_p50_ms']:.1f} ms an image; {waits} waits in the whole run"
     )
 
 
@@ -342,7 +350,7 @@ def fixed_size(run: Path, device: torch.device, repeats: int) -> list[str]:
                 "torch.compile": lambda image=image: compiled(model, image, backend)
             }
             if device.type == "cuda":
-                ways["CUDA graph"] = lambda image=image: graphed(model, image)
+                ways["CUDA graph"] = lambda image=image: replayed(model, image)
             for name, make in ways.items():
                 said.append(f"| {name}, {batch} at once | {1e3 * plain:.2f} | "
                             f"{faster(make, expected, plain, device, repeats)} |")  # fmt: skip
@@ -370,23 +378,10 @@ def compiled(model: AnomalyModule, image: Tensor, backend: str) -> Callable[[], 
     return lambda: quick(image)
 
 
-def graphed(model: AnomalyModule, image: Tensor) -> Callable[[], Any]:
-    """All kernels of one input, replayed as one."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            model(image)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = model(image)
-
-    def replay() -> Any:
-        graph.replay()
-        return found
-
-    return replay
+def replayed(model: AnomalyModule, image: Tensor) -> Callable[[], Any]:
+    """The kernels of one input started as one, as `src.predict` has it."""
+    quick = Replay(model)
+    return lambda: quick(image)
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -404,7 +399,7 @@ def report(device: torch.device, scale: Scale, peer_python: str | None) -> str:
     peak = peaks(scale, device)
     say(
         f"{card}, torch {torch.__version__}. Peaks: {peak.float32 / 1e12:.2f} TFLOP/s in float32, "
-        f"{peak.bfloat16 / 1e12:.2f} in bfloat16, copies {peak.copy / 1e9:.0f} GB/s.", "",
+        f"{peak.tf32 / 1e12:.2f} in TF32, {peak.bfloat16 / 1e12:.2f} in bfloat16, copies {peak.copy / 1e9:.0f} GB/s.", "",
         "| work | ms | GFLOP | GB | bound, ms | share of the bound | syncs |",
         "|---|---|---|---|---|---|---|",
     )  # fmt: skip

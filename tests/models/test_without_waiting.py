@@ -80,10 +80,10 @@ def test_the_tables_are_put_where_the_page_wants_them(tmp_path):
 
 
 def test_the_bound_is_the_slower_of_arithmetic_and_memory():
-    peak = bench_gpu.Peak(float32=1e12, bfloat16=4e12, copy=1e11)
+    peak = bench_gpu.Peak(float32=1e12, tf32=2e12, bfloat16=4e12, copy=1e11)
     row = bench_gpu.Row("work", 0.02, flop=1e10, bytes=1e8, syncs=3)
     assert "10.00 (arithmetic) | 0.50 | 3 |" in row.shown(peak)
-    assert "2.50 (arithmetic) | 0.12" in row._replace(half=True).shown(peak)
+    assert "2.50 (arithmetic) | 0.12" in row._replace(kind="bfloat16").shown(peak)
     assert "20.00 (memory) | 1.00" in row._replace(bytes=2e9).shown(peak)
 
 

@@ -1,0 +1,49 @@
+"""CUDA graphs of inference: what starts the kernels of a batch one by one starts them as one."""
+
+import torch
+from torch import Tensor, nn
+
+from src.models.base import AnomalyModule
+from src.result import Prediction
+
+
+class Replay(nn.Module):
+    """A fitted method; on CUDA its second and further batches of a size are replayed.
+
+    The host takes longer to start some hundred kernels than a GPU to run them for a few images
+    (docs/gpu.md). A graph holds the activations of its batch size for as long as this lives; those
+    of all sizes share one pool. Elsewhere than on CUDA this is the method itself.
+    """
+
+    def __init__(self, model: AnomalyModule) -> None:
+        super().__init__()
+        self.model = model
+        self._graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Prediction]] = {}
+
+    @torch.inference_mode()
+    def forward(self, image: Tensor) -> Prediction:
+        """As that of the method, images (B, 3, H, W); on CUDA valid until the next call."""
+        if image.device.type != "cuda":
+            found: Prediction = self.model(image)
+            return found
+        if image.shape not in self._graphs:
+            self._graphs[image.shape] = self._captured(image)
+        graph, given, found = self._graphs[image.shape]
+        given.copy_(image)
+        graph.replay()
+        return self.model.completed(found)
+
+    def _captured(self, image: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Prediction]:
+        """A graph, its input and its output; run before, so that nothing is made the first time."""
+        given, stream = image.clone(), torch.cuda.Stream(image.device)
+        stream.wait_stream(torch.cuda.current_stream(image.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.model.traced(given)
+        torch.cuda.current_stream(image.device).wait_stream(stream)
+        graph, first = torch.cuda.CUDAGraph(), next(iter(self._graphs.values()), None)
+        pool = first[0].pool() if first else None
+        # thread_local: the threads that pin the memory of the next batches may go on meanwhile
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+            found = self.model.traced(given)
+        return graph, given, found
