@@ -64,8 +64,6 @@ class CRN(TrainedModule):
             unit.initialize(generator)
             if options.start == Start.mean:
                 unit.base = torch.zeros(3, *image_size)
-            if options.compile_units:
-                unit.compile(fullgraph=True)
         last = options.channels_last
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.units.to(memory_format=self.memory_format)

@@ -55,7 +55,6 @@ class CRNOptions(CheckOptions):
     oracle_curves: bool  # score the test set there; for curves only, unless protocol=paper
     protocol: str  # honest or paper: the weights that did best on the test set are kept
     channels_last: bool  # memory layout of weights and images
-    compile_units: bool  # torch.compile; the graphs are shared by all units
     seed: int  # of initial weights and pairs
 
     def __post_init__(self) -> None:

@@ -82,18 +82,17 @@ def align(maps: list[Tensor], size: tuple[int, ...], *, padded: bool) -> Tensor:
         if not rim and all(n % side == 0 and FEATURE_STRIDE % (n // side) == 0 for n, side in axes):
             aligned.append(F.adaptive_avg_pool2d(x, grid))
         else:
-            pair = (alignment_matrix(n, side, rim=rim) for n, side in axes)
-            rows, columns = (matrix.to(x, non_blocking=True) for matrix in pair)
+            rows, columns = (alignment_matrix(n, side, x.device, rim=rim) for n, side in axes)
             aligned.append(rows @ x @ columns.T)
     return torch.cat(aligned, 1)
 
 
-def alignment_matrix(length: int, side: int, *, rim: bool) -> Tensor:
+def alignment_matrix(length: int, side: int, device: torch.device, *, rim: bool) -> Tensor:
     """Nearest resize of `length` cells to 4 `side`, then the mean of four: (side, length).
 
     With `rim` the axis is first mirrored by one cell at both ends (the release's quirk).
     """
-    units = torch.eye(length)[None]
+    units = torch.eye(length, device=device)[None]
     if rim:
         units = F.pad(units, (1, 1), mode="reflect")
     fine = F.interpolate(units, FEATURE_STRIDE * side, mode="nearest")

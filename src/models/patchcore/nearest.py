@@ -15,6 +15,7 @@ from torch import Tensor
 # Measured: 512 x 1024 distances (2 MB) reach 97 % of the bare product; 16,384 columns only 60 %.
 _QUERY_TILE, _ROW_TILE = 512, 1024
 _GPU_TILE_VALUES = 64 << 20  # on a GPU memory is the bound: 256 MB of distances at a time
+_GPU_QUERY_TILE = 16_384  # of the direct distances: many small kernels take five times as long
 _GROUP = 64  # columns per partial minimum: the first of two steps of the row minimum
 _AVX512 = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -61,9 +62,10 @@ def nearest(queries: Tensor, rows: Tensor, k: int, norms: Tensor | None = None) 
 
 def measure(queries: Tensor, rows: Tensor, row: Tensor) -> Match:
     """Distances of queries (Q, D) to the rows with numbers (Q, k), by distance, then by row."""
-    row = row.sort(1).values
+    row, on_cpu = row.sort(1).values, queries.device.type == "cpu"
+    step = _QUERY_TILE if on_cpu else max(1, _GPU_QUERY_TILE // row.shape[1])
     parts = []
-    for tile in tiles(queries.shape[0], _QUERY_TILE):
+    for tile in tiles(queries.shape[0], step):
         gap = rows[row[tile]].float() - queries[tile][:, None]  # (t, k, D)
         parts.append(torch.linalg.vecdot(gap, gap))
     distance = torch.cat(parts)
@@ -79,9 +81,11 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     A first minimum over groups of 64 is vectorised and reads the tile once; the k smallest values
     lie in the k groups with the smallest minima. A graph takes groups without a rest, if there are
-    such: it would copy the tile.
+    such: it would copy the tile. A GPU needs no groups for a single minimum.
     """
     n, size = values.shape[1], _GROUP
+    if k == 1 and values.device.type != "cpu":
+        return _lowest(values, k)
     if torch.compiler.is_compiling():
         size = next((wider for wider in range(size, 2 * size) if n % wider == 0), size)
     k, full = min(k, n), n // size

@@ -191,8 +191,15 @@ class UShapedFlow(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Features (B, C, H, W) finest first -> latents finest first, log|det J| (B,)."""
-        latents, log_det = self.graph(list(features))
-        return list(latents), log_det
+        # What FrEIA does, without the zeros that it makes on the CPU: a GPU would wait for each.
+        found = {(node, 0): maps for node, maps in zip(self.graph.in_nodes, features, strict=True)}
+        log_det = features[0].new_zeros(len(features[0]))
+        for node in self.graph.node_list:
+            if node.module is not None:
+                outputs, own = node.module([found[place] for place in node.inputs])
+                found |= {(node, number): maps for number, maps in enumerate(outputs)}
+                log_det = log_det + own
+        return [found[node.inputs[0]] for node in self.graph.out_nodes], log_det
 
     def inverse(self, latents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Latents finest first -> features finest first, log|det| of the inverse (B,)."""

@@ -462,20 +462,3 @@ def test_parity_reads_mvtec_as_the_authors_do(composed):
     assert cfg.transform.mean[0] == pytest.approx(0.485)
     assert cfg.calibration.fraction == 0.0
     assert cfg.model.selection_decay == 0.0
-
-
-@pytest.mark.slow
-def test_one_compiled_graph_a_pass_serves_all_units(crn):
-    from torch._dynamo.utils import counters
-
-    torch._dynamo.reset()
-    counters.clear()
-    plain, compiled = crn(), crn("model.compile_units=true")
-    image = images(2)
-    losses = []
-    for model in (plain, compiled):
-        model.log = lambda *_args: None
-        model.train()
-        losses.append([model.training_step({"image": image}, i).item() for i in range(6)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert counters["stats"]["unique_graphs"] <= 2  # one for each of the two momenta

@@ -86,11 +86,11 @@ def test_alignment_takes_maps_of_any_size(padded):
 
 def test_the_padded_matrix_reads_what_the_release_reads():
     """Of 258 padded columns each row takes four; 128 and 257 are never read."""
-    matrix = alignment_matrix(256, 64, rim=True)
+    matrix = alignment_matrix(256, 64, torch.device("cpu"), rim=True)
     assert torch.equal(matrix.sum(1), torch.ones(64))
     assert torch.equal(matrix[0, :4], torch.tensor([0.25, 0.5, 0.25, 0.0]))  # 0 mirrors 1
     assert matrix[:, 127].sum() == 0  # padded column 128
-    assert torch.equal(alignment_matrix(64, 64, rim=False), torch.eye(64))
+    assert torch.equal(alignment_matrix(64, 64, torch.device("cpu"), rim=False), torch.eye(64))
 
 
 def test_clean_alignment_keeps_a_ramp_in_place_and_the_padded_one_shifts_it():
