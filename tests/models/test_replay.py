@@ -5,34 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.models.build import build_model
 from src.models.replay import Replay
 from src.result import Prediction
-from tests.bench.bench_gpu import composed, syncs_counted
-from tests.models.test_without_waiting import RANDOM, SMALL
+from tests.bench.bench_gpu import syncs_counted
+from tests.models.test_without_waiting import METHODS, fitted
 
 CUDA = torch.device("cuda")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
-METHODS = {
-    "patchcore": (*SMALL,),
-    "patchcore_reweighted": (*SMALL, "model.score=max", "model.reweight=paper"),
-    "uflow": ("experiment=uflow_small", "data=synthetic", RANDOM, "transform.resize=[64,64]"),
-    "crn": ("experiment=crn_demo",),
-    "haloae": ("experiment=haloae_small", "data=synthetic", RANDOM),
-}
-
-
-def fitted(name: str) -> tuple[torch.nn.Module, int]:
-    """A method and the side of its images in pixels."""
-    torch.manual_seed(0)
-    cfg = composed(*METHODS[name])
-    side = cfg.transform.resize if isinstance(cfg.transform.resize, int) else cfg.transform.resize[0]
-    model = build_model(cfg, (side, side))
-    if name.startswith("patchcore"):
-        width = model.patches(torch.zeros(1, 3, side, side))[0].shape[3]
-        model.memory.bank.fill(torch.randn(100, width), torch.zeros(100, 3))
-    model.own_mask = name == "uflow"
-    return model.eval(), side
 
 
 def same(found: Prediction, expected: Prediction) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.models.build import build_model
 from tests.bench import bench_gpu
@@ -15,6 +16,30 @@ from tests.bench import bench_gpu
 META = torch.device("meta")
 RANDOM = "backbone.weights=random"
 SMALL = ("experiment=demo", RANDOM, "transform.resize=64", "transform.crop=null")
+
+
+METHODS = {
+    "patchcore": (*SMALL,),
+    "patchcore_reweighted": (*SMALL, "model.score=max", "model.reweight=paper"),
+    "uflow": ("experiment=uflow_small", "data=synthetic", RANDOM, "transform.resize=[64,64]"),
+    "crn": ("experiment=crn_demo",),
+    "haloae": ("experiment=haloae_small", "data=synthetic", RANDOM),
+}
+
+
+def fitted(name: str) -> tuple[torch.nn.Module, int]:
+    """A method and the side of its images in pixels."""
+    torch.manual_seed(0)
+    cfg = bench_gpu.composed(*METHODS[name])
+    side = (
+        cfg.transform.resize if isinstance(cfg.transform.resize, int) else cfg.transform.resize[0]
+    )
+    model = build_model(cfg, (side, side))
+    if name.startswith("patchcore"):
+        width = model.patches(torch.zeros(1, 3, side, side))[0].shape[3]
+        model.memory.bank.fill(torch.randn(100, width), torch.zeros(100, 3))
+    model.own_mask = name == "uflow"
+    return model.eval(), side
 
 
 def batch(images: int, size: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -51,6 +76,32 @@ def test_haloae_draws_its_views_without_waiting():
     model = build_model(bench_gpu.composed(*words), (112, 112)).to(META)
     shown = model.draw_views(batch(2, (112, 112))["image"], torch.Generator())
     assert model.features(shown).device == META
+
+
+class NothingSent(TorchDispatchMode):
+    """Fails where a value is made on the CPU and sent, which a GPU makes the host wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        name, quick = func.name().removeprefix("aten::"), (kwargs or {}).get("non_blocking")
+        sends = name.startswith(("_to_copy", "to.", "copy_")) and not quick
+        if name.startswith("lift_fresh") or (sends and args[0].device != found.device):
+            assert found.device != META, f"{func} sends {tuple(found.shape)}"
+        return found
+
+
+@pytest.mark.parametrize("name", ["patchcore", "patchcore_reweighted", "uflow", "crn", "haloae"])
+def test_no_method_sends_anything_while_it_scores(name):
+    model, side = fitted(name)
+    image = torch.empty(2, 3, side, side, device=META)
+    model.to(META)
+    with torch.inference_mode():
+        model.traced(image)  # matrices of the maps go there with the first image
+        with NothingSent():
+            model.traced(image)
+        for wrong in (lambda: torch.zeros(2).to(META), lambda: image.new_tensor([1.0])):
+            with NothingSent(), pytest.raises(AssertionError, match="sends"):
+                wrong()
 
 
 def test_only_images_go_to_the_device():

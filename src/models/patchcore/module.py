@@ -328,6 +328,7 @@ def turned(image: Tensor, degrees: float) -> Tensor:
     H, W = image.shape[2:]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # from places in the copy to those in the image, in units of half a width and half a height
-    back = image.new_tensor([[cos, -sin * H / W, 0.0], [sin * W / H, cos, 0.0]])
+    back = torch.tensor([[cos, -sin * H / W, 0.0], [sin * W / H, cos, 0.0]])
+    back = back.to(image, non_blocking=True)
     grid = F.affine_grid(back.expand(len(image), 2, 3), list(image.shape), align_corners=False)
     return F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
