@@ -104,8 +104,10 @@ class FeatureExtractor(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W), normalised for this backbone -> one (B, C, h, w) map per layer."""
-        if image.device.type != "cpu" or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return self._maps(image)
+        if image.device.type != "cpu":
+            return [maps[: len(image)] for maps in self._maps(filled_up(image))]
         few = max(1, _PIXELS_AT_ONCE // (image.shape[2] * image.shape[3]))
         parts = [self._maps(image[i : i + few]) for i in range(0, len(image), few)]
         if len(parts) == 1:
@@ -150,6 +152,18 @@ def create(name: str, **options: Any) -> Any:
 
     only("backbone.name", [name.split(".")[0]], timm.list_models())
     return timm.create_model(name, pretrained=False, **options).eval()
+
+
+def filled_up(image: Tensor) -> Tensor:
+    """Images (B, 3, H, W) and, on a GPU, blank ones up to a power of two.
+
+    For each size of batch cuDNN chooses the kernels of all layers anew, which takes seconds (Lite0
+    on an H200: two to four); the last batch of a set has an odd size, a crowd's has any.
+    """
+    missing = (1 << (len(image) - 1).bit_length()) - len(image)
+    if image.device.type == "cpu" or not missing:
+        return image
+    return torch.cat([image, image.new_zeros(missing, *image.shape[1:])])
 
 
 def autocast(image: Tensor, precision: str) -> contextlib.AbstractContextManager[object]:

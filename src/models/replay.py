@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from src.backbones.features import filled_up
 from src.models.base import AnomalyModule
 from src.result import Prediction
 
@@ -26,12 +27,13 @@ class Replay(nn.Module):
         if image.device.type != "cuda":
             found: Prediction = self.model(image)
             return found
-        if image.shape not in self._graphs:
-            self._graphs[image.shape] = self._captured(image)
-        graph, given, found = self._graphs[image.shape]
-        given.copy_(image)
+        whole = filled_up(image)
+        if whole.shape not in self._graphs:
+            self._graphs[whole.shape] = self._captured(whole)
+        graph, given, found = self._graphs[whole.shape]
+        given.copy_(whole)
         graph.replay()
-        return self.model.completed(found)
+        return self.model.completed(found.each(lambda values: values[: len(image)]))
 
     def _captured(self, image: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Prediction]:
         """A graph, its input and its output; run before, so that nothing is made the first time."""

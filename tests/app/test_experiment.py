@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.detector import Detector
 from src.experiment import run_experiment
 from src.models.crn.module import CRN
 from tests.conftest import TINY, compose_app
@@ -146,13 +147,27 @@ def test_a_killed_run_is_completed_by_the_next_start(plain, number, name):
     assert not list(killed.directory.rglob("*.partial"))
 
 
+TRAINED = (
+    *(word for word in TINY if not word.startswith(("experiment", "model", "transform"))),
+    "data=synthetic", "hardware=cpu", "model=crn", "model.num_units=2", "model.max_depth=5",
+    "model.base_channels=4", "transform.resize=[32,32]", "data.batch_size=4",
+    "trainer.max_steps=8", "trainer.checkpoint_every_n_epochs=1", "model.check_every=2",
+    "model.must_reconstruct=false", "calibration.fraction=0.2",
+)  # fmt: skip
+
+
+def test_mixed_precision_changes_no_bank_and_no_score_of_a_detector(plain):
+    mixed = "hardware.precision=bf16-mixed"
+    banked = run_experiment(config(mixed)).run
+    assert banked.scores()["score"].equals(plain.run.scores()["score"])
+    run = run_experiment(compose_app("run", *TRAINED, mixed)).run
+    detector, root = Detector.load(run.directory), Path(run.config().data.root)
+    found = detector.detect([detector.read(root / path) for path in run.scores()["path"]])
+    expected = [pytest.approx(score, rel=1e-5) for score in run.scores()["score"]]
+    assert [one.score for one in found] == expected
+
+
 def test_a_training_that_breaks_off_goes_on_where_it_was(monkeypatch):
-    drawn = [word for word in TINY if not word.startswith(("experiment", "model", "transform"))]
-    words = ("data=synthetic", "hardware=cpu", "model=crn", "model.num_units=2",
-             "model.max_depth=5", "model.base_channels=4", "transform.resize=[32,32]",
-             "data.batch_size=4", "trainer.max_steps=8", "trainer.checkpoint_every_n_epochs=1",
-             "model.check_every=2", "model.must_reconstruct=false",
-             "calibration.fraction=0.2")  # fmt: skip
     step, steps = CRN.training_step, []
 
     def breaks(self, batch, batch_idx):
@@ -163,13 +178,13 @@ def test_a_training_that_breaks_off_goes_on_where_it_was(monkeypatch):
 
     monkeypatch.setattr(CRN, "training_step", breaks)
     with pytest.raises(RuntimeError, match="power"):
-        run_experiment(compose_app("run", *drawn, *words))
+        run_experiment(compose_app("run", *TRAINED))
     assert steps == [0, 1, 2, 3, 4]
     (newest,) = Path(os.environ["RUNS_DIR"]).rglob("*.ckpt")
     begun = torch.load(newest, weights_only=True)["global_step"]
     assert newest.name == "last.ckpt" and begun == 4  # the last whole epoch of two minibatches
     steps += [-1]  # the power is back
-    run_experiment(compose_app("run", *drawn, *words))
+    run_experiment(compose_app("run", *TRAINED))
     assert steps[6:] == [4, 5, 6, 7]
 
 

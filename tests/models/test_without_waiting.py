@@ -146,3 +146,13 @@ def test_the_bench_runs_to_its_end_on_a_cpu(capsys):
     for work in ("features", "coreset", "search", "U-Flow", "CRN", "HaloAE", "torch.compile, 16"):
         assert f"| {work}" in said
     assert bench_gpu.PAGE.read_text() == before
+
+
+@pytest.mark.parametrize(("given", "asked"), [(1, 1), (3, 4), (8, 8), (9, 16)])
+def test_a_batch_of_any_size_asks_a_device_for_few_sizes(given, asked):
+    model = patchcore()
+    network, asked_for = model.backbone[0].network, []
+    network.register_forward_pre_hook(lambda _, images: asked_for.append(len(images[0])))
+    found = model(torch.empty(given, 3, 64, 64, device=META))
+    assert asked_for == [asked]
+    assert len(found.score) == len(found.anomaly_map) == given
