@@ -267,7 +267,7 @@ def test_every_config_of_the_repository_passes_its_own_check():
         compose_checked("run", [*words, "data.root=x"])
 
 
-@pytest.mark.parametrize("model", ["crn", "dagan", "haloae", "patchcore_ensemble", "uflow"])
+@pytest.mark.parametrize("model", ["crn", "haloae", "patchcore_ensemble", "uflow"])
 def test_every_method_passes_the_gate_with_its_own_defaults(model):
     from src.composing import compose_checked
 

@@ -1,4 +1,4 @@
-"""The options of CRN and DAGAN; values and meaning: conf/model/crn.yaml, conf/model/dagan.yaml."""
+"""The options of CRN; values and meaning: conf/model/crn.yaml."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -72,22 +72,3 @@ class CRNOptions(CheckOptions):
             )
         length = self.scheduler.get("T_max", "run")
         only("model.scheduler.T_max", [length] if isinstance(length, str) else [], HORIZONS)
-
-
-@dataclass
-class DAGANWeights:
-    """Weights of the loss terms of DAGAN."""
-
-    contextual: float  # w_con, image against reconstruction
-    adversarial: float  # w_adv, reconstruction against what the discriminator makes of it
-    discriminator: float  # w_dis
-
-
-@dataclass
-class DAGANOptions:
-    """`model` of DAGAN."""
-
-    base_channels: int  # of the outermost level of both networks
-    weights: DAGANWeights
-    optimizer: dict[str, Any]  # class of torch.optim, see conf/optimizer
-    seed: int  # of initial weights
