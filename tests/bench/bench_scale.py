@@ -201,7 +201,8 @@ def predict(run: Path, images: Path, out: Path, workers: int) -> Growth:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{error}")
     seconds, counts, used = zip(*seen, strict=True)
     each, start = np.polyfit(counts, seconds, 1)
-    core = (used[-1] - used[0]) / (counts[-1] - counts[0])
+    last = max(1, int(np.argmax(used)))  # later, workers that have ended do not count any more
+    core = (used[last] - used[0]) / (counts[last] - counts[0])
     return Growth(float(start), 1 / float(each), total, 1e3 * core)
 
 
