@@ -38,6 +38,18 @@ def test_a_replay_of_any_size_says_what_the_method_says(name):
 
 
 @needs_gpu
+def test_what_no_graph_can_hold_is_said_once_and_computed_as_before(caplog):
+    model, side = fitted("patchcore")
+    plain = model.traced
+    model.to(CUDA).traced = lambda image: plain(image + float(image.sum() * 0))
+    quick, image = Replay(model), torch.randn(2, 3, side, side, device=CUDA)
+    with torch.inference_mode():
+        for _ in range(2):
+            same(quick(image), model(image))
+    assert caplog.text.count("No CUDA graph") == 1
+
+
+@needs_gpu
 @pytest.mark.parametrize("name", ["patchcore", "uflow", "crn"])
 def test_a_gpu_says_what_the_cpu_says(name):
     model, side = fitted(name)

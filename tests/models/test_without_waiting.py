@@ -21,6 +21,8 @@ SMALL = ("experiment=demo", RANDOM, "transform.resize=64", "transform.crop=null"
 METHODS = {
     "patchcore": (*SMALL,),
     "patchcore_reweighted": (*SMALL, "model.score=max", "model.reweight=paper"),
+    "patchcore_foreground": (*SMALL, "model.foreground=0.1"),
+    "pixel_statistics": ("model=pixel_statistics", "data=synthetic", "transform.resize=[64,64]"),
     "uflow": ("experiment=uflow_small", "data=synthetic", RANDOM, "transform.resize=[64,64]"),
     "crn": ("experiment=crn_demo",),
     "haloae": ("experiment=haloae_small", "data=synthetic", RANDOM),
@@ -90,7 +92,7 @@ class NothingSent(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("name", ["patchcore", "patchcore_reweighted", "uflow", "crn", "haloae"])
+@pytest.mark.parametrize("name", METHODS)
 def test_no_method_sends_anything_while_it_scores(name):
     model, side = fitted(name)
     image = torch.empty(2, 3, side, side, device=META)
