@@ -46,7 +46,8 @@ class Replay(nn.Module):
 
     def _captured(self, image: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Prediction]:
         """A graph, its input and its output; run before, so that nothing is made the first time."""
-        given, stream = image.clone(), torch.cuda.Stream(image.device)
+        given = image.clone()
+        stream = torch.cuda.Stream(image.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(image.device))
         with torch.cuda.stream(stream):
             for _ in range(2):
