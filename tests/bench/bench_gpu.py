@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tests/bench/bench_gpu.py [--peer-python .venv-peer/bin/python]
 
-Some five minutes on one card; writes the tables of docs/gpu.md. Without a card it says so, ends
+Two or three minutes on one card; writes the tables of docs/gpu.md. Without a card it says so, ends
 with 0 and leaves docs/gpu.md alone.
 
 Roofline: a large product (float32, TF32 and bfloat16) and a large copy give the card's peaks in the
