@@ -29,7 +29,7 @@ def seen(monkeypatch) -> list[tuple[str, torch.device]]:
         monkeypatch.setattr(owner, name, watched)
 
     watch(PatchCore, "after_fit", lambda model, _loader: model)
-    watch(experiment, "measure_latency", lambda model, *_: model)
+    watch(experiment, "measure_latency", lambda replay, *_: replay.model)
     watch(Detector, "detect", lambda detector, _images: detector.model)
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", property(lambda _strategy: OTHER))
     return notes

@@ -193,7 +193,7 @@ class UShapedFlow(nn.Module):
         """Features (B, C, H, W) finest first -> latents finest first, log|det J| (B,)."""
         # What FrEIA does, without the zeros that it makes on the CPU: a GPU would wait for each.
         found = {(node, 0): maps for node, maps in zip(self.graph.in_nodes, features, strict=True)}
-        log_det = features[0].new_zeros(len(features[0]))
+        log_det = features[0].new_zeros(features[0].shape[0])
         for node in self.graph.node_list:
             if node.module is not None:
                 outputs, own = node.module([found[place] for place in node.inputs])
