@@ -167,9 +167,14 @@ def filled_up(image: Tensor) -> Tensor:
 
 
 def autocast(image: Tensor, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Autocast on the device of `image`; nothing for float32."""
-    dtype = PRECISIONS[precision]
-    return contextlib.nullcontext() if dtype is None else torch.autocast(image.device.type, dtype)
+    """`precision` on the device of `image`, whatever autocast a training step runs under.
+
+    Frozen features are the same in training, calibration and at work, and in the cache on disk.
+    """
+    kind, dtype = image.device.type, PRECISIONS[precision]
+    if dtype is None and not (kind != "meta" and torch.is_autocast_enabled(kind)):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, dtype, enabled=dtype is not None)
 
 
 def _cut(model: nn.Module, layers: Sequence[str], name: str) -> fx.GraphModule:

@@ -77,6 +77,14 @@ def test_autocast_maps_stay_close_and_come_out_as_float32():
     assert (exact - rough).norm() < 0.05 * exact.norm()
 
 
+def test_the_autocast_of_a_training_step_rounds_no_frozen_features():
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    extractor = lite0()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = extractor(image)
+    assert all(torch.equal(a, b) for a, b in zip(inside, extractor(image), strict=True))
+
+
 def test_identity_changes_with_weights_and_layers_only():
     assert lite0().identity == lite0(size=(96, 96)).identity
     assert lite0().identity != lite0(layers=("blocks.2",)).identity
